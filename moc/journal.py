@@ -1,0 +1,147 @@
+"""The journal of a run: one JSON object a line, appended while it trains. No heavy imports.
+
+The file is the truth and everything else (MLflow, the report) is derived from it. A line
+``{"commit": true}`` says that the lines above it belong to a state which can be resumed, so they
+will never be written a second time; training commits right *after* a checkpoint or a boundary is
+in place. ``read(path, committed=True)`` stops at the last such line, which is how the tracker ships
+nothing that a killed run would log again. Resuming calls ``truncate`` with the checkpoint's phase
+and step: what came after it is dropped and re-logged by the resumed run.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, BinaryIO
+
+Record = dict[str, Any]
+
+COMMIT: Record = {"commit": True}
+_NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
+
+
+class Journal:
+    """Appends records to ``path``; a last line torn by a kill is removed when it is opened."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = Path(path)
+        self._file: BinaryIO | None = None
+        _cut_torn_line(self.path)
+
+    def append(self, record: Record) -> None:
+        """Write one record and flush it to the operating system. ``time`` (Unix seconds) is added
+        where it is missing; NaN and infinite numbers become the strings ``nan``, ``inf``, ``-inf``.
+        """
+        self._write({"time": time.time(), **record})
+
+    def commit(self) -> None:
+        """Mark everything so far as final and wait until it is on disk."""
+        self._write(COMMIT)
+        assert self._file is not None
+        os.fsync(self._file.fileno())
+
+    def truncate(self, phase: str, step: int, *, phases: Sequence[str]) -> None:
+        """Go back to ``step`` of ``phase``: drop what was recorded after it in that phase and all of
+        the later ones (``phases`` gives their order), then commit the rest. Records of a name that
+        is not among ``phases`` stay. The file is replaced in one rename.
+
+        Raises:
+            ValueError: if ``phase`` is not among ``phases``.
+        """
+        if phase not in phases:
+            raise ValueError(f"{phase!r} is not a phase of this study; it has {', '.join(phases)}")
+        later = set(phases[list(phases).index(phase) + 1 :])
+        kept = [
+            record
+            for record in read(self.path)
+            if record.get("phase") not in later
+            and not (record.get("phase") == phase and record.get("step", 0) > step)
+        ]
+        self.close()
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        temporary = self.path.with_name(self.path.name + ".tmp")
+        with temporary.open("wb") as file:
+            file.writelines(_line(record) for record in [*kept, COMMIT])
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, self.path)
+
+    def close(self) -> None:
+        """Release the file; a later ``append`` opens it again."""
+        if self._file is not None:
+            self._file.close()
+            self._file = None
+
+    def _write(self, record: Record) -> None:
+        if self._file is None:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            self._file = self.path.open("ab")
+        self._file.write(_line(record))
+        self._file.flush()
+
+
+def read(path: Path, *, committed: bool = False) -> list[Record]:
+    """The records of a journal, oldest first, without the commit lines; empty if there is no file.
+
+    A last line without its newline is ignored: it is being written, or was torn by a kill.
+    ``committed`` leaves out what came after the last commit.
+
+    Raises:
+        ValueError: if a complete line is not a JSON object, with its number.
+    """
+    path = Path(path)
+    if not path.is_file():
+        return []
+    records: list[Record] = []
+    num_committed = 0
+    for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
+        try:
+            record = json.loads(line, object_hook=_revive)
+            if not isinstance(record, dict):
+                raise ValueError("not an object")
+        except ValueError as error:
+            raise ValueError(
+                f"{path}: line {number} is no journal record ({error}); remove that line"
+            ) from error
+        if record == COMMIT:
+            num_committed = len(records)
+        else:
+            records.append(record)
+    return records[:num_committed] if committed else records
+
+
+def _line(record: Record) -> bytes:
+    return json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+
+
+def _plain(value: Any) -> Any:
+    """``value`` with every number that JSON does not know replaced by its name."""
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_plain(item) for item in value]
+    if isinstance(value, float) and not math.isfinite(value):
+        return str(value)
+    return value
+
+
+def _revive(mapping: Record) -> Record:
+    return {
+        key: _NON_FINITE.get(value, value) if isinstance(value, str) and key != "phase" else value
+        for key, value in mapping.items()
+    }
+
+
+def _cut_torn_line(path: Path) -> None:
+    if not path.is_file():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+            os.fsync(file.fileno())

@@ -1,0 +1,35 @@
+"""The model: needs torch alone.
+
+>>> from moc.model import build_model, generate, load_model, preset
+"""
+
+from moc.model.config import (
+    MemoryConfig,
+    ModelConfig,
+    RouterConfig,
+    parse_layers,
+    preset,
+    validate_model,
+)
+from moc.model.files import load_model, read_safetensors, save_model, write_safetensors
+from moc.model.generate import generate
+from moc.model.router import Routing
+from moc.model.transformer import ModelOutput, Transformer, build_model
+
+__all__ = [
+    "MemoryConfig",
+    "ModelConfig",
+    "ModelOutput",
+    "RouterConfig",
+    "Routing",
+    "Transformer",
+    "build_model",
+    "generate",
+    "load_model",
+    "parse_layers",
+    "preset",
+    "read_safetensors",
+    "save_model",
+    "validate_model",
+    "write_safetensors",
+]

@@ -1,0 +1,105 @@
+"""A model on disk: ``model.safetensors`` and ``model.json`` in one folder.
+
+The safetensors format is a length, a JSON header and raw little-endian data; reading and writing
+it here keeps ``moc.model`` usable with torch alone. Nothing is ever unpickled.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import json
+import struct
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
+from moc.model.transformer import Transformer
+
+_DTYPES = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+def save_model(state: dict[str, Tensor], config: ModelConfig, folder: Path) -> None:
+    """Write a ``Transformer``'s state dict and config into ``folder``, which must exist."""
+    write_safetensors(state, folder / "model.safetensors")
+    (folder / "model.json").write_text(json.dumps(asdict(config), indent=2) + "\n")
+
+
+def load_model(folder: str | Path) -> Transformer:
+    """The model that ``save_model`` wrote, on the CPU, in eval mode.
+
+    Raises:
+        ValueError: when the folder holds no model, or the file is damaged.
+    """
+    folder = Path(folder)
+    if not (folder / "model.json").is_file():
+        raise ValueError(f"{folder}: no model here (model.json is missing)")
+    model = Transformer(read_config(folder))
+    model.load_state_dict(read_safetensors(folder / "model.safetensors"))
+    return model.eval()
+
+
+def read_config(folder: Path) -> ModelConfig:
+    raw = json.loads((folder / "model.json").read_text())
+    if raw["memory"] is not None:
+        router = RouterConfig(**raw["memory"].pop("router"))
+        raw["memory"] = MemoryConfig(**raw["memory"], router=router)
+    return ModelConfig(**raw)
+
+
+def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """Write ``tensors`` in the safetensors format."""
+    header, offset = {}, 0
+    for name, tensor in tensors.items():
+        size = tensor.numel() * tensor.element_size()
+        header[name] = {
+            "dtype": _NAMES[tensor.dtype],
+            "shape": list(tensor.shape),
+            "data_offsets": [offset, offset + size],
+        }
+        offset += size
+    encoded = json.dumps(header).encode()
+    encoded += b" " * (-len(encoded) % 8)  # data starts aligned
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(encoded)) + encoded)
+        for tensor in tensors.values():
+            flat = tensor.detach().cpu().contiguous()
+            size = flat.numel() * flat.element_size()
+            file.write((ctypes.c_char * size).from_address(flat.data_ptr()) if size else b"")
+
+
+def read_safetensors(path: Path) -> dict[str, Tensor]:
+    """Tensors of a safetensors file, memory-mapped copy-on-write.
+
+    Raises:
+        ValueError: if the file is missing, shortened or not in this format.
+    """
+    if not path.is_file():
+        raise ValueError(f"{path}: no such weights file")
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        first = file.read(8)
+        length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
+        if 8 + length > size:
+            raise ValueError(f"{path}: not a safetensors file, or cut short")
+        header = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+    if 8 + length + end != size:
+        raise ValueError(f"{path}: cut short ({size} bytes, {8 + length + end} expected)")
+    data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length :]
+    tensors = {}
+    for name, entry in header.items():
+        begin, stop = entry["data_offsets"]
+        raw = data[begin:stop].clone()
+        tensors[name] = raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    return tensors

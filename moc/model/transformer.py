@@ -1,0 +1,171 @@
+"""The one model class: a decoder-only transformer, with or without memory.
+
+B batch, L length, D model dim, V vocabulary, C chapters, T tokens per chapter, M memory width.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from typing import NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
+
+from moc.model.bank import Bank
+from moc.model.config import ModelConfig, validate_model
+from moc.model.layers import RMSNorm, SelfAttention, SwiGLU, rotary_tables
+from moc.model.read import MemoryRead
+from moc.model.router import Routing
+
+
+class ModelOutput(NamedTuple):
+    logits_BLV: Tensor
+    routing: list[Routing]  # one per memory layer, in depth order; empty without memory
+
+
+class Block(nn.Module):
+    """Variant A: attention, memory read, MLP. Variant B: attention, MLP, memory read, second MLP.
+
+    Blocks without memory have neither the read nor the second MLP.
+    """
+
+    def __init__(self, config: ModelConfig, *, reads_memory: bool) -> None:
+        super().__init__()
+        memory = config.memory if reads_memory else None
+        self.variant = memory.variant if memory else "A"
+        self.tap = memory.router.tap if memory else "block_input"
+        self.attention_norm = RMSNorm(config.dim)
+        self.attention = SelfAttention(config.dim, config.num_heads, config.num_kv_heads)
+        self.mlp_norm = RMSNorm(config.dim)
+        self.mlp = SwiGLU(config.dim, config.mlp_dim)
+        self.memory = MemoryRead(config) if memory else None
+        second = memory is not None and memory.variant == "B"
+        self.memory_mlp_norm = RMSNorm(config.dim) if second else None
+        self.memory_mlp = SwiGLU(config.dim, config.mlp_dim) if second else None
+
+    def forward(
+        self,
+        x_BLD: Tensor,
+        rotary: tuple[Tensor, Tensor],
+        bank_CTM: Tensor | None,
+        valid_BL: Tensor | None,
+        measure_mass: bool,
+    ) -> tuple[Tensor, Routing | None]:
+        tapped_BLD = x_BLD
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary)
+        if self.tap == "post_attention":
+            tapped_BLD = x_BLD
+        if self.variant == "B":
+            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        routing = None
+        if self.memory is not None:
+            assert bank_CTM is not None
+            read_BLD, routing = self.memory(
+                x_BLD, tapped_BLD, bank_CTM, valid_BL, measure_mass=measure_mass
+            )
+            x_BLD = x_BLD + read_BLD
+        if self.variant == "A":
+            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
+        if self.memory_mlp is not None and self.memory_mlp_norm is not None:
+            x_BLD = x_BLD + self.memory_mlp(self.memory_mlp_norm(x_BLD))
+        return x_BLD, routing
+
+
+class Transformer(nn.Module):
+    """Pre-norm decoder with tied embeddings. Build it with ``build_model``."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__()
+        self.config = config
+        memory, memory_layers = config.memory, config.memory_layers()
+        self.embedding = nn.Embedding(config.vocab_size, config.dim)
+        self.blocks = nn.ModuleList(
+            Block(config, reads_memory=layer in memory_layers) for layer in range(config.num_layers)
+        )
+        self.norm = RMSNorm(config.dim)
+        per_bank = (memory and memory.layers_per_bank) or max(len(memory_layers), 1)
+        self.bank_of_layer = {layer: i // per_bank for i, layer in enumerate(memory_layers)}
+        self.banks = nn.ModuleList()
+        if memory is not None:
+            for _ in range(max(self.bank_of_layer.values()) + 1):
+                width = memory.dim or config.dim
+                self.banks.append(Bank(memory.num_chapters, memory.chapter_tokens, width))
+
+    def forward(
+        self, tokens_BL: Tensor, valid_BL: Tensor | None = None, *, measure_mass: bool = False
+    ) -> ModelOutput:
+        """Logits (B, L, V) at every position, and the routing of every memory layer.
+
+        Args:
+            tokens_BL: int64 ids.
+            valid_BL: bool, False at padding, which must be on the right; None: no padding.
+                Logits at valid positions do not depend on the padding.
+            measure_mass: also fill ``Routing.shared_mass`` (diagnostics; slow).
+        """
+        x_BLD = self.embedding(tokens_BL)
+        head_dim = self.config.dim // self.config.num_heads
+        rotary = rotary_tables(tokens_BL.shape[1], head_dim, self.config.rope_theta, x_BLD)
+        routings = []
+        for layer, block in enumerate(self.blocks):
+            bank = self.bank_of_layer.get(layer)
+            bank_CTM = None if bank is None else self.banks[bank].tokens
+            arguments = (x_BLD, rotary, bank_CTM, valid_BL, measure_mass)
+            if self.config.activation_checkpointing and torch.is_grad_enabled():
+                x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False)
+            else:
+                x_BLD, routing = block(*arguments)
+            if routing is not None:
+                routings.append(routing)
+        logits_BLV = F.linear(self.norm(x_BLD), self.embedding.weight)
+        return ModelOutput(logits_BLV, routings)
+
+
+def build_model(config: ModelConfig, seed: int = 0) -> Transformer:
+    """A freshly initialised model in float32 on the CPU.
+
+    Every parameter is drawn from a generator of its own, seeded by (seed, name): two arms with one
+    seed start from the same backbone, whatever else they contain.
+
+    Raises:
+        ValueError: if the config cannot be built.
+    """
+    validate_model(config)
+    model = Transformer(config)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            std = _init_std(name, config)
+            if std is None:
+                continue  # norms stay at one
+            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
+            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+            parameter.normal_(0.0, std, generator=generator) if std else parameter.zero_()
+    return model
+
+
+def parameter_group(name: str) -> str:
+    """``bank``, ``memory_layers`` or ``backbone``, by the parameter's name in ``Transformer``."""
+    if name.startswith("banks."):
+        return "bank"
+    return "memory_layers" if ".memory" in name else "backbone"
+
+
+def _init_std(name: str, config: ModelConfig) -> float | None:
+    """None: leave at its default (norm weights); 0: zero."""
+    residual = config.residual_init_std
+    if residual is None:
+        residual = config.init_std / (2 * config.num_layers) ** 0.5
+    if name.endswith("norm.weight"):
+        return None
+    if name.endswith(".bias"):
+        return 0.0
+    if name.startswith("banks."):
+        assert config.memory is not None
+        return config.memory.bank_init_std
+    if name.endswith("memory.out.weight"):
+        assert config.memory is not None
+        return 0.0 if config.memory.output_init == "zero" else residual
+    if name.endswith(("attention.out.weight", "mlp.down.weight")):
+        return residual
+    return config.init_std

@@ -1,0 +1,249 @@
+"""What a study's run directories say, read once. Missing files are missing results, not errors."""
+
+from __future__ import annotations
+
+import json
+import math
+import statistics
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from evals.forgetting import near_baseline, wilson_interval
+from moc.journal import Record, read
+
+START = "start"  # the boundary before the first phase
+NON_CAUSAL = "†"
+NEAR = "≈"
+NON_CAUSAL_NOTE = (
+    f"{NON_CAUSAL} non-causal routing: chapters are chosen from the whole sequence, "
+    "including later tokens"
+)
+NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
+
+
+@dataclass
+class Run:
+    """One arm and seed."""
+
+    arm: str
+    seed: int
+    info: dict[str, Any] = field(default_factory=dict)  # run.json; empty if it never started
+    metrics: list[Record] = field(default_factory=list)
+    chapters: list[Record] = field(default_factory=list)
+    evals: dict[str, dict[str, Any]] = field(default_factory=dict)  # boundary -> EvalRecord
+
+    def series(self, name: str) -> tuple[list[int], list[float]]:
+        """Training tokens and values of one metric, in the order they were logged."""
+        found = [
+            (record["tokens"], float(record["metrics"][name]))
+            for record in self.metrics
+            if name in record.get("metrics", {})
+        ]
+        return [tokens for tokens, _ in found], [value for _, value in found]
+
+    def last_windows(self, phase: str) -> list[Record]:
+        """The chapter counts of the last window of ``phase``, one per memory layer, by layer."""
+        records = [record for record in self.chapters if record["phase"] == phase]
+        last = max((record["step"] for record in records), default=None)
+        by_layer = {record["layer"]: record for record in records if record["step"] == last}
+        return [by_layer[layer] for layer in sorted(by_layer)]
+
+
+@dataclass(frozen=True)
+class Score:
+    """One task of one arm at one boundary, averaged over the seeds that got there."""
+
+    value: float  # share of items, 0 to 1
+    low: float  # 95% Wilson interval over the items of one seed
+    high: float
+    near: bool  # the interval reaches its baseline
+    chance: float
+    majority: float
+    num_items: int
+
+
+@dataclass
+class Results:
+    """A study as its run directories tell it."""
+
+    dir: Path
+    study: dict[str, Any]
+    plan: dict[str, Any]
+    environment: dict[str, Any]
+    runs: dict[tuple[str, int], Run]
+
+    @property
+    def arms(self) -> list[str]:
+        return list(self.study.get("arms") or {})
+
+    @property
+    def seeds(self) -> list[int]:
+        return list(self.study.get("seeds") or [])
+
+    @property
+    def phases(self) -> list[str]:
+        return list(self.study.get("phases") or {})
+
+    @property
+    def boundaries(self) -> list[str]:
+        return [START, *self.phases]
+
+    @property
+    def transitions(self) -> list[tuple[str, str]]:
+        """Boundary before and after each change of phase."""
+        return list(zip(self.phases, self.phases[1:], strict=False))
+
+    @cached_property
+    def tasks(self) -> list[str]:
+        return self._names_in("tasks")
+
+    @cached_property
+    def sources(self) -> list[str]:
+        """Sources whose validation data is scored in bits per byte."""
+        return self._names_in("bits_per_byte")
+
+    def is_causal(self, arm: str) -> bool:
+        for run in self.runs_of(arm):
+            if "causal" in run.info:
+                return bool(run.info["causal"])
+        memory = self.study["arms"][arm].get("model", {}).get("memory")
+        routed = memory is not None and memory.get("num_routed") is not None
+        return not (routed and memory.get("router", {}).get("scope") == "sequence")
+
+    def label(self, arm: str) -> str:
+        """The arm's name as every table and figure shows it, marked when it looks ahead."""
+        return arm if self.is_causal(arm) else f"{arm}{NON_CAUSAL}"
+
+    @property
+    def any_non_causal(self) -> bool:
+        return any(not self.is_causal(arm) for arm in self.arms)
+
+    def runs_of(self, arm: str) -> list[Run]:
+        return [self.runs[arm, seed] for seed in self.seeds if (arm, seed) in self.runs]
+
+    def num_complete_seeds(self) -> int:
+        """Seeds that every arm has finished."""
+        return sum(
+            all(START in (run := self.runs[arm, seed]).evals and self.boundaries[-1] in run.evals
+                for arm in self.arms)
+            for seed in self.seeds
+        )
+
+    def score(self, arm: str, boundary: str, task: str) -> Score | None:
+        found = [
+            record
+            for run in self.runs_of(arm)
+            if (record := run.evals.get(boundary, {}).get("tasks", {}).get(task))
+        ]
+        if not found:
+            return None
+        value = statistics.fmean(record["value"] for record in found)
+        num_items = min(record["num_items"] for record in found)
+        low, high = wilson_interval(value, num_items)
+        chance, majority = found[0]["chance"], found[0]["majority"]
+        near = near_baseline(value, num_items, chance=chance, majority=majority)
+        return Score(value, low, high, near, chance, majority, num_items)
+
+    def bits_per_byte(self, arm: str, boundary: str, source: str) -> float | None:
+        return _mean(
+            run.evals.get(boundary, {}).get("bits_per_byte", {}).get(source)
+            for run in self.runs_of(arm)
+        )
+
+    def tokens_per_sec(self, arm: str, phase: str) -> float | None:
+        """Median training throughput of ``phase``, averaged over seeds."""
+        name = f"{phase}/train/tokens_per_sec"
+        series = [run.series(name)[1] for run in self.runs_of(arm)]
+        return _mean(statistics.median(values) if values else None for values in series)
+
+    def last_loss(self, arm: str, phase: str, window: int = 10) -> float | None:
+        """Training loss over the last ``window`` logged values of ``phase``, over seeds."""
+        series = [run.series(f"{phase}/train/loss")[1] for run in self.runs_of(arm)]
+        return _mean(_mean(values[-window:]) for values in series)
+
+    def phase_ends(self) -> list[tuple[str, int]]:
+        """Name of each phase and the training tokens seen when it ends."""
+        ends, total = [], 0
+        for name, phase in self.study["phases"].items():
+            total += phase["tokens"] // phase["tokens_per_step"] * phase["tokens_per_step"]
+            ends.append((name, total))
+        return ends
+
+    def status(self, arm: str, seed: int) -> str:
+        run = self.runs[arm, seed]
+        if not run.info:
+            return "missing"
+        num_done = len(run.evals)
+        if run.info.get("status") == "finished" and num_done == len(self.boundaries):
+            return "complete"
+        return f"{run.info.get('status')}, {num_done} of {len(self.boundaries)} boundaries"
+
+    def caution(self) -> str | None:
+        """What the number of seeds does not allow to say; None from three complete seeds on."""
+        complete = self.num_complete_seeds()
+        if complete >= 3:
+            return None
+        if len(self.seeds) == 1:
+            return "One seed supports no claim."
+        return f"{complete} of {len(self.seeds)} seeds complete: a claim needs at least three."
+
+    def _names_in(self, part: str) -> list[str]:
+        """Keys of one part of the EvalRecords, in the order they first appear."""
+        return list(
+            dict.fromkeys(
+                name
+                for run in self.runs.values()
+                for record in run.evals.values()
+                for name in record.get(part, {})
+            )
+        )
+
+
+def load_results(study_dir: Path) -> Results:
+    """Read ``study_dir``.
+
+    Raises:
+        ValueError: if there is no study there.
+    """
+    study_file = study_dir / "study.yaml"
+    if not study_file.is_file():
+        raise ValueError(f"{study_dir} holds no study.yaml; give the folder of a study that has run")
+    study = yaml.safe_load(study_file.read_text())
+    runs = {
+        (arm, seed): _load_run(study_dir / "arms" / arm / f"seed-{seed}", arm, seed)
+        for arm in study.get("arms") or {}
+        for seed in study.get("seeds") or []
+    }
+    return Results(
+        dir=study_dir,
+        study=study,
+        plan=_read_json(study_dir / "plan.json"),
+        environment=_read_json(study_dir / "environment.json"),
+        runs=runs,
+    )
+
+
+def _load_run(run_dir: Path, arm: str, seed: int) -> Run:
+    evals = [_read_json(path) for path in run_dir.glob("boundaries/*/evals.json")]
+    return Run(
+        arm=arm,
+        seed=seed,
+        info=_read_json(run_dir / "run.json"),
+        metrics=read(run_dir / "metrics.jsonl"),
+        chapters=read(run_dir / "chapters.jsonl"),
+        evals={record["boundary"]: record for record in sorted(evals, key=lambda e: e["index"])},
+    )
+
+
+def _read_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def _mean(values: Iterable[float | None]) -> float | None:
+    known = [value for value in values if value is not None and math.isfinite(value)]
+    return statistics.fmean(known) if known else None

@@ -12,18 +12,15 @@ import json
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import MISSING, asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, is_dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from moc.model.config import MemoryConfig, ModelConfig, preset, validate_model
-
-
-class ConfigError(ValueError):
-    """Something the user wrote cannot be used; the message is one line with the remedy."""
+from moc.errors import ConfigError
+from moc.model.config import ModelConfig, preset, validate_model
 
 
 @dataclass
@@ -121,7 +118,7 @@ class IsoFlopConfig:
 
 @dataclass
 class ArmConfig:
-    """One model variant with the phases it goes through: the study's base with the arm laid over."""
+    """One model variant and its phases: the study's base with the arm laid over it."""
 
     description: str = ""
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -32,7 +32,7 @@ class Parameters:
 
 
 def parameter_counts(config: ModelConfig) -> Parameters:
-    """Exact parameter counts. The embedding is tied to the head and counted once, in the backbone."""
+    """Exact parameter counts; the tied embedding counts once, in the backbone."""
     dim = config.dim
     attention = 2 * dim * dim + 2 * dim * _kv_dim(config)
     mlp = 3 * dim * config.mlp_dim
@@ -92,6 +92,8 @@ def hardware_train_flops_per_token(
         2 * _linear(tokens, dim, dim) + 2 * _linear(tokens, dim, _kv_dim(config)) + mlp
     )
     attention = config.num_layers * 4 * tokens * context_length * dim
+    head = _linear(tokens, dim, config.vocab_size)
+    skipped = 0
     memory = config.memory
     if memory is not None:
         num_layers, num_read = len(config.memory_layers()), chapters_read(memory)
@@ -106,18 +108,51 @@ def hardware_train_flops_per_token(
             linear += num_layers * _linear(micro_batch, dim, memory.num_chapters)
         if memory.mixing == "per_chapter":
             mixed = num_layers * _linear(tokens, num_read, dim)
-            # the mixing weights need no gradient when there is no router
-            linear += mixed if memory.num_routed is not None else mixed * 2 // 3
+            linear += mixed
+            if memory.num_routed is None:
+                skipped += mixed  # without a router the mixing weights need no gradient
         attention += num_layers * 4 * tokens * num_read * memory.chapter_tokens * dim
     passes, attention_passes = 3.0, 3.5 if fused_attention else 3.0
     if config.activation_checkpointing:
         passes, attention_passes = passes + 1, attention_passes + 1
-    total = passes * linear + attention_passes * attention
-    if config.activation_checkpointing:
-        # recomputation stops at the last tensor that backward needs: the block's last product,
+        # recomputation stops at the last tensor that backward needs, so a block's last product,
         # the MLP's down projection, is not repeated
-        total -= config.num_layers * _linear(tokens, config.mlp_dim, dim)
-    return (total + 3 * _linear(tokens, dim, config.vocab_size)) / tokens
+        skipped += config.num_layers * _linear(tokens, config.mlp_dim, dim)
+    return (passes * linear + attention_passes * attention + 3 * head - skipped) / tokens
+
+
+def activation_bytes(
+    config: ModelConfig, context_length: int, micro_batch: int, *, bf16: bool = False
+) -> int:
+    """Roughly what a forward pass keeps for its backward pass, on one device.
+
+    Counted: what autograd saves (norms in float32, the rest in the compute precision), three
+    float32 copies of the logits (values, softmax, gradient), and bfloat16 copies of the weights.
+    """
+    dim, tokens, width = config.dim, micro_batch * context_length, 2 if bf16 else 4
+    mlp = 2 * 4 * dim + width * (dim + 4 * config.mlp_dim)
+    block = tokens * (2 * 4 * dim + width * (3 * dim + 2 * _kv_dim(config)) + mlp)
+    read = 0
+    memory = config.memory
+    if memory is not None:
+        num_read = chapters_read(memory)
+        distinct = min(memory.num_chapters, micro_batch * num_read) * memory.chapter_tokens
+        taken = micro_batch * num_read * memory.chapter_tokens * _memory_kv_dim(config, memory)
+        copies = 4 if memory.mixing == "joint" else 2  # keys and values; also weighted
+        read = tokens * (2 * 4 * dim + width * 3 * dim) + width * copies * taken
+        read += distinct * (memory.dim or dim) * (4 + width)
+        if memory.mixing == "per_chapter":
+            read += width * tokens * 2 * (num_read - 1) * dim  # queries and outputs per chapter
+        if memory.variant == "B":
+            read += tokens * mlp
+    num_reads = len(config.memory_layers())
+    if config.activation_checkpointing:
+        kept = config.num_layers * tokens * 4 * dim + block + read
+    else:
+        kept = config.num_layers * block + num_reads * read
+    counts = parameter_counts(config)
+    weights = 2 * (counts.backbone + counts.memory_layers) if bf16 else 0
+    return kept + weights + tokens * (3 * 4 * dim + 12 * config.vocab_size)
 
 
 def chapters_read(memory: MemoryConfig) -> int:
@@ -172,21 +207,18 @@ def _deepest(config: ModelConfig, target: float, flops: FlopsFunction) -> int:
 def _solve_width(
     config: ModelConfig, target: float, flops: FlopsFunction
 ) -> tuple[ModelConfig, float] | None:
-    """``config`` with the best ``mlp_dim`` (FLOPs are linear in it); None when it would vanish."""
+    """``config`` with the best ``mlp_dim`` (FLOPs are linear in it); None where there is none."""
     if not _is_valid(config):
         return None
-    narrow = flops(replace(config, mlp_dim=1))
-    per_unit = flops(replace(config, mlp_dim=2)) - narrow
-    exact = 1 + (target - narrow) / per_unit
+    narrow, wider = (flops(replace(config, mlp_dim=width)) for width in (1, 2))
+    exact = 1 + (target - narrow) / (wider - narrow)
     solved = None
     for unit in (8, 1):
-        width = round(exact / unit) * unit
-        if width < 1:
-            continue
-        shape = replace(config, mlp_dim=width)
-        solved = shape, flops(shape) / target - 1
-        if abs(solved[1]) <= 0.001:
-            break
+        shape = replace(config, mlp_dim=round(exact / unit) * unit)
+        if shape.mlp_dim >= 1:
+            solved = shape, flops(shape) / target - 1
+            if abs(solved[1]) <= 0.001:
+                break
     return solved
 
 
@@ -227,15 +259,13 @@ def _paper_memory_layer(
 
 def _paper_router_losses(groups: int, chapters: int, num_routed: int) -> int:
     """Statistics and losses of one router over ``groups`` routing groups."""
-    summed = chapters * (groups - 1)
-    load = groups * chapters * (num_routed - 1) + summed + chapters
-    mean_probability = summed + chapters
-    balance = 2 * chapters
-    squared_mean = groups * chapters + summed + chapters
-    mse = 3 * chapters
+    mean = chapters * (groups - 1) + chapters
+    load = groups * chapters * (num_routed - 1) + mean
+    balance = mean + 2 * chapters
+    squared_mean = groups * chapters + mean
+    mse, entropy = 3 * chapters, 4 * groups * chapters
     z_loss = 5 * groups * chapters + 2 * groups
-    entropy = 4 * groups * chapters
-    return load + mean_probability + balance + squared_mean + mse + z_loss + entropy
+    return load + balance + squared_mean + mse + z_loss + entropy
 
 
 def _paper_mlp(config: ModelConfig, tokens: int) -> int:

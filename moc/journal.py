@@ -45,8 +45,8 @@ class Journal:
         os.fsync(self._file.fileno())
 
     def truncate(self, phase: str, step: int, *, phases: Sequence[str]) -> None:
-        """Go back to ``step`` of ``phase``: drop what was recorded after it in that phase and all of
-        the later ones (``phases`` gives their order), then commit the rest. Records of a name that
+        """Go back to ``step`` of ``phase``: drop what was recorded after it in that phase and in
+        all later ones (``phases`` gives their order), then commit the rest. Records of a name that
         is not among ``phases`` stay. The file is replaced in one rename.
 
         Raises:

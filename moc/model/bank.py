@@ -1,4 +1,7 @@
-"""The bank: what memory layers read.  C chapters, T tokens per chapter, M memory width, U chosen."""
+"""The bank: what memory layers read.
+
+C chapters, T tokens per chapter, M memory width, U chapters chosen by a batch, B batch, G groups.
+"""
 
 from __future__ import annotations
 

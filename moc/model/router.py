@@ -77,15 +77,14 @@ def pool_groups(x_BLD: Tensor, valid_BL: Tensor | None, scope: str) -> Tensor:
     raise ValueError(f"router.scope {scope!r} is not one of: sequence")
 
 
-def balance_loss(probs_XC: Tensor, index_XN: Tensor, num_shared: int) -> Tensor:
+def balance_loss(probs_XC: Tensor, picks_C: Tensor) -> Tensor:
     """C * sum_c f_c P_c over X routing groups (arXiv 2603.21096, section 3.4). Scalar.
 
-    f_c is the share of groups that picked chapter c (summing to K, no gradient), P_c its mean
-    probability.
+    f_c is the share of groups that picked chapter c: ``picks_C / X``, summing to K, no gradient.
+    P_c is the chapter's mean probability.
     """
     num_groups, num_chapters = probs_XC.shape
-    picks_C = pick_counts(index_XN, num_chapters, num_shared)
-    return num_chapters * (picks_C.to(probs_XC.dtype) / num_groups * probs_XC.mean(0)).sum()
+    return num_chapters * (picks_C / num_groups * probs_XC.mean(0)).sum()
 
 
 def z_loss(logits_XC: Tensor) -> Tensor:
@@ -93,6 +92,6 @@ def z_loss(logits_XC: Tensor) -> Tensor:
     return logits_XC.logsumexp(-1).square().mean()
 
 
-def pick_counts(index_XN: Tensor, num_chapters: int, num_shared: int) -> Tensor:
+def pick_counts(index_BGN: Tensor, num_chapters: int, num_shared: int) -> Tensor:
     """How many groups picked each chapter, (C,) int64; shared chapters are never picked."""
-    return torch.bincount(index_XN[..., num_shared:].flatten(), minlength=num_chapters)
+    return torch.bincount(index_BGN[..., num_shared:].flatten(), minlength=num_chapters)

@@ -9,9 +9,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
-import yaml
+from omegaconf import OmegaConf
 
 from evals.forgetting import near_baseline, wilson_interval
 from moc.journal import Record, read
@@ -23,6 +23,7 @@ NON_CAUSAL_NOTE = (
     f"{NON_CAUSAL} non-causal routing: chapters are chosen from the whole sequence, "
     "including later tokens"
 )
+_SCORE_KEYS = ("metric", "value", "stderr", "num_items", "chance", "majority")
 NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
 
 
@@ -36,6 +37,7 @@ class Run:
     metrics: list[Record] = field(default_factory=list)
     chapters: list[Record] = field(default_factory=list)
     evals: dict[str, dict[str, Any]] = field(default_factory=dict)  # boundary -> EvalRecord
+    model: dict[str, Any] = field(default_factory=dict)  # model.json of the newest boundary
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Training tokens and values of one metric, in the order they were logged."""
@@ -111,9 +113,9 @@ class Results:
         for run in self.runs_of(arm):
             if "causal" in run.info:
                 return bool(run.info["causal"])
-        memory = self.study["arms"][arm].get("model", {}).get("memory")
-        routed = memory is not None and memory.get("num_routed") is not None
-        return not (routed and memory.get("router", {}).get("scope") == "sequence")
+        memory = self.study["arms"][arm]["model"]["memory"]
+        routed = memory is not None and memory["num_routed"] is not None
+        return not (routed and memory["router"]["scope"] == "sequence")
 
     def label(self, arm: str) -> str:
         """The arm's name as every table and figure shows it, marked when it looks ahead."""
@@ -123,14 +125,19 @@ class Results:
     def any_non_causal(self) -> bool:
         return any(not self.is_causal(arm) for arm in self.arms)
 
+    def model(self, arm: str) -> dict[str, Any] | None:
+        """The arm's ModelConfig as trained; None while only the plan knows what it will be."""
+        trained = next((run.model for run in self.runs_of(arm) if run.model), None)
+        config = self.study["arms"][arm]
+        return trained or (None if (config.get("iso_flop") or {}).get("solve") else config["model"])
+
     def runs_of(self, arm: str) -> list[Run]:
         return [self.runs[arm, seed] for seed in self.seeds if (arm, seed) in self.runs]
 
     def num_complete_seeds(self) -> int:
         """Seeds that every arm has finished."""
         return sum(
-            all(START in (run := self.runs[arm, seed]).evals and self.boundaries[-1] in run.evals
-                for arm in self.arms)
+            all(set(self.boundaries) <= set(self.runs[arm, seed].evals) for arm in self.arms)
             for seed in self.seeds
         )
 
@@ -146,7 +153,7 @@ class Results:
         num_items = min(record["num_items"] for record in found)
         low, high = wilson_interval(value, num_items)
         chance, majority = found[0]["chance"], found[0]["majority"]
-        near = near_baseline(value, num_items, chance=chance, majority=majority)
+        near = near_baseline(value, num_items, chance, majority)
         return Score(value, low, high, near, chance, majority, num_items)
 
     def bits_per_byte(self, arm: str, boundary: str, source: str) -> float | None:
@@ -154,6 +161,24 @@ class Results:
             run.evals.get(boundary, {}).get("bits_per_byte", {}).get(source)
             for run in self.runs_of(arm)
         )
+
+    def all_scores(self) -> list[dict[str, object]]:
+        """Every score, per seed."""
+        return [
+            {**self._key(run, boundary), "task": task}
+            | {key: entry.get(key) for key in _SCORE_KEYS}
+            for run in self.runs.values()
+            for boundary, record in run.evals.items()
+            for task, entry in record.get("tasks", {}).items()
+        ]
+
+    def all_bits_per_byte(self) -> list[dict[str, object]]:
+        return [
+            {**self._key(run, boundary), "source": source, "bits_per_byte": value}
+            for run in self.runs.values()
+            for boundary, record in run.evals.items()
+            for source, value in record.get("bits_per_byte", {}).items()
+        ]
 
     def tokens_per_sec(self, arm: str, phase: str) -> float | None:
         """Median training throughput of ``phase``, averaged over seeds."""
@@ -189,8 +214,20 @@ class Results:
         if complete >= 3:
             return None
         if len(self.seeds) == 1:
-            return "One seed supports no claim."
-        return f"{complete} of {len(self.seeds)} seeds complete: a claim needs at least three."
+            return "One seed supports no claim: a claim needs at least three."
+        return (
+            f"{complete} of {len(self.seeds)} seeds are complete. "
+            "One seed supports no claim: a claim needs at least three."
+        )
+
+    def _key(self, run: Run, boundary: str) -> dict[str, object]:
+        return {
+            "arm": run.arm,
+            "seed": run.seed,
+            "causal": self.is_causal(run.arm),
+            "boundary": boundary,
+            "tokens": run.evals[boundary].get("tokens"),
+        }
 
     def _names_in(self, part: str) -> list[str]:
         """Keys of one part of the EvalRecords, in the order they first appear."""
@@ -212,8 +249,10 @@ def load_results(study_dir: Path) -> Results:
     """
     study_file = study_dir / "study.yaml"
     if not study_file.is_file():
-        raise ValueError(f"{study_dir} holds no study.yaml; give the folder of a study that has run")
-    study = yaml.safe_load(study_file.read_text())
+        raise ValueError(
+            f"{study_dir} holds no study.yaml; give the folder of a study that has run"
+        )
+    study = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(study_file)))
     runs = {
         (arm, seed): _load_run(study_dir / "arms" / arm / f"seed-{seed}", arm, seed)
         for arm in study.get("arms") or {}
@@ -230,13 +269,16 @@ def load_results(study_dir: Path) -> Results:
 
 def _load_run(run_dir: Path, arm: str, seed: int) -> Run:
     evals = [_read_json(path) for path in run_dir.glob("boundaries/*/evals.json")]
+    evals.sort(key=lambda record: record["index"])
+    newest = f"boundaries/{evals[-1]['index']}-{evals[-1]['boundary']}" if evals else "none"
     return Run(
         arm=arm,
         seed=seed,
         info=_read_json(run_dir / "run.json"),
         metrics=read(run_dir / "metrics.jsonl"),
         chapters=read(run_dir / "chapters.jsonl"),
-        evals={record["boundary"]: record for record in sorted(evals, key=lambda e: e["index"])},
+        evals={record["boundary"]: record for record in evals},
+        model=_read_json(run_dir / newest / "model.json"),
     )
 
 

@@ -1,0 +1,138 @@
+"""What one run's scores say about forgetting. Plain numpy.
+
+R[b, i] is the score of evaluation i at boundary b; NaN where it was not measured. Forgetting and
+backward transfer follow "Riemannian Walk" (arXiv 1801.10112) and "Gradient Episodic Memory"
+(arXiv 1706.08840).
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+Record = Mapping[str, Any]  # one boundary's evals.json
+
+
+class ScoreMatrix(NamedTuple):
+    boundaries: list[str]  # rows, in training order
+    names: list[str]  # columns: tasks or sources
+    values: np.ndarray  # R, float64 (boundaries, names)
+
+
+def score_matrix(records: Sequence[Record]) -> ScoreMatrix:
+    """The headline score of every task at every boundary of one run.
+
+    Raises:
+        ValueError: when the records are not in boundary order.
+    """
+    return _matrix(
+        records, [{name: task["value"] for name, task in r["tasks"].items()} for r in records]
+    )
+
+
+def bits_per_byte_matrix(records: Sequence[Record]) -> ScoreMatrix:
+    """Bits per byte of every source at every boundary of one run; lower is better.
+
+    Raises:
+        ValueError: when the records are not in boundary order.
+    """
+    return _matrix(records, [r["bits_per_byte"] for r in records])
+
+
+def transition_names(boundaries: Sequence[str]) -> list[str]:
+    """Row names of ``transition_deltas``: ``pretrain -> tune``."""
+    return [f"{before} -> {after}" for before, after in itertools.pairwise(boundaries)]
+
+
+def transition_deltas(values: np.ndarray) -> np.ndarray:
+    """Change of every evaluation over every transition (boundaries - 1, names)."""
+    return np.diff(values, axis=0)
+
+
+def forgetting(values: np.ndarray) -> np.ndarray:
+    """Best earlier score minus the last one (names,), for scores of which more is better.
+
+    Negative where the last phase improved on everything before; NaN with fewer than two boundaries.
+    """
+    return _best_earlier(values) - _last(values)
+
+
+def loss_forgetting(values: np.ndarray) -> np.ndarray:
+    """Last loss minus the lowest earlier one (names,): ``forgetting`` for losses.
+
+    Positive means forgotten, as in ``forgetting``.
+    """
+    return forgetting(-np.asarray(values, dtype=float))
+
+
+def backward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
+    """Last score minus the score right after the phase that taught it (names,).
+
+    Args:
+        learned_at: for every evaluation, the boundary after its phase. NaN where that is the last
+            boundary: nothing has happened to it since.
+
+    Raises:
+        ValueError: unless ``learned_at`` names one existing boundary per evaluation.
+    """
+    num_boundaries, num_names = values.shape
+    rows = np.asarray(learned_at, dtype=int)
+    if rows.shape != (num_names,) or (rows < 0).any() or (rows >= num_boundaries).any():
+        raise ValueError(
+            f"learned_at {list(learned_at)} must name one of {num_boundaries} boundaries for each "
+            f"of {num_names} evaluations"
+        )
+    change = values[-1] - values[rows, np.arange(num_names)]
+    return np.where(rows < num_boundaries - 1, change, np.nan)
+
+
+def wilson_interval(value: float, num_items: int) -> tuple[float, float]:
+    """95% interval of a share ``value`` of ``num_items`` (E. B. Wilson, 1927).
+
+    Raises:
+        ValueError: without items, or when ``value`` is no share.
+    """
+    if num_items < 1 or not 0 <= value <= 1:
+        raise ValueError(f"no interval for a share of {value} among {num_items} items")
+    z = 1.959963984540054  # normal quantile at 0.975
+    scale = 1 + z * z / num_items
+    center = (value + z * z / (2 * num_items)) / scale
+    half = z / scale * math.sqrt(value * (1 - value) / num_items + (z / (2 * num_items)) ** 2)
+    return max(0.0, center - half), min(1.0, center + half)
+
+
+def near_baseline(value: float, num_items: int, chance: float, majority: float) -> bool:
+    """Whether the 95% interval contains, or lies below, the chance or the majority rate.
+
+    Such a score shows no knowledge, so nothing can have been forgotten or retained.
+    """
+    return wilson_interval(value, num_items)[0] <= max(chance, majority)
+
+
+def _matrix(records: Sequence[Record], rows: Sequence[Mapping[str, float]]) -> ScoreMatrix:
+    indices = [record["index"] for record in records]
+    if indices != sorted(set(indices)):
+        raise ValueError(
+            f"records must be in boundary order, one each; their indices are {indices}"
+        )
+    names = list(dict.fromkeys(name for row in rows for name in row))
+    values = [[row.get(name, math.nan) for name in names] for row in rows]
+    return ScoreMatrix(
+        [record["boundary"] for record in records],
+        names,
+        np.array(values, dtype=float).reshape(len(rows), len(names)),
+    )
+
+
+def _best_earlier(values: np.ndarray) -> np.ndarray:
+    earlier = np.asarray(values, dtype=float)[:-1]
+    best = np.max(np.where(np.isnan(earlier), -np.inf, earlier), axis=0, initial=-np.inf)
+    return np.where(np.isneginf(best), np.nan, best)
+
+
+def _last(values: np.ndarray) -> np.ndarray:
+    return values[-1] if len(values) else np.full(values.shape[1], np.nan)

@@ -1,0 +1,126 @@
+"""What every arm turns out to be: its solved shape, its FLOPs per token, its batch on a device."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Literal
+
+from moc.config import (
+    ArmConfig,
+    ConfigError,
+    IsoFlopConfig,
+    PhaseConfig,
+    StudyConfig,
+    TrainerConfig,
+)
+from moc.flops import hardware_train_flops_per_token, paper_forward_flops, solve_iso_flop
+from moc.model.config import ModelConfig
+
+Accounting = Literal["paper", "hardware"]
+
+MICRO_BATCH_TOKENS = 8192  # at most, of a phase that does not set micro_batch
+
+
+def resolve_arms(study: StudyConfig) -> dict[str, ArmConfig]:
+    """The study's arms, in order, with the shapes that the iso-FLOP solver chose.
+
+    Raises:
+        ConfigError: if targets go round in a circle, or a shape cannot be found.
+    """
+    resolved: dict[str, ArmConfig] = {}
+    for name in study.arms:
+        _resolve_arm(study, name, resolved, ())
+    return {name: resolved[name] for name in study.arms}
+
+
+def train_flops_per_token(study: StudyConfig, arm: ArmConfig, accounting: Accounting) -> float:
+    """Forward and backward FLOPs per token, averaged over the tokens of the arm's phases."""
+    total, tokens = 0.0, 0
+    for name, phase in arm.phases.items():
+        length = phase.context_length
+        if accounting == "paper":
+            per_token = 3 * paper_forward_flops(arm.model, length) / length
+        else:
+            size, _ = phase_batch(name, phase, study.trainer)
+            per_token = hardware_train_flops_per_token(
+                arm.model, length, size, fused_attention=study.trainer.accelerator == "gpu"
+            )
+        phase_tokens = phase.num_steps() * phase.tokens_per_step
+        total += phase_tokens * per_token
+        tokens += phase_tokens
+    return total / tokens
+
+
+def world_size(trainer: TrainerConfig) -> int:
+    """Devices over all nodes; one per node where the study leaves the number open."""
+    return (trainer.devices or 1) * trainer.num_nodes
+
+
+def micro_batch(phase: PhaseConfig, num_devices: int) -> tuple[int, int]:
+    """Sequences per device and forward pass, and how many such passes make one step.
+
+    Raises:
+        ConfigError: if ``tokens_per_step`` does not split evenly.
+    """
+    length = phase.context_length
+    num_sequences = phase.tokens_per_step // length
+    if num_sequences % num_devices:
+        raise ConfigError(
+            f"tokens_per_step {phase.tokens_per_step} is {num_sequences} sequences of {length}, "
+            f"which {num_devices} devices cannot share equally; "
+            f"use a multiple of {num_devices * length}"
+        )
+    share = num_sequences // num_devices
+    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    size = phase.micro_batch
+    if size is None:
+        size = max(n for n in divisors if n == 1 or n * length <= MICRO_BATCH_TOKENS)
+    elif size not in divisors:
+        near = min(divisors, key=lambda n: abs(n - size))
+        raise ConfigError(
+            f"micro_batch {size} does not divide the {share} sequences of a step on each of "
+            f"{num_devices} devices; use {near}, or null to choose it automatically"
+        )
+    return size, share // size
+
+
+def phase_batch(name: str, phase: PhaseConfig, trainer: TrainerConfig) -> tuple[int, int]:
+    """``micro_batch`` on the trainer's devices; its error names the phase."""
+    try:
+        return micro_batch(phase, world_size(trainer))
+    except ConfigError as error:
+        raise ConfigError(f"phases.{name}: {error}") from error
+
+
+def _resolve_arm(
+    study: StudyConfig, name: str, resolved: dict[str, ArmConfig], above: Sequence[str]
+) -> ArmConfig:
+    if name in resolved:
+        return resolved[name]
+    if name in above:
+        circle = " -> ".join([*above, name])
+        raise ConfigError(f"arms.{name}.iso_flop.target goes round in a circle: {circle}")
+    arm = study.arms[name]
+    if arm.iso_flop is not None:
+        target = _resolve_arm(study, arm.iso_flop.target, resolved, (*above, name))
+        if arm.iso_flop.solve:
+            arm = _solve_arm(study, name, arm.iso_flop, target)
+    resolved[name] = arm
+    return arm
+
+
+def _solve_arm(study: StudyConfig, name: str, iso: IsoFlopConfig, target: ArmConfig) -> ArmConfig:
+    arm = study.arms[name]
+
+    def flops(model: ModelConfig) -> float:
+        return train_flops_per_token(study, replace(arm, model=model), iso.accounting)
+
+    wanted = train_flops_per_token(study, target, iso.accounting)
+    try:
+        model, _ = solve_iso_flop(arm.model, wanted, flops, tolerance=iso.tolerance)
+    except ConfigError:
+        raise
+    except ValueError as error:
+        raise ConfigError(f"arms.{name}: {error}") from error
+    return replace(arm, model=model)

@@ -1,0 +1,1 @@
+"""One file per concern; each watches training and none changes it."""

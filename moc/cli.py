@@ -1,0 +1,186 @@
+"""The command ``moc``: verbs, argument parsing and nothing else. Heavy imports wait for their verb."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from moc import __version__
+from moc.errors import CheckpointError, ConfigError, StudyInterrupted, TrainingDiverged
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb. 0: done; 1: it failed; 2: the command cannot be used; 130: interrupted."""
+    parser = _parser()
+    arguments, extra = parser.parse_known_args(argv)
+    overrides = [word for word in extra if "=" in word and not word.startswith("-")]
+    if unknown := [word for word in extra if word not in overrides]:
+        return _fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
+    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
+    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+    try:
+        if overrides and "overrides" not in arguments:
+            raise ConfigError(f"'moc {arguments.verb}' takes no {overrides[0]!r}")
+        if "overrides" in arguments:
+            arguments.overrides = overrides
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        return _fail("stopped; the same command goes on from the last checkpoint", 130)
+    except Exception as error:
+        return _explain(error)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="moc", description="Phase-transition forgetting studies of transformers with memory."
+    )
+    parser.add_argument("--version", action="version", version=f"moc {__version__}")
+    verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
+
+    verb = verbs.add_parser("plan", help="what a study will cost, before it starts")
+    _takes_study(verb)
+    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    verb.set_defaults(run=_plan)
+
+    verb = verbs.add_parser("run", help="train and evaluate; again: go on where it stopped")
+    _takes_study(verb)
+    verb.add_argument("--arms", type=_words, default=[], help="only these, comma-separated")
+    verb.add_argument("--seeds", type=_numbers, default=[], help="only these, comma-separated")
+    verb.set_defaults(run=_run)
+
+    verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
+    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
+    verb.add_argument("--suite", default="study", help="'study' (its own tasks) or a suite's name")
+    verb.set_defaults(run=_eval)
+
+    verb = verbs.add_parser("generate", help="continue a prompt")
+    verb.add_argument("path", type=Path, help="a folder below .../boundaries")
+    verb.add_argument("--prompt", required=True)
+    verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
+    verb.add_argument("--max-new-tokens", type=int, default=64)
+    verb.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    verb.add_argument("--seed", type=int, default=0)
+    verb.set_defaults(run=_generate)
+
+    verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
+    verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")
+    verb.set_defaults(run=_report)
+
+    verb = verbs.add_parser("ui", help="browse the results in MLflow, on 127.0.0.1")
+    verb.add_argument("--runs-dir", type=Path, default=Path("runs"))
+    verb.add_argument("--uri", help="another tracking URI")
+    verb.add_argument("--port", type=int, default=5000)
+    verb.set_defaults(run=_ui)
+    return parser
+
+
+def _takes_study(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument("study", type=Path, help="a study YAML")
+    verb.add_argument(
+        "overrides", nargs="*", metavar="key=value", help="settings laid over the file"
+    )
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    from moc.config import load_study
+    from moc.plan import plan_study, violations
+    from moc.plan_text import render_plan
+
+    plan = plan_study(load_study(arguments.study, arguments.overrides))
+    print(plan.to_json() if arguments.json else render_plan(plan))
+    problems = violations(plan)
+    for problem in problems:
+        print(f"moc: {problem}", file=sys.stderr)
+    return 1 if problems else 0
+
+
+def _run(arguments: argparse.Namespace) -> int:
+    from moc.config import load_study
+    from moc.plan import plan_study, violations
+    from moc.plan_text import render_plan
+
+    study = load_study(arguments.study, arguments.overrides)
+    plan = plan_study(study)
+    if problems := violations(plan):
+        return _fail(problems[0], 1)
+    from moc.train.distributed import is_main_process
+
+    if is_main_process():
+        print(render_plan(plan), flush=True)
+    from moc.report import result_tables
+    from moc.study import run_study
+
+    try:
+        report = run_study(study, arms=arguments.arms, seeds=arguments.seeds)
+    except StudyInterrupted as error:
+        return _fail(f"{error}; the same command goes on from there", 130)
+    if is_main_process():
+        print(f"\n{result_tables(study.dir)}\n\nreport:  {report}\nbrowse:  make ui   (or: moc ui)")
+    return 0
+
+
+def _eval(arguments: argparse.Namespace) -> int:
+    from moc.stored import evaluate_stored
+
+    print(evaluate_stored(arguments.path, arguments.suite))
+    return 0
+
+
+def _generate(arguments: argparse.Namespace) -> int:
+    from moc.stored import continue_prompt
+
+    text = continue_prompt(
+        arguments.path,
+        arguments.prompt,
+        chat=arguments.chat,
+        max_new_tokens=arguments.max_new_tokens,
+        temperature=arguments.temperature,
+        seed=arguments.seed,
+    )
+    print(text)
+    return 0
+
+
+def _report(arguments: argparse.Namespace) -> int:
+    from moc.report import build_report, result_tables
+    from moc.stored import study_dir_of
+
+    folder = study_dir_of(arguments.path)
+    report = build_report(folder)
+    print(f"{result_tables(folder)}\n\nreport:  {report}")
+    return 0
+
+
+def _ui(arguments: argparse.Namespace) -> int:
+    from moc.tracking import serve_ui
+
+    return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
+
+
+def _words(text: str) -> list[str]:
+    return [word for word in text.split(",") if word]
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(word) for word in _words(text)]
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"moc: {message}", file=sys.stderr)
+    return code
+
+
+def _explain(error: Exception) -> int:
+    """One line for what the user can mend; the traceback for what only we can."""
+    if isinstance(error, ConfigError):
+        return _fail(str(error), 2)
+    if isinstance(error, (CheckpointError, TrainingDiverged)):
+        return _fail(str(error), 1)
+    raise error
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,212 @@
+"""Documents, tokenised once: a flat stream of tokens and their loss mask, memory-mapped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+import shutil
+import tempfile
+import time
+from collections.abc import Iterable, Iterator
+from functools import cached_property, lru_cache
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+from filelock import FileLock
+
+from moc.config import ConfigError, SourceConfig, config_hash
+from moc.data.document import Document
+from moc.data.files import BadRows
+from moc.data.source import Split, documents, source_key
+from moc.data.tokenizer import Tokenizer
+
+log = logging.getLogger(__name__)
+
+_BATCH_CHARS = 1_000_000  # tokenised at once
+_FULL_CHECK_BYTES = 64_000_000  # smaller files are hashed when opened, larger ones only measured
+_TOKENS, _MASK, _MANIFEST = "tokens.bin", "mask.bin", "manifest.json"
+
+
+class TokenCache:
+    """The token stream of one split of a source; each document ends with the end-of-text token.
+
+    manifest: num_documents, num_tokens, num_loss_tokens (assistant tokens of a chat, all of
+    anything else), num_bytes and num_loss_bytes (of the text those tokens stand for), num_rows and
+    num_skipped_rows (of files) with skipped_examples, dtype, sha256 per file, and fingerprint,
+    which changes when any token or mask does.
+    """
+
+    def __init__(self, folder: Path, manifest: dict[str, Any]) -> None:
+        self.folder = folder
+        self.manifest = manifest
+
+    @property
+    def num_tokens(self) -> int:
+        return self.manifest["num_tokens"]
+
+    @property
+    def fingerprint(self) -> str:
+        return self.manifest["fingerprint"]
+
+    @cached_property
+    def tokens(self) -> np.ndarray:
+        """(num_tokens,) uint16 or uint32, read from disk as needed."""
+        return np.memmap(self.folder / _TOKENS, dtype=self.manifest["dtype"], mode="r")
+
+    @cached_property
+    def mask(self) -> np.ndarray:
+        """(num_tokens,) bool: the token counts for the loss when only assistant tokens do."""
+        return np.memmap(self.folder / _MASK, dtype=np.bool_, mode="r")
+
+    def __reduce__(self) -> tuple[type[TokenCache], tuple[Path, dict[str, Any]]]:
+        return TokenCache, (self.folder, self.manifest)  # worker processes map the files anew
+
+
+def build_cache(
+    config: SourceConfig, split: Split, tokenizer: Tokenizer, cache_dir: Path, max_tokens: int
+) -> TokenCache:
+    """The cache of one pass over the split, cut off after the document that reaches
+    ``max_tokens``; tokenised now unless it exists and is whole.
+
+    Several processes may ask for one cache at once: the first builds it, the others wait.
+
+    Raises:
+        ConfigError: if the source cannot be read, has too many bad rows or no documents.
+    """
+    key = config_hash(source_key(config, split), tokenizer.fingerprint, max_tokens)
+    folder = Path(cache_dir) / "tokens" / f"{config.kind}-{split}-{key}"
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(f"{folder}.lock"):
+        if folder.exists():
+            if cache := _open(folder):
+                return cache
+            log.warning("%s is damaged: building it again", folder)
+            shutil.rmtree(folder)
+        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
+            built = Path(temporary) / folder.name
+            built.mkdir()
+            _build(config, split, tokenizer, max_tokens, built)
+            os.rename(built, folder)
+        cache = _open(folder)
+        assert cache is not None
+        return cache
+
+
+def _build(
+    config: SourceConfig, split: Split, tokenizer: Tokenizer, max_tokens: int, folder: Path
+) -> None:
+    dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
+    counts = {"num_documents": 0, "num_tokens": 0, "num_loss_tokens": 0}
+    counts |= {"num_bytes": 0, "num_loss_bytes": 0}
+    bad_rows = BadRows()
+    started = time.monotonic()
+    with (folder / _TOKENS).open("wb") as tokens_file, (folder / _MASK).open("wb") as mask_file:
+        for ids, mask in _tokenise(documents(config, split, bad_rows), tokenizer):
+            num_bytes = tokenizer.token_bytes[ids]
+            tokens_file.write(ids.astype(dtype).tobytes())
+            mask_file.write(mask.tobytes())
+            counts["num_documents"] += 1
+            counts["num_tokens"] += len(ids)
+            counts["num_loss_tokens"] += int(mask.sum())
+            counts["num_bytes"] += int(num_bytes.sum())
+            counts["num_loss_bytes"] += int(num_bytes[mask].sum())
+            if counts["num_tokens"] >= max_tokens:
+                break
+        _sync(tokens_file)
+        _sync(mask_file)
+    bad_rows.finish()
+    if not counts["num_documents"]:
+        remedy = "; raise validation_fraction or give a validation split of its own"
+        raise ConfigError(f"no documents in the {split} split{remedy * (split == 'validation')}")
+    sha256 = {name: _sha256(folder / name) for name in (_TOKENS, _MASK)}
+    manifest = counts | {
+        "num_rows": bad_rows.num_rows,
+        "num_skipped_rows": bad_rows.num_bad,
+        "skipped_examples": bad_rows.examples,
+        "dtype": dtype.name,
+        "sha256": sha256,
+        "fingerprint": config_hash(dtype.name, sha256),
+    }
+    with (folder / _MANIFEST).open("wb") as file:
+        file.write(json.dumps(manifest, indent=2).encode())
+        _sync(file)
+    elapsed_sec = time.monotonic() - started
+    log.info(
+        "tokenised %s documents (%s, %s): %s tokens, %s a second",
+        f"{counts['num_documents']:,}",
+        config.kind,
+        split,
+        f"{counts['num_tokens']:,}",
+        f"{counts['num_tokens'] / elapsed_sec:,.0f}",
+    )
+
+
+def _tokenise(
+    source: Iterable[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Ids (int64) and loss mask (bool) of each document, the end-of-text token included."""
+    for batch in _batches(source):
+        texts = [piece.text for document in batch for piece in document if not piece.control]
+        encoded = iter(tokenizer.encode_texts(texts))
+        for document in batch:
+            ids: list[int] = []
+            mask: list[bool] = []
+            for text, counts, control in document:
+                piece_ids = tokenizer.encode(text) if control else next(encoded)
+                ids += piece_ids
+                mask += [counts] * len(piece_ids)
+            ids.append(tokenizer.eos_id)
+            mask.append(document[-1].counts)
+            yield np.array(ids), np.array(mask)
+
+
+def _batches(source: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    num_chars = 0
+    for document in source:
+        batch.append(document)
+        num_chars += sum(len(piece.text) for piece in document)
+        if num_chars >= _BATCH_CHARS:
+            yield batch
+            batch, num_chars = [], 0
+    if batch:
+        yield batch
+
+
+def _open(folder: Path) -> TokenCache | None:
+    """The cache in ``folder``, or None if anything in it is missing or damaged."""
+    try:
+        manifest = json.loads((folder / _MANIFEST).read_text())
+        cache = TokenCache(folder, manifest)
+        item_bytes = {_TOKENS: np.dtype(manifest["dtype"]).itemsize, _MASK: 1}
+        for name, size in item_bytes.items():
+            stat = (folder / name).stat()
+            if stat.st_size != size * cache.num_tokens:
+                return None
+            if stat.st_size < _FULL_CHECK_BYTES:
+                digest = _known_sha256(folder / name, stat.st_size, stat.st_mtime_ns)
+                if digest != manifest["sha256"][name]:
+                    return None
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+    return cache
+
+
+@lru_cache(maxsize=256)
+def _known_sha256(path: Path, size: int, mtime_ns: int) -> str:
+    """Once per process and state of the file."""
+    return _sha256(path)
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _sync(file: BinaryIO) -> None:
+    """On disk before the folder gets its name, so that a crash leaves no cache that looks whole."""
+    file.flush()
+    os.fsync(file.fileno())

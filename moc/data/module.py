@@ -1,0 +1,249 @@
+"""A phase's training data for Lightning: exactly one batch per optimizer step."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TypedDict
+
+import lightning
+import numpy as np
+import torch
+from torch.utils.data import DataLoader, Dataset
+
+from moc.config import ConfigError, PhaseConfig, StudyConfig
+from moc.data.cache import TokenCache, build_cache
+from moc.data.hashing import stable_hash
+from moc.data.order import BLOCK, permute, quotas, sample_source
+from moc.data.source import Split
+from moc.data.tokenizer import Tokenizer
+
+
+class StepBatch(TypedDict):
+    """What one rank needs for one optimizer step: A micro-batches of B sequences."""
+
+    tokens: torch.Tensor  # (A, B, L + 1) int64
+    loss_mask: torch.Tensor  # (A, B, L) bool: predicting tokens[..., i + 1] counts
+    sample: int  # position of the step's first sample in the global order
+
+
+class StepDataset(Dataset):
+    """Item s is the batch of optimizer step s on one rank; a pure function of s.
+
+    Step s holds the samples ``start_sample + s * N`` up to N more, N = tokens_per_step / L;
+    micro-batch a on rank r of R holds B of them, from ``(a * R + r) * B`` on.
+
+    Raises:
+        ValueError: if N is no multiple of R * B.
+        ConfigError: if a source has fewer tokens than one sequence.
+    """
+
+    def __init__(
+        self,
+        phase: PhaseConfig,
+        caches: dict[str, TokenCache],
+        *,
+        seed: int,
+        start_sample: int = 0,
+        micro_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+    ) -> None:
+        self.num_samples = phase.tokens_per_step // phase.context_length
+        if self.num_samples % (micro_batch * world_size):
+            raise ValueError(
+                f"a step of {self.num_samples} sequences (tokens_per_step {phase.tokens_per_step} "
+                f"/ context_length {phase.context_length}) does not divide into micro-batches of "
+                f"{micro_batch} on {world_size} devices; change tokens_per_step or micro_batch"
+            )
+        for name in phase.mixture:
+            if caches[name].num_tokens <= phase.context_length:
+                raise ConfigError(
+                    f"data.{name} has only {caches[name].num_tokens} tokens, fewer than one "
+                    f"sequence; give it more text or lower context_length {phase.context_length}"
+                )
+        self.phase = phase
+        self.caches = caches
+        self.seed = seed
+        self.start_sample = start_sample
+        self.micro_batch = micro_batch
+        self.rank = rank
+        self.world_size = world_size
+
+    def __getitem__(self, step: int) -> StepBatch:
+        first = self.start_sample + step * self.num_samples
+        stride = self.micro_batch * self.world_size
+        starts = range(self.rank * self.micro_batch, self.num_samples, stride)
+        positions = [first + start + i for start in starts for i in range(self.micro_batch)]
+        windows = [self.window(position) for position in positions]
+        shape = (len(starts), self.micro_batch, -1)
+        tokens = np.stack([tokens for tokens, _ in windows]).reshape(shape)
+        loss_mask = np.stack([mask for _, mask in windows]).reshape(shape)
+        return {
+            "tokens": torch.from_numpy(tokens),
+            "loss_mask": torch.from_numpy(loss_mask),
+            "sample": first,
+        }
+
+    def window(self, position: int) -> tuple[np.ndarray, np.ndarray]:
+        """Tokens (L + 1,) int64 and loss mask (L,) of the sample at ``position`` of the order.
+
+        A source's stream is cut into windows that overlap by one token, so that every token but
+        the first is predicted once per pass; each pass goes through them in an order of its own.
+        """
+        length = self.phase.context_length
+        weights = list(self.phase.mixture.values())
+        source, index = sample_source(position, weights, self.seed)
+        name = list(self.phase.mixture)[source]
+        cache = self.caches[name]
+        num_windows = (cache.num_tokens - 1) // length
+        turn, place = divmod(index, num_windows)
+        key = stable_hash(self.seed, "windows", name, turn)
+        start = permute(place, num_windows, key) * length
+        tokens = cache.tokens[start : start + length + 1].astype(np.int64)
+        if self.phase.loss_on == "all":
+            return tokens, np.ones(length, dtype=np.bool_)
+        return tokens, np.array(cache.mask[start + 1 : start + length + 1])
+
+
+class StepLoader:
+    """Batches of the steps from ``start_step`` on. Its length is the whole phase's, because
+    Lightning, when it resumes, goes on counting batches where the checkpoint stopped.
+    """
+
+    def __init__(
+        self, dataset: StepDataset, *, num_steps: int, start_step: int, num_workers: int
+    ) -> None:
+        self.num_steps = num_steps
+        self.loader = DataLoader(
+            dataset,
+            sampler=range(start_step, num_steps),
+            batch_size=None,
+            num_workers=num_workers,
+        )
+
+    def __len__(self) -> int:
+        return self.num_steps
+
+    def __iter__(self) -> Iterator[StepBatch]:
+        return iter(self.loader)
+
+
+class StudyDataModule(lightning.LightningDataModule):
+    """The training data of one phase. Rank and number of ranks come from the trainer, if any."""
+
+    def __init__(
+        self,
+        study: StudyConfig,
+        phase: PhaseConfig,
+        tokenizer: Tokenizer,
+        *,
+        seed: int,
+        start_step: int = 0,
+        start_sample: int = 0,
+        micro_batch: int,
+    ) -> None:
+        super().__init__()
+        self.study = study
+        self.phase = phase
+        self.tokenizer = tokenizer
+        self.seed = seed
+        self.start_step = start_step
+        self.start_sample = start_sample
+        self.micro_batch = micro_batch
+        self.caches: dict[str, TokenCache] = {}
+
+    def setup(self, stage: str | None = None) -> None:
+        self.caches = prepare(self.study, self.phase, self.tokenizer)
+
+    def train_dataloader(self) -> StepLoader:
+        if not self.caches:
+            self.setup()
+        dataset = StepDataset(
+            self.phase,
+            self.caches,
+            seed=self.seed,
+            start_sample=self.start_sample,
+            micro_batch=self.micro_batch,
+            rank=self.trainer.global_rank if self.trainer else 0,
+            world_size=self.trainer.world_size if self.trainer else 1,
+        )
+        return StepLoader(
+            dataset,
+            num_steps=self.phase.num_steps(),
+            start_step=self.start_step,
+            num_workers=self.study.trainer.num_workers,
+        )
+
+    def fingerprints(self) -> dict[str, str]:
+        """Of each source's tokens, by name."""
+        if not self.caches:
+            self.setup()
+        return {name: cache.fingerprint for name, cache in self.caches.items()}
+
+
+def prepare(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> dict[str, TokenCache]:
+    """The phase's caches by source, built where missing; several processes may call it at once.
+
+    Raises:
+        ConfigError: naming the source, if one cannot be read.
+    """
+    return {
+        name: _source_cache(study, name, "train", tokenizer, _needed_tokens(study, phase, name))
+        for name in phase.mixture
+    }
+
+
+def validation_windows(
+    study: StudyConfig,
+    source_name: str,
+    tokenizer: Tokenizer,
+    context_length: int,
+    max_tokens: int,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The start of the source's validation split as n consecutive windows, and the bytes of the
+    tokens whose loss counts (of a chat: the assistant's).
+
+    Returns:
+        tokens (n, L + 1) int64, the last window padded on the right with the end-of-text token;
+        loss mask (n, L) bool, False at padding; number of bytes.
+    """
+    cache = _source_cache(study, source_name, "validation", tokenizer, max_tokens)
+    stream = cache.tokens[:max_tokens].astype(np.int64)
+    counts = np.array(cache.mask[:max_tokens])
+    num_windows = max(1, -(-(len(stream) - 1) // context_length))
+    num_padding = num_windows * context_length + 1 - len(stream)
+    num_bytes = int(tokenizer.token_bytes[stream[1:][counts[1:]]].sum())
+    stream = np.pad(stream, (0, num_padding), constant_values=tokenizer.eos_id)
+    counts = np.pad(counts, (0, num_padding))
+    starts = np.arange(num_windows)[:, None] * context_length
+    tokens = torch.from_numpy(stream[starts + np.arange(context_length + 1)])
+    loss_mask = torch.from_numpy(counts[starts + np.arange(1, context_length + 1)])
+    return tokens, loss_mask, num_bytes
+
+
+def _source_cache(
+    study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, max_tokens: int
+) -> TokenCache:
+    try:
+        return build_cache(study.data[name], split, tokenizer, Path(study.cache_dir), max_tokens)
+    except ConfigError as error:
+        raise ConfigError(f"data.{name}: {error}") from error
+
+
+def _needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
+    """The most tokens of a source that any arm reads over all its phases.
+
+    One number for the whole study, so that all arms and phases share one cache, and a phase that
+    goes on in the data order finds the stream as the phase before left it.
+    """
+    arms = [study.phases, *(arm.phases for arm in study.arms.values()), {"": phase}]
+    return max(sum(_phase_tokens(p, name) for p in phases.values()) for phases in arms)
+
+
+def _phase_tokens(phase: PhaseConfig, name: str) -> int:
+    if name not in phase.mixture:
+        return 0
+    share = quotas(tuple(phase.mixture.values()))[list(phase.mixture).index(name)]
+    num_samples = phase.num_steps() * phase.tokens_per_step // phase.context_length
+    return -(-num_samples // BLOCK) * share * phase.context_length + 1

@@ -1,0 +1,109 @@
+"""One evaluation of one model: the study's tasks, and bits per byte of every source."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from evals.harness import bits_per_byte, evaluate_model
+from moc.config import StudyConfig, config_hash
+from moc.data.module import validation_windows
+from moc.data.tokenizer import Tokenizer
+from moc.journal import Journal
+from moc.rundir import write_json
+from moc.train.checkpoints import sha256
+from moc.train.distributed import rank
+
+
+class BoundaryEvaluator:
+    """Scores models of one study, at boundaries and from files, always in the same way."""
+
+    def __init__(self, study: StudyConfig, tokenizer: Tokenizer) -> None:
+        self.study, self.tokenizer = study, tokenizer
+        # What was evaluated is part of the result: other tasks or items are other results.
+        self.eval_hash = config_hash(study.evals, study.data, study.tokenizer)
+        self._windows: dict[str, Any] = {}
+
+    def sources(self) -> list[str]:
+        """Every source that any phase trains on, in the order of the config."""
+        used = {
+            s for arm in self.study.arms.values() for p in arm.phases.values() for s in p.mixture
+        }
+        return [name for name in self.study.data if name in used]
+
+    def is_done(self, folder: Path) -> bool:
+        """Whether ``folder`` holds this evaluation's result already."""
+        path = folder / "evals.json"
+        return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
+
+    def score(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+        """Task scores and bits per byte of ``model``, and the samples behind the scores."""
+        evals = self.study.evals
+        begun = time.monotonic()
+        with torch.compiler.set_stance("force_eager"):
+            tasks, samples = evaluate_model(
+                model,
+                self.tokenizer,
+                tasks=evals.tasks,
+                task_dir=self.study.dir / "tasks",
+                context_length=evals.context_length,
+                batch_size=evals.batch_size,
+                num_items=evals.num_items,
+            )
+            bits = {}
+            for source in self.sources():
+                tokens, mask, num_bytes = self._source_windows(source)
+                bits[source] = bits_per_byte(
+                    model, tokens, mask, num_bytes, batch_size=evals.batch_size
+                )
+        elapsed_sec = round(time.monotonic() - begun, 3)
+        return {"tasks": tasks, "bits_per_byte": bits, "elapsed_sec": elapsed_sec}, samples
+
+    def evaluate(
+        self,
+        model: nn.Module,
+        folder: Path,
+        *,
+        index: int,
+        step: int,
+        tokens: int,
+        journal: Journal,
+    ) -> None:
+        """Score the boundary in ``folder`` and record the result; ``evals.json`` comes last."""
+        scores, samples = self.score(model)
+        if rank():
+            return
+        name = folder.name.partition("-")[2]
+        for task, items in samples.items():
+            path = folder / "samples" / f"{task}.jsonl"
+            path.parent.mkdir(exist_ok=True)
+            path.write_text("".join(json.dumps(item) + "\n" for item in items))
+        metrics = {}
+        for task, score in scores["tasks"].items():
+            metrics[f"eval/{task}/{score['metric']}"] = score["value"]
+        for source, value in scores["bits_per_byte"].items():
+            metrics[f"eval/{source}/bits_per_byte"] = value
+        journal.append({"phase": name, "step": step, "tokens": tokens, "metrics": metrics})
+        journal.commit()
+        record = {
+            "boundary": name,
+            "index": index,
+            "tokens": tokens,
+            "fingerprint": sha256(folder / "model.safetensors"),
+            "eval_hash": self.eval_hash,
+            **scores,
+        }
+        write_json(folder / "evals.json", record)
+
+    def _source_windows(self, source: str) -> Any:
+        if source not in self._windows:
+            evals = self.study.evals
+            self._windows[source] = validation_windows(
+                self.study, source, self.tokenizer, evals.context_length, evals.validation_tokens
+            )
+        return self._windows[source]

@@ -1,0 +1,170 @@
+"""How every figure of a report is drawn: style, axes, legends, files."""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from moc.report.results import NON_CAUSAL_NOTE, Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; yellow is too pale for lines
+PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
+MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+GREY = "#767676"
+INK = "#444444"
+WIDTH = 7.2  # inches: a paper's text width
+STYLE = {
+    "font.family": "DejaVu Sans",
+    "font.size": 8.5,
+    "axes.titlesize": 9,
+    "axes.titleweight": "bold",
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.linewidth": 0.7,
+    "axes.edgecolor": INK,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e4e4e4",
+    "grid.linewidth": 0.6,
+    "xtick.color": INK,
+    "ytick.color": INK,
+    "legend.frameon": False,
+    "figure.facecolor": "white",
+    "svg.hashsalt": "moc",  # the same results give the same file
+}
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A drawn figure; ``alt`` says in words what it shows."""
+
+    name: str  # of its file
+    caption: str
+    alt: str
+    width: float  # inches
+    png: bytes  # 150 dpi
+    svg: bytes
+
+
+def canvas_of(width: float, height: float) -> Canvas:
+    """An empty figure of that many inches, outside pyplot's bookkeeping."""
+    from matplotlib.figure import Figure as MatplotlibFigure
+
+    return MatplotlibFigure(figsize=(width, height), layout="constrained")
+
+
+def panels_of(num_panels: int, *, share_y: bool) -> tuple[Canvas, list[Axes]]:
+    """Small multiples, at most three in a row."""
+    columns = min(3, num_panels)
+    rows = math.ceil(num_panels / columns)
+    canvas = canvas_of(max(5.2, WIDTH * columns / 3), 2.3 * rows + 0.6)
+    grid = list(canvas.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
+    for unused in grid[num_panels:]:
+        unused.remove()
+    return canvas, grid[:num_panels]
+
+
+def boundary_axis(axes: Axes, title: str, boundaries: Sequence[str]) -> None:
+    from matplotlib.ticker import MaxNLocator
+
+    axes.set_title(title)
+    axes.set_xticks(range(len(boundaries)), boundaries)
+    axes.set_xlim(-0.4, len(boundaries) - 0.6)
+    axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))
+    axes.grid(False, axis="x")
+
+
+def log_axis(axes: Axes, low: float, high: float) -> None:
+    """Logarithmic, with plain numbers at a few places of every decade."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
+
+    axes.set_yscale("log")
+    axes.set_ylim(low / 1.12, high * 1.12)
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.5, 2, 3, 5, 7)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_locator(NullLocator())
+
+
+def mark_phases(axes: Axes, results: Results) -> None:
+    """A dashed line at the end of every phase and its name above the panel."""
+    start = 0
+    for name, end in results.phase_ends():
+        axes.axvline(end, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
+        axes.annotate(
+            name,
+            ((start + end) / 2, 1),
+            xycoords=("data", "axes fraction"),
+            xytext=(0, 3),
+            textcoords="offset points",
+            ha="center",
+            color=INK,
+        )
+        start = end
+    axes.set_xlim(0, 1.01 * start)
+
+
+def legend_inside(axes: Axes, results: Results) -> None:
+    axes.legend(handles=_handles(results, markers=False), loc="upper right")
+
+
+def legend_above(canvas: Canvas, results: Results, *, baselines: bool) -> None:
+    from matplotlib.lines import Line2D
+
+    handles = _handles(results, markers=True)
+    if baselines:
+        handles += [
+            Line2D([], [], color=GREY, linestyle=style, label=label)
+            for style, label in ((":", "chance"), ("--", "majority"))
+        ]
+    columns = min(len(handles), 6 if canvas.get_figwidth() > 6 else 4)
+    canvas.legend(handles=handles, loc="outside upper left", ncols=columns)
+
+
+def footnote(canvas: Canvas, results: Results) -> None:
+    """What † means, below every figure that shows such an arm."""
+    if results.any_non_causal:
+        canvas.supxlabel(NON_CAUSAL_NOTE, fontsize=7, color=INK, x=0.01, ha="left")
+
+
+def dodge(index: int, count: int) -> float:
+    """Sideways shift of the ``index``-th of ``count`` arms, so that their points do not hide."""
+    return 0.06 * (index - (count - 1) / 2)
+
+
+def colour(index: int) -> str:
+    return PALETTE[index % len(PALETTE)]
+
+
+def marker(index: int) -> str:
+    return MARKERS[index % len(MARKERS)]
+
+
+def finish(canvas: Canvas, name: str, caption: str, alt: str) -> Figure:
+    png, svg = io.BytesIO(), io.BytesIO()
+    canvas.savefig(png, format="png", dpi=150)
+    canvas.savefig(svg, format="svg", metadata={"Date": None})
+    return Figure(name, caption, alt, canvas.get_figwidth(), png.getvalue(), svg.getvalue())
+
+
+def _handles(results: Results, *, markers: bool) -> list[Any]:
+    from matplotlib.lines import Line2D
+
+    return [
+        Line2D(
+            [],
+            [],
+            color=colour(index),
+            marker=marker(index) if markers else None,
+            markersize=4,
+            label=results.label(arm),
+        )
+        for index, arm in enumerate(results.arms)
+    ]

@@ -1,0 +1,166 @@
+"""``report.html``: one file without links to others, made from a study's run directories."""
+
+from __future__ import annotations
+
+import base64
+import os
+from datetime import datetime
+from html import escape
+from pathlib import Path
+
+from moc.report import tables
+from moc.report.drawing import WIDTH, Figure
+from moc.report.figures import all_figures
+from moc.report.layout import Table
+from moc.report.results import NON_CAUSAL, Results, load_results
+
+CSS = """
+:root { color-scheme: light; --ink: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }
+body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
+  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
+h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; padding-top: .8rem;
+  border-top: 1px solid var(--rule); }
+.facts { color: var(--soft); margin: .2rem 0; }
+.callout { border-left: 4px solid #D55E00; background: #fdf3ec; padding: .6rem 1rem;
+  margin: 1rem 0; }
+figure { margin: 1.4rem 0; }
+figcaption { font-size: .9rem; color: var(--soft); margin-bottom: .4rem; }
+img { height: auto; display: block; }
+.wide { overflow-x: auto; }
+table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
+  border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
+th, td { padding: .28rem .8rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { padding-left: .2rem; }
+tbody th { text-align: left; font-weight: 500; }
+thead th { border-bottom: 1px solid var(--ink); font-weight: 600; }
+thead th.key { text-align: left; }
+tr.group > * { border-top: 1px solid var(--rule); }
+.note { font-size: .82rem; color: var(--soft); margin: .35rem 0 0; }
+details { margin: .6rem 0; }
+summary { cursor: pointer; font-weight: 600; }
+pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .78rem;
+  line-height: 1.4; }
+@media print { body { margin: 0; max-width: none; } figure { break-inside: avoid; } }
+"""
+
+
+def build_report(study_dir: Path) -> Path:
+    """Write ``report/report.html`` with ``figures/*.png`` and ``tables/*.csv`` beside it.
+
+    Works at any time: what a study has not measured yet is shown as missing.
+
+    Raises:
+        ValueError: if ``study_dir`` holds no study.
+    """
+    results = load_results(Path(study_dir))
+    folder = results.dir / "report"
+    figures = {figure.name: figure for figure in all_figures(results)}
+    all_tables = _tables(results)
+    for figure in figures.values():
+        _write(folder / "figures" / f"{figure.name}.png", figure.png)
+    for table in all_tables.values():
+        _write(folder / "tables" / f"{table.name}.csv", table.to_csv().encode())
+    _write(folder / "report.html", _page(results, all_tables, figures).encode())
+    return folder / "report.html"
+
+
+def _tables(results: Results) -> dict[str, Table]:
+    made = [
+        tables.status(results),
+        tables.cost(results),
+        tables.losses(results),
+        tables.scores(results),
+        *tables.deltas(results),
+        tables.bits_per_byte(results),
+        tables.chapters(results),
+    ]
+    return {table.name: table for table in made if table.rows}
+
+
+def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) -> str:
+    deltas = [name for name in made if name.startswith("delta-")]
+    heat_maps = [name for name in figures if name.startswith("chapters_")]
+    sections = [
+        ("Runs", ["status"]),
+        ("What was compared, and at what cost", ["cost"]),
+        ("Training loss", ["figure:losses", "losses"]),
+        ("Scores at each boundary", ["figure:scores", "scores"]),
+        ("What changed over each transition", deltas),
+        ("Bits per byte", ["figure:bits_per_byte", "bits_per_byte"]),
+        ("Chapter use", [*(f"figure:{name}" for name in heat_maps), "chapters"]),
+    ]
+    parts = [_header(results)]
+    for title, names in sections:
+        blocks = [
+            _figure(figures[name.removeprefix("figure:")])
+            if name.startswith("figure:")
+            else made[name].to_html()
+            for name in names
+            if name.removeprefix("figure:") in (figures if name.startswith("figure:") else made)
+        ]
+        if blocks:
+            parts.append(f"<h2>{escape(title)}</h2>\n" + "\n".join(blocks))
+    parts.append(_appendix(results))
+    title = escape(f"{results.study.get('name')}: report")
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>{title}</title>'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        f"<style>{CSS}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
+    )
+
+
+def _header(results: Results) -> str:
+    started = min((run.info["started"] for run in results.runs.values() if run.info), default=None)
+    commit = results.environment.get("git_commit") or "unknown"
+    num_complete = sum(results.status(*key) == "complete" for key in results.runs)
+    facts = [
+        f"{len(results.arms)} arms, {len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}, "
+        f"phases {' → '.join(results.phases)}; {num_complete} of {len(results.runs)} runs complete",
+        f"started {started[:16].replace('T', ' ') if started else 'never'}; "
+        f"report of {datetime.now().astimezone():%Y-%m-%d %H:%M}; git commit {commit[:12]}",
+    ]
+    parts = [f"<h1>{escape(str(results.study.get('name')))}</h1>"]
+    if results.study.get("description"):
+        parts.append(f"<p>{escape(results.study['description'])}</p>")
+    parts += [f'<p class="facts">{escape(fact)}</p>' for fact in facts]
+    caution = results.caution()
+    if caution:
+        parts.append(f'<p class="callout"><strong>{escape(caution)}</strong></p>')
+    non_causal = [results.label(arm) for arm in results.arms if not results.is_causal(arm)]
+    if non_causal:
+        parts.append(
+            f'<p class="callout"><strong>{escape(", ".join(non_causal))}: non-causal.</strong> '
+            "Chapters are chosen from the whole sequence, including later tokens, in training, in "
+            "validation and in scoring: the losses and scores of these arms are not those of a "
+            f"causal language model. They carry {NON_CAUSAL} wherever they appear.</p>"
+        )
+    return "\n".join(parts)
+
+
+def _figure(figure: Figure) -> str:
+    """SVG as a data URI: sharp at any size, and its ids cannot meet those of another figure."""
+    source = f"data:image/svg+xml;base64,{base64.b64encode(figure.svg).decode()}"
+    width = f"width:{100 * figure.width / WIDTH:.0f}%"
+    return (
+        f"<figure><figcaption>{escape(figure.caption)}</figcaption>"
+        f'<img style="{width}" alt="{escape(figure.alt)}" src="{source}"></figure>'
+    )
+
+
+def _appendix(results: Results) -> str:
+    config = (results.dir / "study.yaml").read_text()
+    environment = "\n".join(f"{key}: {value}" for key, value in results.environment.items())
+    return (
+        "<h2>Configuration and environment</h2>\n"
+        f"<details><summary>Resolved configuration</summary><pre>{escape(config)}</pre></details>\n"
+        f"<details><summary>Environment</summary><pre>{escape(environment)}</pre></details>"
+    )
+
+
+def _write(path: Path, content: bytes) -> None:
+    """In one rename, so that nobody reads half a file."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_bytes(content)
+    os.replace(temporary, path)

@@ -1,0 +1,81 @@
+"""A table and its three forms: HTML, CSV and plain text."""
+
+from __future__ import annotations
+
+import csv
+import io
+from dataclasses import dataclass, field
+from html import escape
+
+TEXT_WIDTH = 100  # columns of a terminal
+
+
+@dataclass
+class Table:
+    """Cells are text already; the first ``num_keys`` columns name the row. ``raw`` is what the CSV
+    file holds instead of the cells: one dict a line, unrounded and per seed."""
+
+    name: str  # of its CSV file
+    caption: str
+    header: list[str]
+    rows: list[list[str]]
+    num_keys: int = 1
+    notes: list[str] = field(default_factory=list)
+    raw: list[dict[str, object]] = field(default_factory=list)
+
+    def to_csv(self) -> str:
+        text = io.StringIO()
+        writer = csv.writer(text, lineterminator="\n")
+        if self.raw:
+            writer.writerow(self.raw[0])
+            writer.writerows(record.values() for record in self.raw)
+        else:
+            writer.writerows([self.header, *self.rows])
+        return text.getvalue()
+
+    def to_html(self) -> str:
+        head = "".join(
+            f"<th{' class=key' if index < self.num_keys else ''}>{escape(cell)}</th>"
+            for index, cell in enumerate(self.header)
+        )
+        body = []
+        for index, row in enumerate(self.rows):
+            starts = index == 0 or row[0] != self.rows[index - 1][0]
+            keys = [row[0] if starts or self.num_keys == 1 else "", *row[1 : self.num_keys]]
+            cells = [f"<th>{escape(cell)}</th>" for cell in keys]
+            cells += [f"<td>{escape(cell)}</td>" for cell in row[self.num_keys :]]
+            rule = ' class="group"' if starts and index and self.num_keys > 1 else ""
+            body.append(f"<tr{rule}>{''.join(cells)}</tr>")
+        notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
+        return (
+            f"<figure><figcaption>{escape(self.caption)}</figcaption><div class=wide><table>"
+            f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
+            f"{notes}</figure>"
+        )
+
+    def to_text(self, width: int = TEXT_WIDTH) -> str:
+        """Aligned columns; those that do not fit in ``width`` follow below, keys repeated."""
+        sizes = [
+            max(len(row[i]) for row in [self.header, *self.rows]) for i in range(len(self.header))
+        ]
+        keys = list(range(self.num_keys))
+        blocks, columns = [], keys[:]
+        for index in range(self.num_keys, len(self.header)):
+            used = sum(sizes[i] + 2 for i in [*columns, index]) - 2
+            if used > width and len(columns) > len(keys):
+                blocks.append(columns)
+                columns = keys[:]
+            columns.append(index)
+        blocks.append(columns)
+        lines = [self.caption]
+        for columns in blocks:
+            for row in [self.header, *self.rows]:
+                cells = [
+                    row[i].ljust(sizes[i]) if i < self.num_keys else row[i].rjust(sizes[i])
+                    for i in columns
+                ]
+                lines.append("  ".join(cells).rstrip())
+                if row is self.header:
+                    lines.append("-" * (sum(sizes[i] + 2 for i in columns) - 2))
+            lines.append("")
+        return "\n".join([*lines[:-1], *self.notes])

@@ -1,0 +1,271 @@
+"""The tables of a report. Cells are text, ready to be shown."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from moc.report.layout import Table
+from moc.report.results import (
+    NEAR,
+    NEAR_NOTE,
+    NON_CAUSAL_NOTE,
+    Results,
+    Score,
+    load_results,
+)
+
+MISSING = "—"
+
+
+def result_tables(study_dir: Path) -> str:
+    """Scores, changes and losses of a study as plain text, at most 100 columns wide.
+
+    Raises:
+        ValueError: if ``study_dir`` holds no study.
+    """
+    results = load_results(Path(study_dir))
+    tables = [scores(results), *deltas(results), bits_per_byte(results), losses(results)]
+    parts = [table.to_text() for table in tables if table.rows]
+    caution = results.caution()
+    return "\n\n".join([*parts, *([caution] if caution else [])]) + "\n"
+
+
+def status(results: Results) -> Table:
+    rows = [
+        [results.label(arm), *(results.status(arm, seed) for seed in results.seeds)]
+        for arm in results.arms
+    ]
+    header = ["arm", *(f"seed {seed}" for seed in results.seeds)]
+    return _table(results, "status", "How far each arm and seed has got", header, rows)
+
+
+def cost(results: Results) -> Table:
+    """What each arm has and costs, from the plan, with the throughput measured."""
+    rows: list[list[str]] = []
+
+    def add(label: str, cell: Callable[[str], str]) -> None:
+        rows.append([label, *(cell(arm) for arm in results.arms)])
+
+    def planned(*path: str) -> Callable[[str], str]:
+        return lambda arm: _count(_dig(results.plan, "arms", arm, *path))
+
+    shapes = {arm: _shape(results.model(arm)) for arm in results.arms}
+    for key in ("layers × width, MLP width", "memory: chapters × tokens", "chapters read"):
+        add(key, lambda arm, key=key: shapes[arm].get(key, MISSING))  # type: ignore[misc]
+    for key in ("total", "trainable", "backbone", "memory_layers", "bank"):
+        add(f"parameters, {key.replace('_', ' ')}", planned("parameters", key))
+    add(
+        "forward FLOPs per sequence, paper accounting",
+        planned("flops", "paper_forward_per_sequence"),
+    )
+    add(
+        "training FLOPs per token, hardware accounting",
+        planned("flops", "hardware_train_per_token"),
+    )
+    add(
+        "deviation from iso-FLOP",
+        lambda arm: _iso_flop(_dig(results.plan, "arms", arm, "iso_flop")),
+    )
+    for phase in results.phases:
+        add(f"optimizer steps, {phase}", planned("steps", phase))
+    for phase in results.phases:
+        add(
+            f"measured tokens/s, {phase}",
+            lambda arm, phase=phase: _count(results.tokens_per_sec(arm, phase)),  # type: ignore[misc]
+        )
+    header = ["", *(results.label(arm) for arm in results.arms)]
+    caption = "Shape and planned cost of every arm, and the median throughput measured"
+    return _table(results, "cost", caption, header, rows)
+
+
+def scores(results: Results) -> Table:
+    """Score of every task and arm at every boundary, with its interval and baselines."""
+    rows = []
+    for task in results.tasks:
+        for arm in results.arms:
+            found = [results.score(arm, boundary, task) for boundary in results.boundaries]
+            any_score = next((score for score in found if score), None)
+            baselines = [
+                _percent(any_score.chance if any_score else None),
+                _percent(any_score.majority if any_score else None),
+            ]
+            rows.append([task, results.label(arm), *(_score(score) for score in found), *baselines])
+    header = ["task", "arm", *results.boundaries, "chance", "majority"]
+    notes = [f"{NEAR_NOTE}."] if any(NEAR in cell for row in rows for cell in row) else []
+    caption = f"Score at each boundary, % of items correct [95% Wilson interval]{_over(results)}"
+    return _table(
+        results, "scores", caption, header, rows, num_keys=2, notes=notes, raw=results.all_scores()
+    )
+
+
+def deltas(results: Results) -> list[Table]:
+    """One table per transition: what every task's score was, is, and how it changed."""
+    tables = []
+    for before, after in results.transitions:
+        rows = [
+            [
+                results.label(arm),
+                *(
+                    _change(results.score(arm, before, task), results.score(arm, after, task))
+                    for task in results.tasks
+                ),
+            ]
+            for arm in results.arms
+        ]
+        notes = (
+            [f"{NEAR} not distinguishable from its baseline before: there was nothing to forget."]
+            if any(NEAR in cell for row in rows for cell in row)
+            else []
+        )
+        caption = (
+            f"Change over {before} → {after}: score before → after (change), %{_over(results)}"
+        )
+        name = f"delta-{before}-{after}"
+        tables.append(_table(results, name, caption, ["arm", *results.tasks], rows, notes=notes))
+    return tables
+
+
+def bits_per_byte(results: Results) -> Table:
+    """Validation loss on every source at every boundary, in bits per byte of text."""
+    rows = []
+    for source in results.sources:
+        for arm in results.arms:
+            found = {b: results.bits_per_byte(arm, b, source) for b in results.boundaries}
+            changes = []
+            for before, after in results.transitions:
+                start, end = found[before], found[after]
+                changes.append(MISSING if start is None or end is None else _signed(end - start, 3))
+            cells = [_fixed(value, 3) for value in found.values()]
+            rows.append([source, results.label(arm), *cells, *changes])
+    header = ["source", "arm", *results.boundaries]
+    header += [f"{before} → {after}" for before, after in results.transitions]
+    caption = f"Bits per byte of validation text at each boundary (lower is better){_over(results)}"
+    raw = results.all_bits_per_byte()
+    return _table(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
+
+
+def losses(results: Results) -> Table:
+    rows = [
+        [
+            results.label(arm),
+            *(_fixed(results.last_loss(arm, phase), 3) for phase in results.phases),
+            *(_count(results.tokens_per_sec(arm, phase)) for phase in results.phases),
+        ]
+        for arm in results.arms
+    ]
+    header = ["arm", *(f"loss, {phase}" for phase in results.phases)]
+    header += [f"tokens/s, {phase}" for phase in results.phases]
+    caption = "Training loss (mean of the last 10 logged values of a phase) and throughput"
+    return _table(results, "losses", caption, header, rows)
+
+
+def chapters(results: Results) -> Table:
+    """How evenly the chapters of every memory layer were used at the end of each phase."""
+    rows = [
+        [
+            results.label(run.arm),
+            str(run.seed),
+            phase,
+            str(window["layer"]),
+            _fixed(window.get("load_max_over_mean"), 2),
+            _fixed(window.get("entropy"), 3),
+            _percent(window.get("dead_share")),
+            _fixed(window.get("kl_to_uniform"), 3),
+            _percent(window.get("shared_mass")),
+        ]
+        for arm in results.arms
+        for run in results.runs_of(arm)
+        for phase in results.phases
+        for window in run.last_windows(phase)
+    ]
+    header = ["arm", "seed", "phase", "layer", "load max/mean", "entropy / uniform"]
+    header += ["never picked, %", "KL to uniform, nats", "shared mass, %"]
+    caption = "Chapter use in the last window of each phase, by memory layer (0-based block)"
+    return _table(results, "chapters", caption, header, rows, num_keys=4)
+
+
+def _table(
+    results: Results,
+    name: str,
+    caption: str,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    num_keys: int = 1,
+    notes: Sequence[str] = (),
+    raw: Sequence[dict[str, object]] = (),
+) -> Table:
+    marks = [f"{NON_CAUSAL_NOTE}."] if results.any_non_causal else []
+    return Table(name, caption, header, rows, num_keys, [*notes, *marks], list(raw))
+
+
+def _over(results: Results) -> str:
+    if len(results.seeds) == 1:
+        return "; one seed"
+    if results.num_complete_seeds() == len(results.seeds):
+        return f"; mean over {len(results.seeds)} seeds"
+    return "; mean over the seeds that got there"
+
+
+def _score(score: Score | None) -> str:
+    if score is None:
+        return MISSING
+    mark = f"{NEAR} " if score.near else ""
+    return f"{mark}{_percent(score.value)} [{_percent(score.low)}, {_percent(score.high)}]"
+
+
+def _change(before: Score | None, after: Score | None) -> str:
+    if before is None:
+        return MISSING
+    if after is None:
+        return f"{_percent(before.value)} → {MISSING}"
+    change = _signed(100 * (after.value - before.value), 1)
+    mark = f"{NEAR} " if before.near else ""
+    return f"{mark}{_percent(before.value)} → {_percent(after.value)} ({change})"
+
+
+def _shape(model: dict[str, Any] | None) -> dict[str, str]:
+    if model is None:
+        return {}
+    shape = {
+        "layers × width, MLP width": f"{model['num_layers']} × {model['dim']}, {model['mlp_dim']}"
+    }
+    memory = model["memory"]
+    if memory:
+        routed = "all" if memory["num_routed"] is None else f"{memory['num_routed']} routed"
+        size = f"{memory['num_chapters']} × {memory['chapter_tokens']}"
+        shape["memory: chapters × tokens"] = size
+        shape["chapters read"] = f"{routed} + {memory['num_shared']} shared"
+    return shape
+
+
+def _iso_flop(entry: object) -> str:
+    if not isinstance(entry, dict) or entry.get("relative_error") is None:
+        return MISSING
+    return f"{_signed(100 * entry['relative_error'], 2)}% of {entry['target']}"
+
+
+def _dig(tree: object, *path: str) -> object:
+    for key in path:
+        tree = tree.get(key) if isinstance(tree, dict) else None
+    return tree
+
+
+def _count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else MISSING
+
+
+def _percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def _fixed(value: float | None, digits: int) -> str:
+    return MISSING if value is None else f"{value:.{digits}f}"
+
+
+def _signed(value: float, digits: int) -> str:
+    """With a real minus sign, and no sign on what rounds to zero."""
+    text = f"{value:+.{digits}f}".replace("-", "−")
+    return text[1:] if float(text[1:]) == 0 else text

@@ -1,0 +1,49 @@
+"""Where a run keeps what. The files are the truth; MLflow and the report are made from them."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from moc.journal import Journal
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One arm and seed of a study: ``<study>/arms/<arm>/seed-<seed>``."""
+
+    path: Path
+    phases: Sequence[str]
+
+    @classmethod
+    def of(cls, study_dir: Path, arm: str, seed: int, phases: Sequence[str]) -> RunDir:
+        return cls(study_dir / "arms" / arm / f"seed-{seed}", tuple(phases))
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    def boundary_name(self, index: int) -> str:
+        """``start`` before the first phase, else the name of the phase that ended."""
+        return self.phases[index - 1] if index else "start"
+
+    def boundary(self, index: int) -> Path:
+        return self.path / "boundaries" / f"{index}-{self.boundary_name(index)}"
+
+    def journal(self) -> Journal:
+        return Journal(self.path / "metrics.jsonl")
+
+    def chapters(self) -> Journal:
+        return Journal(self.path / "chapters.jsonl")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write ``value`` as JSON in one rename, so that a reader never sees half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(path.name + ".partial")
+    partial.write_text(json.dumps(value, indent=2) + "\n")
+    os.replace(partial, path)

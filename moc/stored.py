@@ -1,0 +1,124 @@
+"""What can be done with a study's files after it ran: find it, score it again, generate."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from moc.config import StudyConfig, load_study, nearest
+from moc.errors import ConfigError
+
+
+def study_dir_of(path: Path) -> Path:
+    """The study folder that ``path`` (a study YAML, or anything inside the folder) belongs to.
+
+    Raises:
+        ConfigError: if there is none.
+    """
+    if path.suffix in (".yaml", ".yml") and path.name != "study.yaml":
+        folder = load_study(path).dir
+        if not (folder / "study.yaml").is_file():
+            raise ConfigError(f"{folder}: this study has not been run yet; try: moc run {path}")
+        return folder
+    _check_exists(path)
+    for folder in (path, *path.resolve().parents):
+        if (folder / "study.yaml").is_file():
+            return folder
+    raise ConfigError(f"{path} is not inside a study's folder (no study.yaml above it)")
+
+
+def evaluate_stored(path: Path, suite: str = "study") -> str:
+    """Score one boundary, or every boundary of a run; the same numbers as during the study.
+
+    Args:
+        path: ``.../boundaries/<i>-<name>``, or ``.../seed-<n>``.
+        suite: ``study``, or the name of a suite in ``evals.suites``.
+
+    Returns:
+        A text table. Nothing on disk changes.
+
+    Raises:
+        ConfigError: for a path that holds no boundary, or an unknown suite.
+    """
+    folders = _boundaries(path)
+    study, study_dir = _study_of(path)
+    from evals.suites import suite_tasks
+    from moc.data.tasks import write_task_items
+    from moc.data.tokenizer import Tokenizer
+    from moc.evaluate import BoundaryEvaluator
+    from moc.model import load_model
+    from moc.text import table
+
+    study.evals.tasks = suite_tasks(suite, study.evals.tasks)
+    write_task_items(study, study_dir / "tasks")
+    evaluator = BoundaryEvaluator(study, Tokenizer.load(study_dir / "tokenizer"))
+    rows = []
+    for folder in folders:
+        scores, _ = evaluator.score(load_model(folder))
+        for task, score in scores["tasks"].items():
+            baselines = f"{score['chance']:.3f} / {score['majority']:.3f}"
+            value = f"{score['value']:.4f}"
+            rows.append([folder.name, task, score["metric"], value, baselines])
+        for source, bits in scores["bits_per_byte"].items():
+            rows.append([folder.name, source, "bits per byte", f"{bits:.4f}", ""])
+    return table(["boundary", "what", "metric", "value", "chance / majority"], rows)
+
+
+def continue_prompt(
+    path: Path,
+    prompt: str,
+    *,
+    chat: bool,
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
+) -> str:
+    """The model's continuation of ``prompt``.
+
+    Raises:
+        ConfigError: if ``path`` is no boundary or the prompt is empty.
+    """
+    (folder,) = _boundaries(path)[:1]
+    _, study_dir = _study_of(path)
+    if not prompt:
+        raise ConfigError("--prompt is empty")
+    from moc.data.document import chat_prompt
+    from moc.data.tokenizer import Tokenizer
+    from moc.model import generate, load_model
+
+    tokenizer = Tokenizer.load(study_dir / "tokenizer")
+    text = chat_prompt([{"role": "user", "content": prompt}]) if chat else prompt
+    stop = {tokenizer.eos_id, *tokenizer.encode("<|im_end|>")[:1]}
+    (new,) = generate(
+        load_model(folder),
+        [tokenizer.encode(text)],
+        max_new_tokens=max_new_tokens,
+        stop_ids=stop,
+        temperature=temperature,
+        seed=seed,
+    )
+    return tokenizer.decode(new)
+
+
+def _boundaries(path: Path) -> list[Path]:
+    _check_exists(path)
+    if (path / "model.json").is_file():
+        return [path]
+    found = sorted((path / "boundaries").glob("*/model.json"))
+    if not found:
+        raise ConfigError(f"{path} holds no model; name a seed's folder or one below boundaries/")
+    return [file.parent for file in found]
+
+
+def _study_of(path: Path) -> tuple[StudyConfig, Path]:
+    folder = study_dir_of(path)
+    study = load_study(folder / "study.yaml")
+    study.runs_dir = str(folder.parent)
+    return study, folder
+
+
+def _check_exists(path: Path) -> None:
+    if path.exists():
+        return
+    parent = next(p for p in path.absolute().parents if p.exists())
+    found = sorted(str(p) for p in parent.iterdir())
+    raise ConfigError(f"{path}: no such file or folder; {nearest(str(path.absolute()), found)}")

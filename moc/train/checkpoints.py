@@ -1,0 +1,203 @@
+"""What training leaves on disk, such that a kill at any moment loses nothing but time.
+
+A checkpoint is a folder, written under a temporary name beside its target and renamed:
+
+    checkpoints/<phase>-<step>/  training.pt (weights, Adam moments by name), manifest.json
+    boundaries/<i>-<phase>/      model.safetensors, model.json, manifest.json [, training.pt]
+
+The manifest holds the SHA-256 of every file, the phase, the step and the config hash. State is
+gathered by name, so a run may continue under another strategy or number of ranks.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.distributed.checkpoint.state_dict import (
+    StateDictOptions,
+    get_model_state_dict,
+    get_optimizer_state_dict,
+    set_optimizer_state_dict,
+)
+
+from moc.errors import CheckpointError
+from moc.model.files import save_model
+from moc.model.transformer import Transformer
+from moc.train.distributed import barrier, rank
+
+_FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
+
+
+def save_training_state(
+    folder: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    *,
+    phase: str,
+    step: int,
+    config_hash: str,
+) -> None:
+    """Write weights and optimizer state as checkpoint ``folder``; a collective call."""
+    state = {
+        "model": get_model_state_dict(model, options=_FULL),
+        "optimizer": get_optimizer_state_dict(model, optimizer, options=_FULL),
+        "step": step,
+    }
+    if rank() == 0:
+        with _AtomicFolder(folder) as partial:
+            torch.save(state, partial / "training.pt")
+            write_manifest(partial, phase=phase, step=step, config_hash=config_hash)
+    barrier()
+
+
+def save_boundary(
+    folder: Path,
+    model: Transformer,
+    optimizer: torch.optim.Optimizer | None,
+    **manifest: Any,
+) -> None:
+    """Write the weights at a boundary; with ``optimizer``, its state too. A collective call."""
+    weights = get_model_state_dict(model, options=_FULL)
+    state = None
+    if optimizer is not None:
+        state = get_optimizer_state_dict(model, optimizer, options=_FULL)
+    if rank() == 0:
+        with _AtomicFolder(folder) as partial:
+            save_model(weights, model.config, partial)
+            if state is not None:
+                torch.save({"optimizer": state}, partial / "training.pt")
+            write_manifest(partial, **manifest)
+    barrier()
+
+
+def load_training_state(folder: Path) -> dict[str, Any]:
+    """What ``save_training_state`` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: if a file is missing or does not match the manifest.
+    """
+    check_manifest(folder)
+    return torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+
+
+def restore_optimizer(
+    model: Transformer, optimizer: torch.optim.Optimizer, state: dict[str, Any]
+) -> None:
+    """Put saved moments back, by parameter name; a collective call under sharding.
+
+    Settings (learning rate, weight decay) stay those of the optimizer: only its state is restored.
+    """
+    settings = [
+        {key: value for key, value in group.items() if key != "params"}
+        for group in optimizer.param_groups
+    ]
+    set_optimizer_state_dict(
+        model, optimizer, state, options=StateDictOptions(full_state_dict=True)
+    )
+    for group, setting in zip(optimizer.param_groups, settings, strict=True):
+        group.update(setting)
+
+
+def latest_checkpoint(folder: Path, phase: str, config_hash: str) -> Path | None:
+    """The intact checkpoint of ``phase`` with the highest step; damaged ones are passed over.
+
+    Raises:
+        CheckpointError: if checkpoints exist and none is intact, or they belong to other settings.
+    """
+    found = sorted(folder.glob(f"{phase}-*"), key=_step_of, reverse=True)
+    found = [path for path in found if path.suffix != ".partial"]
+    problems = []
+    for path in found:
+        try:
+            manifest = check_manifest(path)
+        except CheckpointError as error:
+            problems.append(str(error))
+            continue
+        if manifest["config_hash"] != config_hash:
+            raise CheckpointError(
+                f"{path} was trained with other settings; give the study another name, or remove "
+                f"{folder.parent}"
+            )
+        for problem in problems:
+            print(f"passed over: {problem}", flush=True)
+        return path
+    if problems:
+        raise CheckpointError(f"no intact checkpoint: {problems[0]}; remove {folder} to start over")
+    return None
+
+
+def prune_checkpoints(folder: Path, phase: str, keep: int) -> None:
+    """Remove all but the last ``keep`` checkpoints of ``phase``, and leftovers of killed writes."""
+    for path in folder.glob("*.partial"):
+        shutil.rmtree(path, ignore_errors=True)
+    for path in sorted(folder.glob(f"{phase}-*"), key=_step_of)[: -keep or None]:
+        shutil.rmtree(path)
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Record ``facts`` and the SHA-256 of every file in ``folder``."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    (folder / "manifest.json").write_text(json.dumps({**facts, "sha256": files}, indent=2) + "\n")
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``, once every file it names has been verified.
+
+    Raises:
+        CheckpointError: naming the missing or damaged file.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: manifest.json is missing or unreadable") from error
+    for name, expected in manifest["sha256"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
+    return manifest
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+class _AtomicFolder:
+    """A folder that appears under its name complete and on disk, or not at all."""
+
+    def __init__(self, target: Path) -> None:
+        self.target = target
+        self.partial = target.with_name(target.name + ".partial")
+
+    def __enter__(self) -> Path:
+        shutil.rmtree(self.partial, ignore_errors=True)
+        self.partial.mkdir(parents=True)
+        return self.partial
+
+    def __exit__(self, kind: object, *_: object) -> None:
+        if kind is not None:
+            shutil.rmtree(self.partial, ignore_errors=True)
+            return
+        for path in [*self.partial.iterdir(), self.partial]:
+            _sync(path)
+        if self.target.exists():
+            shutil.rmtree(self.target)
+        self.partial.rename(self.target)
+        _sync(self.target.parent)
+
+
+def _sync(path: Path) -> None:
+    descriptor = os.open(path, os.O_RDONLY)
+    os.fsync(descriptor)
+    os.close(descriptor)
+
+
+def _step_of(path: Path) -> int:
+    step = path.name.removesuffix(".partial").rpartition("-")[2]
+    return int(step) if step.isdigit() else -1

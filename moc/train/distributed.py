@@ -1,0 +1,50 @@
+"""The few collectives that training needs; each does nothing in a single process."""
+
+from __future__ import annotations
+
+import os
+
+import torch
+from torch import Tensor
+from torch import distributed as dist
+
+
+def is_distributed() -> bool:
+    return dist.is_available() and dist.is_initialized()
+
+
+def world_size() -> int:
+    return dist.get_world_size() if is_distributed() else 1
+
+
+def rank() -> int:
+    return dist.get_rank() if is_distributed() else 0
+
+
+def is_main_process() -> bool:
+    """Whether this is rank 0, also before any process group exists (launchers set these)."""
+    if is_distributed():
+        return rank() == 0
+    for name in ("RANK", "SLURM_PROCID", "LOCAL_RANK"):
+        if name in os.environ:
+            return os.environ[name] == "0"
+    return True
+
+
+def all_sum(tensor: Tensor) -> Tensor:
+    """``tensor`` summed over ranks (a new tensor; the argument is left alone)."""
+    if not is_distributed():
+        return tensor
+    total = tensor.detach().clone()
+    dist.all_reduce(total)
+    return total
+
+
+def barrier() -> None:
+    if is_distributed():
+        dist.barrier()
+
+
+def full(tensor: Tensor) -> Tensor:
+    """The whole tensor of a sharded one (a collective); any other tensor as it is."""
+    return tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor

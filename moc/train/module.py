@@ -1,0 +1,185 @@
+"""The LightningModule: one phase of one arm.
+
+One batch is one optimizer step: A micro-batches of B sequences of L + 1 tokens for this rank. So a
+step's token count is known before its first backward pass, a checkpoint never falls between
+micro-batches, and a step is skipped or counted once.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.distributed.fsdp import FSDPModule, fully_shard
+from torch.nn import functional as F
+from torch.nn.parallel import DistributedDataParallel
+
+from moc.config import PhaseConfig
+from moc.model.config import MemoryConfig
+from moc.model.router import Routing, balance_loss, pick_counts, z_loss
+from moc.model.transformer import Transformer
+from moc.train.checkpoints import restore_optimizer
+from moc.train.distributed import all_sum, full, world_size
+from moc.train.optim import build_optimizer, freeze_groups, lr_factor, set_learning_rates
+
+
+class StudyModule(L.LightningModule):
+    """Trains a ``Transformer`` through one phase.
+
+    Args:
+        model: on the CPU, with the weights that the phase starts from.
+        start_step: optimizer steps of this phase that are already done.
+        schedule_offset: steps of earlier phases that the schedule counts on from.
+        compile_model: ``torch.compile`` the forward pass.
+    """
+
+    def __init__(
+        self,
+        model: Transformer,
+        phase: PhaseConfig,
+        *,
+        start_step: int = 0,
+        schedule_offset: int = 0,
+        compile_model: bool = False,
+    ) -> None:
+        super().__init__()
+        self.automatic_optimization = False
+        self.model = model
+        self.phase = phase
+        self.step = start_step
+        self.schedule_offset = schedule_offset
+        self.compile_model = compile_model
+        self.optimizer_state: dict[str, Any] | None = None  # set to restore one
+        freeze_groups(model, phase.optimizer)
+
+    def configure_model(self) -> None:
+        if isinstance(self.model, FSDPModule):
+            return
+        if self.compile_model:
+            self.model.compile()
+        if self.device_mesh is not None:
+            mesh = self.device_mesh["data_parallel"]
+            for block in self.model.blocks:
+                fully_shard(block, mesh=mesh)
+            # The root keeps embedding, norm and bank: unsharded once, read by every memory layer.
+            fully_shard(self.model, mesh=mesh)
+
+    def configure_optimizers(self) -> torch.optim.Optimizer:
+        sharded = isinstance(self.model, FSDPModule)
+        return build_optimizer(self.model, self.phase.optimizer, fused=not sharded)
+
+    def on_train_start(self) -> None:
+        if self.optimizer_state is not None:
+            optimizer = self.optimizers(use_pl_optimizer=False)
+            assert isinstance(optimizer, torch.optim.Optimizer)
+            restore_optimizer(self.model, optimizer, self.optimizer_state)
+            self.optimizer_state = None
+
+    def training_step(self, batch: dict[str, Tensor], batch_idx: int) -> dict[str, Any]:
+        """One optimizer step.
+
+        Returns (for the callbacks): ``loss`` (mean cross-entropy over the counted tokens of all
+        ranks and micro-batches), ``balance_loss``, ``z_loss``, ``grad_norm`` (before clipping),
+        ``lr_factor``, ``skipped``, and ``picks`` (one (C,) count per memory layer, global).
+        """
+        optimizer = self.optimizers(use_pl_optimizer=True)
+        assert not isinstance(optimizer, list)
+        factor = self.current_lr_factor()
+        set_learning_rates(optimizer.optimizer, factor)
+        tokens_ABL, mask_ABL = batch["tokens"], batch["loss_mask"]
+        num_counted = all_sum(mask_ABL.sum()).clamp(min=1)
+        num_micro = tokens_ABL.shape[0]
+        sums: Tensor | float = 0.0
+        picks: list[Tensor] = []
+        for index, (tokens_BL, mask_BL) in enumerate(zip(tokens_ABL, mask_ABL, strict=True)):
+            with self._sync_gradients(index == num_micro - 1):
+                output = self.model(tokens_BL[:, :-1])
+                nll = masked_nll(output.logits_BLV, tokens_BL[:, 1:], mask_BL)
+                balance, z, layer_picks = self._router_losses(output.routing)
+                # Gradients are averaged over ranks; the data term is a sum over all of them.
+                loss = nll * (world_size() / num_counted) + (balance + z) / num_micro
+                if loss.requires_grad:
+                    self.manual_backward(loss)
+            sums = sums + torch.stack((nll.detach(), balance.detach(), z.detach())).double()
+            picks = [a + b for a, b in zip(picks, layer_picks, strict=True)] or layer_picks
+        total_nll, total_balance, total_z = all_sum(torch.as_tensor(sums)).unbind()
+        grad_norm = self._clip_gradients()
+        loss_value = total_nll / num_counted
+        skipped = not bool(torch.isfinite(loss_value) & torch.isfinite(grad_norm))
+        if not skipped:  # the same on every rank: both figures are global
+            optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        scale = num_micro * world_size()
+        return {
+            "loss": loss_value,
+            "balance_loss": total_balance / scale,
+            "z_loss": total_z / scale,
+            "grad_norm": grad_norm,
+            "lr_factor": factor,
+            "skipped": skipped,
+            "picks": [all_sum(counts_C) for counts_C in picks],
+        }
+
+    def step_tensor(self, value: float) -> Tensor:
+        """``value`` where collectives can reach it."""
+        return torch.tensor(float(value), device=self.device)
+
+    def current_lr_factor(self) -> float:
+        """Learning rate of the coming step over its peak."""
+        total = self.phase.num_steps() + self.schedule_offset
+        return lr_factor(self.step + self.schedule_offset, total, self.phase.schedule)
+
+    def _router_losses(self, routing: list[Routing]) -> tuple[Tensor, Tensor, list[Tensor]]:
+        """Weighted balance and z-loss, each averaged over layers, and the picks per layer.
+
+        The balance loss uses the picks of all ranks, so that its gradient does not depend on how
+        a micro-batch is spread over them. Across micro-batches it is a mean of their losses.
+        """
+        memory = self.model.config.memory
+        routed = [layer for layer in routing if layer.logits_BGC.shape[-1]]
+        zero = torch.zeros((), device=self.device)
+        if not routed or memory is None:
+            return zero, zero, []
+        balance = z = zero
+        picks = [_picks(layer, memory) for layer in routed]
+        shares = all_sum(torch.stack(picks)).to(zero.dtype) / world_size()
+        for layer, picks_C in zip(routed, shares, strict=True):
+            balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
+            z = z + z_loss(layer.logits_BGC.flatten(0, 1))
+        router = memory.router
+        scale = 1 / len(routed)
+        return (
+            balance * router.balance_coefficient * scale,
+            z * router.z_loss_coefficient * scale,
+            picks,
+        )
+
+    def _sync_gradients(self, sync: bool) -> AbstractContextManager[None]:
+        """Only a step's last backward pass needs to talk to the other ranks."""
+        if isinstance(self.model, FSDPModule):
+            self.model.set_requires_gradient_sync(sync)
+            return nullcontext()
+        wrapper = self.trainer.strategy.model
+        if isinstance(wrapper, DistributedDataParallel) and not sync:
+            return wrapper.no_sync()
+        return nullcontext()
+
+    def _clip_gradients(self) -> Tensor:
+        """Clip by global norm; the norm before clipping."""
+        gradients = [p for p in self.model.parameters() if p.grad is not None]
+        limit = self.phase.optimizer.clip_norm or float("inf")
+        return full(torch.nn.utils.clip_grad_norm_(gradients, limit))
+
+
+def masked_nll(logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor) -> Tensor:
+    """Sum of -log p(target) over the positions whose mask is set. Scalar float32, in nats."""
+    nll = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none")
+    return (nll * mask_BL.flatten()).sum()
+
+
+def _picks(layer: Routing, memory: MemoryConfig) -> Tensor:
+    return pick_counts(layer.index_BGN, memory.num_chapters, memory.num_shared)

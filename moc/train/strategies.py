@@ -1,0 +1,41 @@
+"""From the config's names to Lightning's strategies."""
+
+from __future__ import annotations
+
+import torch
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
+
+from moc.config import TrainerConfig
+
+
+def accelerator_of(config: TrainerConfig) -> str:
+    if config.accelerator == "auto":
+        return "gpu" if torch.cuda.is_available() else "cpu"
+    return config.accelerator
+
+
+def num_devices(config: TrainerConfig) -> int:
+    """Devices per node: as configured, else every GPU, or one CPU process."""
+    if config.devices is not None:
+        return config.devices
+    return torch.cuda.device_count() if accelerator_of(config) == "gpu" else 1
+
+
+def build_strategy(config: TrainerConfig) -> Strategy | str:
+    """``auto``: a single device where there is one, else ddp. ``fsdp``: FSDP2.
+
+    FSDP2 comes as ``ModelParallelStrategy``; the older ``FSDPStrategy`` refuses CPUs and clipping
+    by norm, and its full-file loading ignores ``weights_only``.
+    """
+    world_size = num_devices(config) * config.num_nodes
+    match config.strategy:
+        case "fsdp":
+            return ModelParallelStrategy(
+                data_parallel_size=world_size,
+                tensor_parallel_size=1,
+                save_distributed_checkpoint=False,
+            )
+        case "auto" if world_size == 1:
+            return "auto"
+        case _:
+            return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)

@@ -1,0 +1,254 @@
+"""Run directories as a study would leave them, without training: for tests of what reads them."""
+
+from __future__ import annotations
+
+import json
+import math
+import random
+import uuid
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from moc.config import ArmConfig, PhaseConfig, SourceConfig, StudyConfig, config_hash, save_study
+from moc.journal import Journal
+from moc.model.config import ModelConfig
+
+SOURCES = {"pretrain": "people", "ift": "skills"}
+BOUNDARIES = ["start", "pretrain", "ift"]
+NUM_ITEMS = 200
+# score after the start, pretrain and ift boundaries, as a share; the first task is choice
+SCORES = {
+    "facts_choice": {"moc": (0.25, 0.83, 0.74), "iso_flop": (0.235, 0.79, 0.62)},
+    "facts_answer": {"moc": (0.0, 0.71, 0.52), "iso_flop": (0.0, 0.655, 0.31)},
+    "skills_answer": {"moc": (0.0, 0.0, 0.42), "iso_flop": (0.0, 0.005, 0.445)},
+}
+BASELINES = {
+    "facts_choice": (0.25, 0.28),
+    "facts_answer": (0.0, 0.035),
+    "skills_answer": (0.0, 0.04),
+}
+
+
+def fake_study(
+    runs_dir: Path, *, seeds: tuple[int, ...] = (0,), num_steps: tuple[int, int] = (240, 120)
+) -> StudyConfig:
+    """Three arms (``moc`` routes over the sequence) through ``pretrain`` and ``ift``."""
+    phases = {
+        name: PhaseConfig(
+            tokens=8192 * steps, mixture={SOURCES[name]: 1.0}, context_length=128 * (1 + index)
+        )
+        for index, (name, steps) in enumerate(zip(SOURCES, num_steps, strict=True))
+    }
+    dense = ModelConfig(memory=None)
+    models = {
+        "moc": ModelConfig(),
+        "iso_flop": ModelConfig(num_layers=6, memory=None),
+        "backbone": dense,
+    }
+    return StudyConfig(
+        name="fake",
+        description="Does a learned memory keep facts through instruction tuning?",
+        seeds=list(seeds),
+        runs_dir=str(runs_dir),
+        data={"people": SourceConfig(kind="facts"), "skills": SourceConfig(kind="skills")},
+        phases=phases,
+        arms={name: ArmConfig(model=model, phases=phases) for name, model in models.items()},
+    )
+
+
+def write_study(study: StudyConfig, *, runs: bool = True) -> Path:
+    """The study's own files, and with ``runs`` every run complete. Returns the study's folder."""
+    study.dir.mkdir(parents=True, exist_ok=True)
+    save_study(study, study.dir / "study.yaml")
+    write_json(study.dir / "plan.json", fake_plan(study))
+    write_json(
+        study.dir / "environment.json",
+        {"python": "3.11.9", "torch": "2.13.0", "git_commit": "0123456789abcdef", "gpu": None},
+    )
+    write_json(
+        study.dir / "datasets.json",
+        {name: dict.fromkeys(phase.mixture, "f" * 40) for name, phase in study.phases.items()},
+    )
+    if runs:
+        for arm in study.arms:
+            for seed in study.seeds:
+                write_run(study, arm, seed)
+    return study.dir
+
+
+def write_run(
+    study: StudyConfig, arm: str, seed: int, *, boundaries: int = 3, status: str = "finished"
+) -> Path:
+    """One run that got as far as the first ``boundaries`` boundaries."""
+    rng = random.Random(f"{arm}-{seed}")
+    run_dir = study.dir / "arms" / arm / f"seed-{seed}"
+    routed = study.arms[arm].model.memory is not None
+    write_json(
+        run_dir / "run.json",
+        {
+            "study": study.name,
+            "arm": arm,
+            "seed": seed,
+            "run_uuid": uuid.UUID(int=rng.getrandbits(128)).hex,
+            "scope": "sequence" if routed else "none",
+            "causal": not routed,
+            "config_hash": config_hash(study.arms[arm]),
+            "started": "2026-03-02T10:00:00+00:00",
+            "status": status,
+        },
+    )
+    journal = Journal(run_dir / "metrics.jsonl")
+    chapters = Journal(run_dir / "chapters.jsonl")
+    tokens = 0
+    write_boundary(study, run_dir, arm, seed, 0, tokens)
+    for index, (name, phase) in enumerate(study.phases.items(), start=1):
+        for step in range(10, phase.num_steps() + 1, 10):
+            now = tokens + step * phase.tokens_per_step
+            journal.append(fake_metrics(arm, name, step, now, phase.num_steps(), rng, routed))
+            if routed and step % 40 == 0:
+                for record in fake_chapters(study, arm, name, step, now, rng):
+                    chapters.append(record)
+        tokens += phase.num_steps() * phase.tokens_per_step
+        if index >= boundaries:
+            break
+        journal.commit()
+        write_boundary(study, run_dir, arm, seed, index, tokens)
+    journal.close()
+    chapters.close()
+    return run_dir
+
+
+def write_boundary(
+    study: StudyConfig, run_dir: Path, arm: str, seed: int, index: int, tokens: int
+) -> Path:
+    rng = random.Random(f"{arm}-{seed}-{index}")
+    tasks: dict[str, Any] = {}
+    for task, scores in SCORES.items():
+        # the backbone follows iso_flop, a little lower
+        share = scores[arm][index] if arm in scores else 0.93 * scores["iso_flop"][index]
+        wobble = 0.02 * (seed - study.seeds[0]) * (1 if share > 0.1 else 0)
+        value = round((share + wobble) * NUM_ITEMS) / NUM_ITEMS
+        chance, majority = BASELINES[task]
+        choice = task.endswith("choice")
+        tasks[task] = {
+            "metric": "acc" if choice else "exact_match",
+            "value": value,
+            "stderr": math.sqrt(value * (1 - value) / (NUM_ITEMS - 1)),
+            "num_items": NUM_ITEMS,
+            "chance": chance,
+            "majority": majority,
+            "extra": {"acc_norm": value} if choice else {},
+        }
+    worse = {"moc": 0.0, "iso_flop": 0.03}.get(arm, 0.08)
+    people = (8.1, 0.61, 0.74 + 2 * worse)[index] + worse + rng.uniform(-0.01, 0.01)
+    skills = (8.3, 3.9, 0.88)[index] + worse / 2 + rng.uniform(-0.01, 0.01)
+    folder = run_dir / "boundaries" / f"{index}-{BOUNDARIES[index]}"
+    write_json(
+        folder / "evals.json",
+        {
+            "boundary": BOUNDARIES[index],
+            "index": index,
+            "tokens": tokens,
+            "fingerprint": "a" * 64,
+            "tasks": tasks,
+            "bits_per_byte": {"people": people, "skills": skills},
+            "elapsed_sec": 3.2,
+        },
+    )
+    write_json(folder / "model.json", asdict(study.arms[arm].model))
+    samples = folder / "samples" / "facts_answer.jsonl"
+    samples.parent.mkdir(exist_ok=True)
+    samples.write_text('{"doc_hash": "h0", "doc_id": 0, "correct": 1}\n')
+    return folder
+
+
+def fake_metrics(
+    arm: str, phase: str, step: int, tokens: int, num_steps: int, rng: random.Random, routed: bool
+) -> dict[str, Any]:
+    start, end = {"pretrain": (7.6, 1.05), "ift": (3.1, 0.72)}[phase]
+    gap = {"moc": 0.0, "iso_flop": 0.06}.get(arm, 0.16)
+    speed = 12 if phase == "pretrain" else 25
+    loss = end + gap + (start - end) * math.exp(-speed * (step - 10) / num_steps / 2)
+    metrics = {
+        f"{phase}/train/loss": loss + rng.gauss(0, 0.05),
+        f"{phase}/train/lr": 1e-3 * min(1.0, 4 * (1 - step / num_steps) + 0.1),
+        f"{phase}/train/grad_norm": 0.8 + rng.random() / 5,
+        f"{phase}/train/tokens_per_sec": {"moc": 15_200.0, "iso_flop": 16_900.0}.get(arm, 24_000.0)
+        + rng.uniform(-300, 300),
+    }
+    if routed:
+        metrics[f"{phase}/router/entropy"] = 0.9 + rng.random() / 20
+    time = 1_772_445_600.0 + tokens / 16_000
+    return {"phase": phase, "step": step, "tokens": tokens, "time": time, "metrics": metrics}
+
+
+def fake_chapters(
+    study: StudyConfig, arm: str, phase: str, step: int, tokens: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    model = study.arms[arm].model
+    memory = model.memory
+    assert memory is not None and memory.num_routed is not None
+    records = []
+    spread = 0.7 if phase == "pretrain" else 1.1
+    for layer in model.memory_layers():
+        weights = [
+            0.0 if rng.random() < 0.05 else math.exp(rng.gauss(0, spread))
+            for _ in range(memory.num_chapters - memory.num_shared)
+        ]
+        groups = 2560 * memory.num_routed
+        load = [0] * memory.num_shared + [round(groups * w / sum(weights)) for w in weights]
+        routed = load[memory.num_shared :]
+        share = [n / sum(routed) for n in routed]
+        entropy = -sum(p * math.log(p) for p in share if p) / math.log(len(share))
+        records.append(
+            {
+                "phase": phase,
+                "step": step,
+                "tokens": tokens,
+                "time": 1_772_445_600.0 + tokens / 16_000,
+                "layer": layer,
+                "load": load,
+                "window_tokens": 327_680,
+                "num_shared": memory.num_shared,
+                "shared_mass": 0.18 + rng.random() / 10,
+                "load_max_over_mean": max(share) * len(share),
+                "entropy": entropy,
+                "dead_share": routed.count(0) / len(routed),
+                "kl_to_uniform": (1 - entropy) * math.log(len(share)),
+            }
+        )
+    return records
+
+
+def fake_plan(study: StudyConfig) -> dict[str, Any]:
+    arms = {}
+    for arm, config in study.arms.items():
+        memory = config.model.memory is not None
+        backbone = 1_050_000 if arm == "iso_flop" else 787_584
+        bank = 133_120 if memory else 0
+        layers = 139_778 if memory else 0
+        arms[arm] = {
+            "parameters": {
+                "total": backbone + bank + layers,
+                "trainable": backbone + bank + layers,
+                "backbone": backbone,
+                "memory_layers": layers,
+                "bank": bank,
+            },
+            "flops": {
+                "paper_forward_per_sequence": 230_123_456 if arm != "backbone" else 180_000_000,
+                "hardware_train_per_token": 5_400_000 if arm != "backbone" else 4_200_000,
+            },
+            "iso_flop": {
+                "target": "moc" if arm == "iso_flop" else None,
+                "relative_error": -0.0012 if arm == "iso_flop" else None,
+            },
+            "steps": {name: phase.num_steps() for name, phase in config.phases.items()},
+        }
+    return {"study": study.name, "arms": arms}
+
+
+def write_json(path: Path, content: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content))

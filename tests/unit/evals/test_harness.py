@@ -1,0 +1,387 @@
+"""Scores against sums computed here, one sequence at a time, without padding."""
+
+import itertools
+import json
+import logging
+import math
+import random
+import socket
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from evals.harness import StudyLM, bits_per_byte, evaluate_model
+from moc.model import MemoryConfig, ModelConfig, build_model
+
+EOS, IM_START, IM_END = 256, 257, 258
+CONTROL = {"<|endoftext|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
+
+
+class ByteTokenizer:
+    """One id per byte, and one per control token."""
+
+    eos_id = EOS
+
+    def encode(self, text):
+        ids = []
+        while text:
+            control = next((word for word in CONTROL if text.startswith(word)), None)
+            ids += [CONTROL[control]] if control else list(text[0].encode())
+            text = text[len(control or text[0]) :]
+        return ids
+
+    def decode(self, ids):
+        return bytes(i for i in ids if i < 256).decode(errors="replace")
+
+
+class Chain(nn.Module):
+    """Every token is followed by its successor in ``ids``; remembers what it was shown."""
+
+    def __init__(self, ids):
+        super().__init__()
+        table = torch.zeros(260, 260)
+        for before, after in itertools.pairwise(ids):
+            table[before, after] = 10.0
+        self.table = nn.Parameter(table)
+        self.shown = []
+
+    def forward(self, tokens_BL, valid_BL=None):
+        valid_BL = torch.ones_like(tokens_BL).bool() if valid_BL is None else valid_BL
+        rows = zip(tokens_BL, valid_BL, strict=True)
+        self.shown += [row[valid].tolist() for row, valid in rows]
+        return SimpleNamespace(logits_BLV=self.table[tokens_BL])
+
+
+class Script(nn.Module):
+    """Whatever it reads, position ``start + i`` predicts byte i of ``text``."""
+
+    def __init__(self, start, text):
+        super().__init__()
+        self.start, self.text = start, text.encode()
+        self.unused = nn.Parameter(torch.zeros(1))
+
+    def forward(self, tokens_BL, valid_BL=None):
+        logits_BLV = torch.zeros(*tokens_BL.shape, 260)
+        for i, byte in enumerate(self.text):
+            logits_BLV[:, self.start + i : self.start + i + 1, byte] = 1.0
+        return SimpleNamespace(logits_BLV=logits_BLV)
+
+
+@pytest.fixture(scope="module")
+def model():
+    """Random weights large enough that routing moves the logits; routes by the whole sequence."""
+    memory = MemoryConfig(
+        num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal"
+    )
+    memory.bank_init_std = 1.0
+    config = ModelConfig(
+        vocab_size=260, num_layers=2, dim=32, mlp_dim=64, init_std=0.2, residual_init_std=0.2,
+        memory=memory,
+    )  # fmt: skip
+    return build_model(config).eval()
+
+
+def language_model(model, batch_size=4, context_length=64):
+    return StudyLM(model, ByteTokenizer(), context_length=context_length, batch_size=batch_size)
+
+
+def request(*args):
+    return SimpleNamespace(args=args)
+
+
+def brute_force(model, inputs, targets):
+    """Sum of log p(targets) at the last positions of one unpadded sequence, in float64."""
+    with torch.no_grad():
+        logits = model(torch.tensor([inputs])).logits_BLV[0, -len(targets) :].double().numpy()
+    total = 0.0
+    for row, target in zip(logits, targets, strict=True):
+        top = row.max()
+        total += row[target] - top - math.log(sum(math.exp(x - top) for x in row))
+    return total
+
+
+def greedy_loop(model, ids, count):
+    ids = list(ids)
+    for _ in range(count):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits_BLV[0, -1].argmax()))
+    return ids[-count:]
+
+
+PAIRS = [
+    ("Question: Where was Ada Lovelace born?\nAnswer:", " London"),
+    ("Q:", " Ulan Bator"),
+    ("Question: Who?\nAnswer:", " a"),
+    ("x", "yz" * 9),
+    ("Question: What did Grace Hopper study?\nAnswer:", " mathematics"),
+    ("", "no context"),
+]
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 8])
+def test_loglikelihood_is_the_brute_force_sum_at_any_batch_size(model, batch_size):
+    answers = language_model(model, batch_size).loglikelihood([request(*pair) for pair in PAIRS])
+    for (context, continuation), (score, _) in zip(PAIRS, answers, strict=True):
+        before, after = list(context.encode()) or [EOS], list(continuation.encode())
+        expected = brute_force(model, [*before, *after][:-1], after)
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_padding_would_change_scores_if_it_were_not_marked(model):
+    """The test above has teeth: this model does look at every position marked as real."""
+    ids = torch.tensor([list(b"Who?") + [EOS] * 20])
+    valid = torch.arange(24)[None] < 4
+    with torch.no_grad():
+        marked, unmarked = model(ids, valid).logits_BLV, model(ids).logits_BLV
+    assert (marked[0, 3] - unmarked[0, 3]).abs().max() > 1e-2
+
+
+def test_is_greedy_tells_whether_the_model_would_write_the_answer():
+    answers = language_model(Chain(b"abcd")).loglikelihood(
+        [request("xa", "bcd"), request("xa", "bc!"), request("xb", "cd")]
+    )
+    assert [greedy for _, greedy in answers] == [True, False, True]
+
+
+def test_a_sequence_too_long_keeps_exactly_its_last_tokens(model, caplog):
+    context, continuation = "0123456789" * 3, " yes"
+    lm = language_model(model, context_length=12)
+    ((score, _),) = lm.loglikelihood([request(context, continuation)])
+    ids = list((context + continuation).encode())
+    inputs = ids[len(ids) - 13 : -1]  # 12 go in, and the 13th is only predicted
+    assert score == pytest.approx(brute_force(model, inputs, list(b" yes")), abs=1e-4)
+    assert "1 of 1 prompts do not fit evals.context_length 12" in caplog.text
+
+
+def test_an_answer_longer_than_the_context_is_refused(model):
+    with pytest.raises(ValueError, match="answer of 20 tokens does not fit"):
+        language_model(model, context_length=12).loglikelihood([request("a", "b" * 20)])
+
+
+def test_rolling_predicts_every_token_once_with_the_most_context(model):
+    ids = list(b"A sentence of 21 byte")
+    lm = language_model(model, context_length=8)
+    (total,) = lm.loglikelihood_rolling([request("A sentence of 21 byte")])
+    expected = brute_force(model, [EOS, *ids[:7]], ids[:8])
+    expected += brute_force(model, ids[7:15], ids[8:16])
+    expected += brute_force(model, ids[12:20], ids[16:21])  # a full window for the last five
+    assert total == pytest.approx(expected, abs=1e-4)
+
+
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_generation_is_the_naive_greedy_loop(model, batch_size):
+    prompts = ["Question: Who?\nAnswer:", "a", "Hi there, "]
+    lm = language_model(model, batch_size)
+    answers = lm.generate_until([request(p, {"until": [], "max_gen_toks": 6}) for p in prompts])
+    for prompt, answer in zip(prompts, answers, strict=True):
+        expected = greedy_loop(model, prompt.encode(), 6)
+        stop = next((i for i, token in enumerate(expected) if token in (EOS, IM_END)), 6)
+        assert answer == ByteTokenizer().decode(expected[:stop])
+
+
+def test_a_prompt_too_long_keeps_its_last_tokens_and_room_for_the_answer():
+    chain = Chain(b"abcdefgh")
+    lm = language_model(chain, context_length=10)
+    lm.generate_until([request("0123456789xyza", {"until": [], "max_gen_toks": 4})])
+    assert bytes(chain.shown[0]) == b"89xyza"
+    assert max(len(row) for row in chain.shown) < 10
+
+
+@pytest.mark.parametrize(
+    ("ids", "until", "expected"),
+    [
+        (b"abcd", ["c"], "b"),
+        (b"abcde", ["de", "cd"], "b"),  # the earliest of several
+        ([*b"ab", EOS, *b"z"], [], "b"),
+        ([*b"ab", IM_END, *b"z"], [], "b"),
+    ],
+)
+def test_generation_stops_at_strings_end_of_text_and_end_of_turn(ids, until, expected):
+    options = {"until": until, "max_gen_toks": 6}
+    assert language_model(Chain(ids)).generate_until([request("a", options)]) == [expected]
+
+
+def test_sampling_tasks_are_refused(model):
+    with pytest.raises(ValueError, match="do_sample"):
+        language_model(model).generate_until([request("a", {"do_sample": True})])
+
+
+CITIES = ["London", "São Paulo", "Ulan Bator", "Rome"]
+FACTS = [
+    {"id": i, "question": f"Where was person {i} born?", "choices": CITIES, "label": label,
+     "answer": CITIES[label], "attribute": "birth_city", "person_id": i}
+    for i, label in enumerate([2, 0, 2, 3, 1, 2, 0, 0])
+]  # fmt: skip
+
+
+def write_items(folder, task, rows):
+    (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+
+def run(model, folder, task, num_items=100, batch_size=4, context_length=96):
+    scores, samples = evaluate_model(
+        model, ByteTokenizer(), tasks=[task], task_dir=folder, context_length=context_length,
+        batch_size=batch_size, num_items=num_items,
+    )  # fmt: skip
+    return scores[task], samples[task]
+
+
+def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(model, tmp_path):
+    write_items(tmp_path, "facts_choice", FACTS)
+    picked, picked_per_character = [], []
+    for fact in FACTS:
+        prompt = list(f"Question: {fact['question']}\nAnswer:".encode())
+        sums = []
+        for choice in CITIES:
+            after = list(f" {choice}".encode())
+            sums.append(brute_force(model, [*prompt, *after][:-1], after))
+        picked.append(int(np.argmax(sums)))
+        lengths = [len(choice) for choice in CITIES]
+        picked_per_character.append(int(np.argmax(np.array(sums) / lengths)))
+    labels = [fact["label"] for fact in FACTS]
+    hits = [a == b for a, b in zip(picked, labels, strict=True)]
+
+    score, samples = run(model, tmp_path, "facts_choice")
+    assert [sample["prediction"] for sample in samples] == [CITIES[i] for i in picked]
+    assert [sample["target"] for sample in samples] == [fact["answer"] for fact in FACTS]
+    assert [sample["correct"] for sample in samples] == [int(hit) for hit in hits]
+    assert score["metric"] == "acc"
+    assert score["value"] == pytest.approx(np.mean(hits))
+    both = zip(picked_per_character, labels, strict=True)
+    assert score["extra"] == {"acc_norm": pytest.approx(np.mean([a == b for a, b in both]))}
+    assert score["chance"] == 0.25
+    share = np.mean(hits)
+    assert score["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 7))
+
+
+def test_majority_and_limit_count_the_items_that_were_run(model, tmp_path):
+    write_items(tmp_path, "facts_choice", FACTS)
+    score, samples = run(model, tmp_path, "facts_choice", num_items=6)
+    assert score["num_items"] == len(samples) == 6
+    assert score["majority"] == pytest.approx(3 / 6)  # label 2, three times in the first six
+
+
+def test_scores_and_predictions_do_not_depend_on_the_batch_size(model, tmp_path):
+    for task in ("facts_choice", "facts_answer"):
+        write_items(tmp_path, task, FACTS)
+        one = run(model, tmp_path, task, batch_size=1)
+        assert run(model, tmp_path, task, batch_size=8) == one
+        assert run(model, tmp_path, task, batch_size=3) == one
+        assert len({sample["doc_hash"] for sample in one[1]}) == len(FACTS)
+
+
+def test_facts_answer_is_an_exact_match_of_the_stripped_answer(tmp_path):
+    answers = ["2020-01-02", "2020-01-03", "2020-01-02"]  # no loader may turn these into dates
+    rows = [{"id": i, "question": "When?", "answer": a} for i, a in enumerate(answers)]
+    write_items(tmp_path, "facts_answer", rows)
+    model = Script(len("Question: When?\nAnswer:") - 1, " 2020-01-02\n")
+    score, samples = run(model, tmp_path, "facts_answer")
+    assert [sample["prediction"] for sample in samples] == ["2020-01-02"] * 3
+    assert score["value"] == pytest.approx(2 / 3)
+    assert (score["metric"], score["chance"], score["extra"]) == ("exact_match", 0.0, {})
+    assert score["majority"] == pytest.approx(2 / 3)
+
+
+def test_skills_prompts_reach_the_model_with_control_tokens(tmp_path):
+    prompt = "<|im_start|>user\nCopy b<|im_end|>\n<|im_start|>assistant\n"
+    rows = [{"id": 0, "prompt": prompt, "answer": "b", "skill": "copy"}]
+    write_items(tmp_path, "skills_answer", rows)
+    chain = Chain([*b"\nb", IM_END])
+    score, samples = run(chain, tmp_path, "skills_answer")
+    expected = [IM_START, *b"user\nCopy b", IM_END, *b"\n", IM_START, *b"assistant\n"]
+    assert chain.shown[0] == expected
+    assert samples[0]["prediction"] == "b"
+    assert score["value"] == 1.0
+
+
+def test_an_evaluation_leaves_random_states_modes_and_gradients_alone(model, tmp_path):
+    for task in ("facts_choice", "facts_answer"):
+        write_items(tmp_path, task, FACTS)
+
+    def draw(*_):
+        random.random(), np.random.rand(), torch.rand(1)
+
+    hook = model.register_forward_pre_hook(draw)
+    model.train()
+    model.blocks[0].eval()  # a frozen part stays in eval mode
+    modes = [module.training for module in model.modules()]
+    random.seed(1), np.random.seed(2), torch.manual_seed(3)
+    before = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    run(model, tmp_path, "facts_choice")
+    run(model, tmp_path, "facts_answer")
+    bits_per_byte(model, torch.ones(1, 5).long(), torch.ones(1, 4), 4, batch_size=1)
+    after = random.getstate(), np.random.get_state()[1].tolist(), torch.get_rng_state().tolist()
+    assert before == after
+    assert [module.training for module in model.modules()] == modes
+    assert torch.is_grad_enabled()
+    hook.remove()
+    model.eval()
+
+
+def test_autocast_of_the_training_loop_does_not_reach_the_scores(model, tmp_path):
+    write_items(tmp_path, "facts_choice", FACTS)
+    pairs = [request(*pair) for pair in PAIRS]
+    plain = language_model(model).loglikelihood(pairs)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert language_model(model).loglikelihood(pairs) == plain
+
+
+def test_changed_items_are_read_again_without_network_or_noise(
+    tmp_path, monkeypatch, capsys, caplog
+):
+    def refuse(*args, **kwargs):
+        raise AssertionError("an evaluation asked the network")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    caplog.set_level(logging.INFO)
+    chain = Chain(b":ab\n")
+    for answer, expected in (("ab", 1.0), ("zz", 0.0)):
+        write_items(tmp_path, "facts_answer", [{"id": 0, "question": "Who?", "answer": answer}])
+        assert run(chain, tmp_path, "facts_answer")[0]["value"] == expected
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err, caplog.text) == ("", "", "")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"tasks": ["fact_choice"]}, "no task 'fact_choice'; did you mean 'facts_choice'"),
+        ({"tasks": ["facts_answer"]}, "facts_answer.jsonl is missing"),
+        ({"num_items": 0}, "num_items must be at least 1"),
+    ],
+)
+def test_a_wrong_request_is_refused_in_words(model, tmp_path, changes, message):
+    arguments = {"tasks": ["facts_choice"], "task_dir": tmp_path, "context_length": 64,
+                 "batch_size": 4, "num_items": 5, **changes}  # fmt: skip
+    write_items(tmp_path, "facts_choice", FACTS)
+    with pytest.raises(ValueError, match=message):
+        evaluate_model(model, ByteTokenizer(), **arguments)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_bits_per_byte_is_the_counted_loss_over_the_bytes(model, batch_size):
+    generator = torch.Generator().manual_seed(0)
+    tokens = torch.randint(0, 256, (5, 17), generator=generator)
+    mask = torch.rand(5, 16, generator=generator) < 0.5
+    mask[1] = False  # a window of nothing but prompts
+    mask[4, 6] = True
+    mask[4, 7:] = False  # the last window ends here, the rest is padding
+    nats = 0.0
+    for row in range(5):
+        end = 7 if row == 4 else 16
+        for position in range(16):
+            if mask[row, position]:
+                ids = tokens[row].tolist()
+                with torch.no_grad():
+                    logits = model(torch.tensor([ids[:end]])).logits_BLV[0, position].double()
+                nats -= float(logits.log_softmax(-1)[ids[position + 1]])
+    result = bits_per_byte(model, tokens, mask, 123, batch_size=batch_size)
+    assert result == pytest.approx(nats / math.log(2) / 123, rel=1e-5)
+
+
+def test_bits_per_byte_of_nothing_is_refused(model):
+    with pytest.raises(ValueError, match="at least one counted token"):
+        bits_per_byte(model, torch.ones(1, 5), torch.zeros(1, 4), 0, batch_size=1)

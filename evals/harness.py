@@ -9,7 +9,6 @@ B batch, L length, N scored tokens, V vocabulary.
 
 from __future__ import annotations
 
-import functools
 import logging
 import math
 from collections import Counter
@@ -226,23 +225,25 @@ class StudyLM(TemplateLM):
         answers = [""] * len(prompts)
         for max_new, until in sorted(set(settings)):
             group = [i for i, setting in enumerate(settings) if setting == (max_new, until)]
+            stop_ids = self._stop_ids(until)
             for batch in self._batches(prompts, group):
                 with only_observing(self.model):
                     new_tokens = generate(
                         self.model,
                         [prompts[i] for i in batch],
                         max_new_tokens=max_new,
-                        stop_ids=self._stop_ids,
+                        stop_ids=stop_ids,
                         max_length=self.context_length,
                     )
                 for i, tokens in zip(batch, new_tokens, strict=True):
                     answers[i] = _cut(self.tokenizer.decode(tokens), until)
         return answers
 
-    @functools.cached_property
-    def _stop_ids(self) -> set[int]:
-        end_of_turn = self.tok_encode(TURN_END)
-        return {self.eot_token_id, *(end_of_turn if len(end_of_turn) == 1 else [])}
+    def _stop_ids(self, until: tuple[str, ...]) -> set[int]:
+        """End of text, end of turn, and every token whose text begins with an ``until`` string."""
+        ends = (*until, TURN_END)
+        ids = range(self.tokenizer.vocab_size)
+        return {self.eot_token_id, *(i for i in ids if self.tokenizer.decode([i]).startswith(ends))}
 
     def _batches(self, rows: Sequence[Sequence[int]], chosen: list[int]) -> Iterator[list[int]]:
         """Indices of ``chosen`` rows in batches of similar lengths, the longest first."""

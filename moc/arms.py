@@ -69,7 +69,7 @@ def micro_batch(phase: PhaseConfig, num_devices: int) -> tuple[int, int]:
         raise ConfigError(
             f"tokens_per_step {phase.tokens_per_step} is {num_sequences} sequences of {length}, "
             f"which {num_devices} devices cannot share equally; "
-            f"use a multiple of {num_devices * length}"
+            f"use a multiple of {num_devices * length} tokens"
         )
     share = num_sequences // num_devices
     divisors = [size for size in range(1, share + 1) if share % size == 0]
@@ -79,8 +79,8 @@ def micro_batch(phase: PhaseConfig, num_devices: int) -> tuple[int, int]:
     elif size not in divisors:
         near = min(divisors, key=lambda n: abs(n - size))
         raise ConfigError(
-            f"micro_batch {size} does not divide the {share} sequences of a step on each of "
-            f"{num_devices} devices; use {near}, or null to choose it automatically"
+            f"micro_batch {size} does not divide the {share} sequences of a step per device; "
+            f"use {near}, or null to choose it automatically"
         )
     return size, share // size
 

@@ -86,8 +86,7 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from moc.config import load_study
-    from moc.plan import plan_study, violations
-    from moc.plan_text import render_plan
+    from moc.plan import plan_study, render_plan, violations
 
     plan = plan_study(load_study(arguments.study, arguments.overrides))
     print(plan.to_json() if arguments.json else render_plan(plan))
@@ -99,8 +98,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from moc.config import load_study
-    from moc.plan import plan_study, violations
-    from moc.plan_text import render_plan
+    from moc.plan import plan_study, render_plan, violations
 
     study = load_study(arguments.study, arguments.overrides)
     plan = plan_study(study)

@@ -196,11 +196,8 @@ def save_study(study: StudyConfig, path: Path) -> None:
 
 def config_hash(*parts: Any) -> str:
     """Twelve hex digits that change when any of the dataclasses (or plain values) does."""
-    plain = [
-        asdict(part) if is_dataclass(part) and not isinstance(part, type) else part
-        for part in parts
-    ]
-    return hashlib.sha256(json.dumps(plain, sort_keys=True).encode()).hexdigest()[:12]
+    encoded = json.dumps(parts, sort_keys=True, default=asdict)
+    return hashlib.sha256(encoded.encode()).hexdigest()[:12]
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:

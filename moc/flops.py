@@ -185,7 +185,7 @@ def solve_iso_flop(
             best = solved
     nearest = "none fits" if best is None else f"the nearest is off by {best[1]:+.2%}"
     raise ValueError(
-        f"no num_layers and mlp_dim reach {target:.4g} FLOPs per token within {tolerance:.2%} "
+        f"no num_layers and mlp_dim reach {target:.4g} FLOPs per token to within {tolerance:g} "
         f"({nearest}); change the arm's dim, or set iso_flop.solve: false and iso_flop.tolerance"
     )
 

@@ -51,16 +51,17 @@ def evaluate_stored(path: Path, suite: str = "study") -> str:
     study.evals.tasks = suite_tasks(suite, study.evals.tasks)
     write_task_items(study, study_dir / "tasks")
     evaluator = BoundaryEvaluator(study, Tokenizer.load(study_dir / "tokenizer"))
-    rows = []
+    rows = {}
     for folder in folders:
         scores, _ = evaluator.score(load_model(folder))
         for task, score in scores["tasks"].items():
             baselines = f"{score['chance']:.3f} / {score['majority']:.3f}"
-            value = f"{score['value']:.4f}"
-            rows.append([folder.name, task, score["metric"], value, baselines])
+            row = [score["metric"], f"{score['value']:.4f}", baselines]
+            rows[f"{folder.name}  {task}"] = row
         for source, bits in scores["bits_per_byte"].items():
-            rows.append([folder.name, source, "bits per byte", f"{bits:.4f}", ""])
-    return table(["boundary", "what", "metric", "value", "chance / majority"], rows)
+            rows[f"{folder.name}  {source}"] = ["bits per byte", f"{bits:.4f}", ""]
+    header = ["boundary and what was scored", "metric", "value", "chance / majority"]
+    return "\n".join(table(header, rows))
 
 
 def continue_prompt(

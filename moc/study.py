@@ -174,7 +174,6 @@ class _ArmRun:
             start_sample=_samples_before(earlier) if phase.carry.data_position else 0,
             micro_batch=size,
         )
-        data.prepare()
         flops = hardware_train_flops_per_token(self.arm.model, phase.context_length, size)
         throughput = Throughput(flops, self.peak_flops)
         phases = list(self.arm.phases.values())
@@ -311,9 +310,9 @@ def _phase_hashes(study: StudyConfig, arm: ArmConfig, seed: int) -> list[str]:
     hashes: list[str] = []
     for phase in arm.phases.values():
         sources = {name: study.data[name] for name in phase.mixture}
-        plain = {name: config_hash(source) for name, source in sources.items()}
-        parts = (arm.model, study.tokenizer, plain, phase, seed, study.trainer.precision)
-        hashes.append(config_hash(*parts, hashes[-1] if hashes else ""))
+        before = hashes[-1] if hashes else ""
+        parts = (before, arm.model, study.tokenizer, sources, phase, seed, study.trainer.precision)
+        hashes.append(config_hash(*parts))
     return hashes
 
 

@@ -36,9 +36,9 @@ class ChapterUtilisation(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, *_: Any
     ) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
-        if not outputs["picks"]:
+        if outputs["picks"] is None:
             return
-        self.window.append(torch.stack(outputs["picks"]).cpu())
+        self.window.append(outputs["picks"].cpu())
         step = pl_module.step
         if not trainer.logger.due(step):
             return

@@ -7,7 +7,6 @@ import json
 import logging
 import os
 import shutil
-import tempfile
 import time
 from collections.abc import Iterable, Iterator
 from functools import cached_property, lru_cache
@@ -85,11 +84,11 @@ def build_cache(
                 return cache
             log.warning("%s is damaged: building it again", folder)
             shutil.rmtree(folder)
-        with tempfile.TemporaryDirectory(dir=folder.parent, prefix=".building-") as temporary:
-            built = Path(temporary) / folder.name
-            built.mkdir()
-            _build(config, split, tokenizer, max_tokens, built)
-            os.rename(built, folder)
+        building = folder.with_name(f".{folder.name}")
+        shutil.rmtree(building, ignore_errors=True)  # left by a process that was killed
+        building.mkdir()
+        _build(config, split, tokenizer, max_tokens, building)
+        os.rename(building, folder)
         cache = _open(folder)
         assert cache is not None
         return cache
@@ -148,6 +147,7 @@ def _tokenise(
     source: Iterable[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Ids (int64) and loss mask (bool) of each document, the end-of-text token included."""
+    control_ids: dict[str, list[int]] = {}
     for batch in _batches(source):
         texts = [piece.text for document in batch for piece in document if not piece.control]
         encoded = iter(tokenizer.encode_texts(texts))
@@ -155,7 +155,9 @@ def _tokenise(
             ids: list[int] = []
             mask: list[bool] = []
             for text, counts, control in document:
-                piece_ids = tokenizer.encode(text) if control else next(encoded)
+                if control and text not in control_ids:
+                    control_ids[text] = tokenizer.encode(text)
+                piece_ids = control_ids[text] if control else next(encoded)
                 ids += piece_ids
                 mask += [counts] * len(piece_ids)
             ids.append(tokenizer.eos_id)

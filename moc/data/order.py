@@ -52,7 +52,7 @@ def sample_source(position: int, weights: Sequence[float], seed: int) -> tuple[i
 
 @lru_cache(maxsize=256)
 def quotas(weights: tuple[float, ...]) -> tuple[int, ...]:
-    """Samples of each source in one block: at least one each, BLOCK together (largest remainder)."""
+    """Samples of each source in one block: BLOCK together, at least one each."""
     total = sum(weights)
     exact = [weight / total * BLOCK for weight in weights]
     shares = [max(1, int(share)) for share in exact]

@@ -6,7 +6,6 @@ import hashlib
 import json
 import logging
 import os
-import tempfile
 from collections.abc import Iterator, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -131,9 +130,9 @@ def build_tokenizer(study: StudyConfig) -> Tokenizer:
                 for text in _training_text(config, settings.training_bytes)
             )
             tokenizer = _train(texts, settings.vocab_size)
-            with tempfile.TemporaryDirectory(dir=folder.parent) as temporary:
-                tokenizer.save(Path(temporary) / "tokenizer")
-                os.rename(Path(temporary) / "tokenizer", folder)
+            building = folder.with_name(f".{folder.name}")  # renamed when it is whole
+            tokenizer.save(building)
+            os.rename(building, folder)
             log.info("trained a tokenizer of %d tokens: %s", tokenizer.vocab_size, folder)
         return Tokenizer.load(folder)
 

@@ -83,7 +83,7 @@ class StudyModule(L.LightningModule):
 
         Returns (for the callbacks): ``loss`` (mean cross-entropy over the counted tokens of all
         ranks and micro-batches), ``balance_loss``, ``z_loss``, ``grad_norm`` (before clipping),
-        ``lr_factor``, ``skipped``, and ``picks`` (one (C,) count per memory layer, global).
+        ``lr_factor``, ``skipped``, and ``picks`` (global counts, (layers, C); None without a router).
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
@@ -93,7 +93,7 @@ class StudyModule(L.LightningModule):
         num_counted = all_sum(mask_ABL.sum()).clamp(min=1)
         num_micro = tokens_ABL.shape[0]
         sums: Tensor | float = 0.0
-        picks: list[Tensor] = []
+        picks: Tensor | int = 0  # (layers, C)
         for index, (tokens_BL, mask_BL) in enumerate(zip(tokens_ABL, mask_ABL, strict=True)):
             with self._sync_gradients(index == num_micro - 1):
                 output = self.model(tokens_BL[:, :-1])
@@ -104,7 +104,8 @@ class StudyModule(L.LightningModule):
                 if loss.requires_grad:
                     self.manual_backward(loss)
             sums = sums + torch.stack((nll.detach(), balance.detach(), z.detach())).double()
-            picks = [a + b for a, b in zip(picks, layer_picks, strict=True)] or layer_picks
+            if layer_picks:
+                picks = torch.stack(layer_picks) + picks
         total_nll, total_balance, total_z = all_sum(torch.as_tensor(sums)).unbind()
         grad_norm = self._clip_gradients()
         loss_value = total_nll / num_counted
@@ -121,7 +122,7 @@ class StudyModule(L.LightningModule):
             "grad_norm": grad_norm,
             "lr_factor": factor,
             "skipped": skipped,
-            "picks": [all_sum(counts_C) for counts_C in picks],
+            "picks": all_sum(picks) if isinstance(picks, Tensor) else None,
         }
 
     def step_tensor(self, value: float) -> Tensor:

@@ -14,6 +14,11 @@ import torch
 from torch import nn
 
 from evals.harness import StudyLM, bits_per_byte, evaluate_model
+from moc.config import PhaseConfig, SourceConfig, StudyConfig
+from moc.data.document import document_text
+from moc.data.facts import fact_questions
+from moc.data.source import documents
+from moc.data.tokenizer import build_tokenizer
 from moc.model import MemoryConfig, ModelConfig, build_model
 
 EOS, IM_START, IM_END = 256, 257, 258
@@ -24,6 +29,7 @@ class ByteTokenizer:
     """One id per byte, and one per control token."""
 
     eos_id = EOS
+    vocab_size = 259
 
     def encode(self, text):
         ids = []
@@ -34,7 +40,8 @@ class ByteTokenizer:
         return ids
 
     def decode(self, ids):
-        return bytes(i for i in ids if i < 256).decode(errors="replace")
+        words = {number: word.encode() for word, number in CONTROL.items()}
+        return b"".join(words.get(i, bytes([i % 256])) for i in ids).decode(errors="replace")
 
 
 class Chain(nn.Module):
@@ -42,7 +49,7 @@ class Chain(nn.Module):
 
     def __init__(self, ids):
         super().__init__()
-        table = torch.zeros(260, 260)
+        table = torch.zeros(259, 259)
         for before, after in itertools.pairwise(ids):
             table[before, after] = 10.0
         self.table = nn.Parameter(table)
@@ -61,10 +68,10 @@ class Script(nn.Module):
     def __init__(self, start, text):
         super().__init__()
         self.start, self.text = start, text.encode()
-        self.unused = nn.Parameter(torch.zeros(1))
+        self.unused = nn.Parameter(torch.zeros(1))  # says which device
 
     def forward(self, tokens_BL, valid_BL=None):
-        logits_BLV = torch.zeros(*tokens_BL.shape, 260)
+        logits_BLV = torch.zeros(*tokens_BL.shape, 400)
         for i, byte in enumerate(self.text):
             logits_BLV[:, self.start + i : self.start + i + 1, byte] = 1.0
         return SimpleNamespace(logits_BLV=logits_BLV)
@@ -78,7 +85,7 @@ def model():
     )
     memory.bank_init_std = 1.0
     config = ModelConfig(
-        vocab_size=260, num_layers=2, dim=32, mlp_dim=64, init_std=0.2, residual_init_std=0.2,
+        vocab_size=259, num_layers=2, dim=32, mlp_dim=64, init_std=0.2, residual_init_std=0.2,
         memory=memory,
     )  # fmt: skip
     return build_model(config).eval()
@@ -204,6 +211,13 @@ def test_generation_stops_at_strings_end_of_text_and_end_of_turn(ids, until, exp
     assert language_model(Chain(ids)).generate_until([request("a", options)]) == [expected]
 
 
+def test_generation_stops_at_the_token_that_opens_with_a_stop_string():
+    """Otherwise every answer costs max_gen_toks steps, however early its line ends."""
+    chain = Chain(b"ab\ncdefgh")
+    language_model(chain).generate_until([request("a", {"until": ["\n"], "max_gen_toks": 9})])
+    assert max(len(row) for row in chain.shown) == 2  # "ab": the newline was not read again
+
+
 def test_sampling_tasks_are_refused(model):
     with pytest.raises(ValueError, match="do_sample"):
         language_model(model).generate_until([request("a", {"do_sample": True})])
@@ -221,9 +235,9 @@ def write_items(folder, task, rows):
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(model, folder, task, num_items=100, batch_size=4, context_length=96):
+def run(model, folder, task, num_items=100, batch_size=4, tokenizer=None):
     scores, samples = evaluate_model(
-        model, ByteTokenizer(), tasks=[task], task_dir=folder, context_length=context_length,
+        model, tokenizer or ByteTokenizer(), tasks=[task], task_dir=folder, context_length=96,
         batch_size=batch_size, num_items=num_items,
     )  # fmt: skip
     return scores[task], samples[task]
@@ -283,6 +297,28 @@ def test_facts_answer_is_an_exact_match_of_the_stripped_answer(tmp_path):
     assert score["value"] == pytest.approx(2 / 3)
     assert (score["metric"], score["chance"], score["extra"]) == ("exact_match", 0.0, {})
     assert score["majority"] == pytest.approx(2 / 3)
+
+
+def test_facts_are_asked_and_scored_as_they_stand_in_the_training_text(tmp_path):
+    source = SourceConfig(kind="facts", num_people=8, num_phrasings=4, question_share=1.0)
+    study = StudyConfig(
+        name="s", data={"people": source}, cache_dir=str(tmp_path / "cache"),
+        phases={"pretrain": PhaseConfig(mixture={"people": 1.0})},
+    )  # fmt: skip
+    study.tokenizer.vocab_size = 400
+    tokenizer = build_tokenizer(study)
+    question = next(fact_questions(source, trained=True))
+    row = {"question": question.question, "choices": question.choices, "label": question.label}
+    write_items(tmp_path, "facts_choice", [row | {"answer": question.answer}])
+    model = Script(0, "")
+    shown = []
+    model.register_forward_pre_hook(lambda _, args: shown.append(args[0][args[1]].tolist()))
+    run(model, tmp_path, "facts_choice", batch_size=1, tokenizer=tokenizer)
+    texts = [document_text(document) for document in documents(source, "train")]
+    trained = [" ".join(map(str, ids)) for ids in tokenizer.encode_texts(texts)]
+    (right,) = [ids for ids in shown if any(" ".join(map(str, ids)) in text for text in trained)]
+    assert tokenizer.decode(right).startswith(f"Question: {question.question}\nAnswer: ")
+    assert len(shown) == 4  # the other three options stand nowhere
 
 
 def test_skills_prompts_reach_the_model_with_control_tokens(tmp_path):

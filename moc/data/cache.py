@@ -24,7 +24,7 @@ from moc.data.tokenizer import Tokenizer
 
 log = logging.getLogger(__name__)
 
-_BATCH_CHARS = 1_000_000  # tokenised at once
+_BATCH_CHARS = 200_000  # tokenised at once
 _FULL_CHECK_BYTES = 64_000_000  # smaller files are hashed when opened, larger ones only measured
 _TOKENS, _MASK, _MANIFEST = "tokens.bin", "mask.bin", "manifest.json"
 

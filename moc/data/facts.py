@@ -184,7 +184,7 @@ def _question(config: SourceConfig, someone: Person, attribute: str) -> Question
         if value != answer and value not in others:
             others.append(value)
     label = draws.below(4)
-    choices = others[:label] + [answer] + others[label:]
+    choices = [*others[:label], answer, *others[label:]]
     question = question_text(someone.name, attribute)
     return Question(someone.person_id, attribute, question, answer, choices, label)
 

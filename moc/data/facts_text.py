@@ -3,6 +3,8 @@
 Values are mostly single common words, so that a small tokenizer spends few tokens on them.
 """
 
+# ruff: noqa: SIM905  (lists of quoted words would be hard to read)
+
 from __future__ import annotations
 
 FIRST_NAMES = """

@@ -19,8 +19,8 @@ _VALIDATION_SHARE = 10  # one in so many instructions is kept for validation
 _WORDS = """
 apple bear bird boat book bread cake cat chair coat corn desk dog door duck egg farm fish flag frog
 goat gold hand hat hill home jam king lake lamp leaf lion milk moon pig ring road rose ship star
-""".split()
-_KEYS = "name color food place animal item".split()
+""".split()  # noqa: SIM905
+_KEYS = "name color food place animal item".split()  # noqa: SIM905
 
 # How each skill is asked for; {x} is replaced. Every wording of a skill has the same answer.
 WORDINGS = {

@@ -35,6 +35,8 @@ class Tokenizer:
     def __init__(self, backend: tokenizers.Tokenizer, eos: str) -> None:
         eos_id = backend.token_to_id(eos)
         assert eos_id is not None
+        backend.no_truncation()  # which a loaded tokenizer may ask for
+        backend.no_padding()
         self.eos = eos
         self.eos_id: int = eos_id  # document separator and end of text
         self.vocab_size: int = max(backend.get_vocab().values()) + 1

@@ -48,12 +48,14 @@ def test_answers_are_right(split: str) -> None:
         counts[item.skill] += 1
     assert set(counts) == set(SKILLS)
     assert sum(counts.values()) == (5000 if split == "train" else 500)
-    assert min(counts.values()) > 0.6 * max(counts.values())
+    assert min(counts.values()) > 0.4 * max(counts.values())
 
 
 def test_validation_instructions_are_never_trained_in_any_wording_or_seed() -> None:
     other_seed = SourceConfig(kind="skills", num_examples=5000, seed=1)
-    trained = {(i.skill, asked(i)) for c in (CONFIG, other_seed) for i in skill_examples(c, "train")}
+    trained = {
+        (i.skill, asked(i)) for c in (CONFIG, other_seed) for i in skill_examples(c, "train")
+    }
     validation = {(i.skill, asked(i)) for i in skill_examples(CONFIG, "validation")}
     assert len(validation) > 200 and not trained & validation
 

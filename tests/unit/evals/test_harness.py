@@ -164,18 +164,22 @@ def test_a_sequence_too_long_keeps_exactly_its_last_tokens(model, caplog):
 
 
 def test_an_answer_longer_than_the_context_is_refused(model):
-    with pytest.raises(ValueError, match="answer of 20 tokens does not fit"):
+    with pytest.raises(ValueError, match="context_length 12 is less than an answer's 20 tokens"):
         language_model(model, context_length=12).loglikelihood([request("a", "b" * 20)])
 
 
 def test_rolling_predicts_every_token_once_with_the_most_context(model):
     ids = list(b"A sentence of 21 byte")
     lm = language_model(model, context_length=8)
-    (total,) = lm.loglikelihood_rolling([request("A sentence of 21 byte")])
+    short, total, empty = lm.loglikelihood_rolling(
+        [request("Hi"), request("A sentence of 21 byte"), request("")]
+    )
     expected = brute_force(model, [EOS, *ids[:7]], ids[:8])
     expected += brute_force(model, ids[7:15], ids[8:16])
     expected += brute_force(model, ids[12:20], ids[16:21])  # a full window for the last five
     assert total == pytest.approx(expected, abs=1e-4)
+    assert short == pytest.approx(brute_force(model, [EOS, *b"H"], list(b"Hi")), abs=1e-4)
+    assert empty == 0.0
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])

@@ -1,0 +1,45 @@
+PYTHON ?= python3
+STUDY ?= experiments/quickstart.yaml
+BIN := .venv/bin
+
+.DEFAULT_GOAL := help
+.PHONY: help setup run test check format golden ui clean
+
+help:  ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+
+setup: .venv/ready  ## build .venv from the pinned requirements
+
+run: .venv/ready  ## train and evaluate STUDY (default: experiments/quickstart.yaml)
+	@$(BIN)/moc run $(STUDY)
+
+test: .venv/ready  ## run the tests
+	@$(BIN)/python -m pytest
+
+check: .venv/ready  ## lint, formatting, types, and who may import whom
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports
+
+format: .venv/ready  ## let ruff mend what it can
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+
+golden: .venv/ready  ## record the golden losses anew and show the difference
+	@$(BIN)/python tests/golden/regenerate.py
+
+ui: .venv/ready  ## browse the results in MLflow, on http://127.0.0.1:5000
+	@$(BIN)/moc ui
+
+clean:  ## remove .venv and caches; runs/ stays
+	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .import_linter_cache
+
+# constraints.txt pins everything, torch to a build that exists for CPU and GPU alike.
+.venv/ready: pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 setup"; exit 1; }
+	@echo "building .venv (a few minutes the first time)"
+	@$(PYTHON) -m venv .venv
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@touch $@

@@ -25,6 +25,7 @@ from evals.local_tasks import load_task, quiet, task_names
 from evals.observing import device_of, only_observing
 from evals.study_lm import StudyLM
 from moc.config import nearest
+from moc.errors import ConfigError
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
@@ -50,14 +51,15 @@ def evaluate_model(
         "target"}]}``. ``doc_hash`` names an item across boundaries, arms and seeds.
 
     Raises:
-        ValueError: for an unknown task, a missing or empty item file, or no items asked for.
+        ConfigError: for an unknown task, or no items asked for.
+        CheckpointError: when an item file is missing or empty.
     """
     known = task_names()
     for name in tasks:
         if name not in known:
-            raise ValueError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
+            raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
     if num_items < 1:
-        raise ValueError(f"evals.num_items must be at least 1, not {num_items}")
+        raise ConfigError(f"evals.num_items must be at least 1, not {num_items}")
     if not tasks:
         return {}, {}
     with only_observing(model), quiet():
@@ -93,11 +95,11 @@ def bits_per_byte(
         device: where the batches go; None: where the model is.
 
     Raises:
-        ValueError: when nothing is counted.
+        ConfigError: when nothing is counted.
     """
     tokens_NL, counted_NL = torch.as_tensor(tokens).long(), torch.as_tensor(loss_mask).bool()
     if num_bytes < 1 or not counted_NL.any():
-        raise ValueError("bits per byte needs validation text with at least one counted token")
+        raise ConfigError("bits per byte needs validation text with at least one counted token")
     valid_NL = torch.ones_like(counted_NL)
     last_counted = counted_NL[-1].nonzero()
     valid_NL[-1, int(last_counted[-1]) + 1 if len(last_counted) else 0 :] = False

@@ -15,6 +15,8 @@ import datasets
 import lm_eval.api.task
 from lm_eval.tasks import TaskManager
 
+from moc.errors import CheckpointError
+
 
 class LocalTask(lm_eval.api.task.ConfigurableTask):
     """A task whose items are read from a JSONL file into memory.
@@ -26,11 +28,13 @@ class LocalTask(lm_eval.api.task.ConfigurableTask):
     def download(self, dataset_kwargs: dict[str, Any] | None = None, **kwargs: Any) -> None:
         path = Path((dataset_kwargs or {})["data_files"]["test"])
         if not path.is_file():
-            raise ValueError(f"{path} is missing; `moc run` writes it when a study starts")
+            raise CheckpointError(f"{path} is missing; `moc run` writes it when a study starts")
         lines = path.read_text(encoding="utf-8").split("\n")
         rows = [json.loads(line) for line in lines if line]
         if not rows:
-            raise ValueError(f"{path} holds no items; delete it and let `moc run` write it again")
+            raise CheckpointError(
+                f"{path} holds no items; delete it and let `moc run` write it again"
+            )
         self.dataset = {"test": datasets.Dataset.from_list(rows)}
 
 
@@ -42,7 +46,7 @@ def load_task(name: str, task_dir: Path) -> LocalTask:
     """The task ``name`` of ``task_names()`` over the items in ``task_dir``.
 
     Raises:
-        ValueError: when its item file is missing or empty.
+        CheckpointError: when its item file is missing or empty.
     """
     config = deepcopy(_task_manager().task_index[name].cfg)
     assert config is not None

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from evals.observing import device_of, only_observing
 from moc.data.document import TURN_END
+from moc.errors import ConfigError
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -87,7 +88,7 @@ class StudyLM(TemplateLM):
         rows, num_scored = [], []
         for _, context, continuation in requests:
             if len(continuation) > limit:
-                raise ValueError(
+                raise ConfigError(
                     f"evals.context_length {limit} is less than an answer's {len(continuation)} "
                     "tokens; raise it"
                 )
@@ -113,14 +114,14 @@ class StudyLM(TemplateLM):
         """Greedy continuations, up to end of text, end of turn or one of the ``until`` strings.
 
         Raises:
-            ValueError: when a task asks for sampling.
+            ConfigError: when a task asks for sampling.
         """
         from moc.model import generate
 
         prompts, settings, num_cut = [], [], 0
         for text, options in (request.args for request in requests):
             if options.get("do_sample"):
-                raise ValueError("a task asks for do_sample: true, but answers are greedy here")
+                raise ConfigError("a task asks for do_sample: true, but answers are greedy here")
             max_new = int(options.get("max_gen_toks", 128))
             until = options.get("until") or ()
             settings.append((max_new, (until,) if isinstance(until, str) else tuple(until)))

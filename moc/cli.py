@@ -25,7 +25,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if overrides and "overrides" not in arguments:
             raise ConfigError(f"'moc {arguments.verb}' takes no {overrides[0]!r}")
         if "overrides" in arguments:
-            arguments.overrides = overrides
+            arguments.overrides += overrides  # those after an option
         return arguments.run(arguments)
     except KeyboardInterrupt:
         return _fail("stopped; the same command goes on from the last checkpoint", 130)

@@ -1,7 +1,7 @@
-"""The schema of a study and how it is loaded.
+"""How a study is loaded and checked; its schema is ``moc.schema``.
 
 ``load_study`` lays ``defaults <- preset <- extends <- yaml <- command line`` over one another, then
-every arm over the result, and returns plain dataclasses. The comment beside a field documents it.
+every arm over the result, and returns plain dataclasses.
 """
 
 from __future__ import annotations
@@ -9,184 +9,69 @@ from __future__ import annotations
 import difflib
 import hashlib
 import json
+import re
 import types
 import typing
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, field, is_dataclass
+from dataclasses import asdict, is_dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from moc.errors import ConfigError
 from moc.model.config import ModelConfig, preset, validate_model
+from moc.schema import (
+    ArmConfig,
+    CarryConfig,
+    EvalConfig,
+    GroupConfig,
+    IsoFlopConfig,
+    OptimizerConfig,
+    PhaseConfig,
+    ScheduleConfig,
+    SourceConfig,
+    StudyConfig,
+    TokenizerConfig,
+    TrackingConfig,
+    TrainerConfig,
+)
 
-
-@dataclass
-class TokenizerConfig:
-    path: str | None = None  # a Hugging Face tokenizer by name or folder; null: train our own
-    vocab_size: int = 2048  # of the trained byte-level BPE; at most model.vocab_size
-    training_bytes: int = 4_000_000  # of the study's own training text, per source
-
-
-@dataclass
-class SourceConfig:
-    """One named source of documents. Fields that its kind does not use are ignored by it."""
-
-    kind: Literal["facts", "skills", "text", "chat"] = "facts"
-    seed: int = 0  # of everything generated or split off
-    # facts: synthetic people; skills: synthetic instructions
-    num_people: int = 1000  # facts: how many people exist
-    num_phrasings: int = 50  # facts: biographies per person in one pass over the source
-    question_share: float = 0.5  # facts: share of the people whose questions are trained
-    question_ratio: float = 0.5  # facts: trained question documents per biography of those people
-    num_examples: int = 20_000  # skills: instructions in one pass over the source
-    # text and chat: files, or a dataset on the Hugging Face hub
-    path: str | None = None  # a file or glob: .txt .md .jsonl .parquet
-    validation_path: str | None = None  # null: hold out validation_fraction of the documents
-    validation_fraction: float = 0.01
-    name: str | None = None  # a hub dataset, streamed; used when path is null
-    subset: str | None = None  # of the hub dataset
-    split: str = "train"
-    validation_split: str | None = None  # null: hold out validation_fraction
-    column: str = "text"  # text: the column or JSON key that holds the document
-
-
-@dataclass
-class GroupConfig:
-    lr: float = 1e-3  # peak learning rate
-    weight_decay: float = 0.1  # on matrices; norms and biases are never decayed
-    freeze: bool = False
-
-
-@dataclass
-class OptimizerConfig:
-    """AdamW; a parameter's group is chosen by its name."""
-
-    backbone: GroupConfig = field(default_factory=GroupConfig)
-    memory_layers: GroupConfig = field(default_factory=GroupConfig)
-    bank: GroupConfig = field(default_factory=GroupConfig)
-    beta1: float = 0.9
-    beta2: float = 0.95
-    eps: float = 1e-8
-    clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
-
-
-@dataclass
-class ScheduleConfig:
-    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup_steps: int = 0  # linear from 0
-    decay_fraction: float = 0.15  # wsd: share of all steps spent decaying (linearly) at the end
-    final_ratio: float = 0.1  # last learning rate / peak
-
-
-@dataclass
-class CarryConfig:
-    """What crosses into this phase from the one before. Weights always do."""
-
-    optimizer: bool = False  # Adam moments
-    schedule: bool = False  # go on counting schedule steps, over both phases' lengths
-    data_position: bool = False  # go on in the data order instead of at its start
-
-
-@dataclass
-class PhaseConfig:
-    tokens: int = 1_000_000  # budget; steps = tokens // tokens_per_step
-    tokens_per_step: int = 8192  # over all devices and micro-batches
-    context_length: int = 128  # L
-    micro_batch: int | None = None  # sequences per device and forward; null: about 8,192 tokens
-    mixture: dict[str, float] = field(default_factory=dict)  # source -> weight
-    loss_on: Literal["all", "assistant"] = "all"
-    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
-    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
-    carry: CarryConfig = field(default_factory=CarryConfig)
-
-    def num_steps(self) -> int:
-        return self.tokens // self.tokens_per_step
-
-
-@dataclass
-class IsoFlopConfig:
-    """Match this arm's training FLOPs per token to another arm's."""
-
-    target: str = "moc"
-    solve: bool = True  # false: keep the arm's own shape and only check it
-    tolerance: float = 0.005  # largest relative deviation
-    accounting: Literal["paper", "hardware"] = "paper"
-
-
-@dataclass
-class ArmConfig:
-    """One model variant and its phases: the study's base with the arm laid over it."""
-
-    description: str = ""
-    model: ModelConfig = field(default_factory=ModelConfig)
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    iso_flop: IsoFlopConfig | None = None
-
-
-@dataclass
-class EvalConfig:
-    tasks: list[str] = field(default_factory=list)  # facts_choice, facts_answer, skills_answer
-    num_items: int = 200  # per task
-    context_length: int = 128  # one length for all phases: changing it changes the task
-    batch_size: int = 64  # speed only; scores do not depend on it
-    validation_tokens: int = 16_384  # per source, for bits per byte
-
-
-@dataclass
-class TrainerConfig:
-    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
-    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    devices: int | None = None  # per node; null: 1 on CPU, every GPU otherwise
-    num_nodes: int = 1
-    precision: Literal["32-true", "bf16-mixed"] = "32-true"
-    compile: bool = False  # torch.compile the model
-    num_workers: int = 0  # data loading processes
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 100
-    keep_last: int = 1  # checkpoints inside a phase; boundaries are always kept
-
-
-@dataclass
-class TrackingConfig:
-    uri: str | None = None  # MLflow tracking URI; null: sqlite in runs_dir
-    experiment: str | None = None  # null: the study's name
-
-
-@dataclass
-class StudyConfig:
-    name: str = ""  # also the folder under runs_dir
-    description: str = ""
-    seeds: list[int] = field(default_factory=lambda: [0])
-    runs_dir: str = "runs"
-    cache_dir: str = "runs/cache"  # tokenised documents, by fingerprint
-    model: ModelConfig = field(default_factory=ModelConfig)
-    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
-    data: dict[str, SourceConfig] = field(default_factory=dict)
-    phases: dict[str, PhaseConfig] = field(default_factory=dict)
-    arms: dict[str, ArmConfig] = field(default_factory=dict)
-    evals: EvalConfig = field(default_factory=EvalConfig)
-    trainer: TrainerConfig = field(default_factory=TrainerConfig)
-    tracking: TrackingConfig = field(default_factory=TrackingConfig)
-
-    @property
-    def dir(self) -> Path:
-        return Path(self.runs_dir) / self.name
+__all__ = [
+    "ArmConfig",
+    "CarryConfig",
+    "ConfigError",
+    "EvalConfig",
+    "GroupConfig",
+    "IsoFlopConfig",
+    "OptimizerConfig",
+    "PhaseConfig",
+    "ScheduleConfig",
+    "SourceConfig",
+    "StudyConfig",
+    "TokenizerConfig",
+    "TrackingConfig",
+    "TrainerConfig",
+    "config_hash",
+    "load_study",
+    "nearest",
+    "save_study",
+]
 
 
 def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
+
+    Overrides change what the files name; they add no phase, arm or data source.
 
     Raises:
         ConfigError: one line naming the file or argument, the key and the nearest valid choice.
     """
     raw = _read_with_parents(Path(path))
     for override in overrides:
-        raw = OmegaConf.merge(raw, _read_override(override))
-    assert isinstance(raw, DictConfig)
-    return _resolve(raw, str(path))
+        raw = _merge(raw, _read_override(override, raw))
+    return _resolve(_plain(raw), str(path))
 
 
 def save_study(study: StudyConfig, path: Path) -> None:
@@ -201,19 +86,19 @@ def config_hash(*parts: Any) -> str:
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """`` (did you mean 'x'?)``, or the list of choices when nothing is near."""
+    """``did you mean 'x'?``, or the list of choices when nothing is near."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
     return f"choose from {', '.join(choices)}" if choices else "there is none"
 
 
-def _read_with_parents(path: Path, depth: int = 0) -> DictConfig:
+def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
     if not path.is_file():
-        folder = path.parent if path.parent.is_dir() else Path(".")
-        found = sorted(str(file) for file in folder.rglob("*.yaml") if ".venv" not in file.parts)
+        places = [path.parent.glob("*.yaml"), Path("experiments").rglob("*.yaml")]
+        found = sorted({str(file) for place in places for file in place})
         raise ConfigError(f"{path}: no such study file; {nearest(str(path), found)}")
-    if depth > 8:
+    if path.resolve() in children:
         raise ConfigError(f"{path}: 'extends' goes round in a circle")
     try:
         raw = OmegaConf.load(path)
@@ -222,27 +107,35 @@ def _read_with_parents(path: Path, depth: int = 0) -> DictConfig:
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path}: a study is a mapping of keys, not {type(raw).__name__}")
     parent = raw.pop("extends", None)
-    _check_keys(OmegaConf.to_container(raw), StudyConfig, "", str(path))
+    _check(raw, str(path))
     if parent is None:
         return raw
-    merged = OmegaConf.merge(_read_with_parents(path.parent / str(parent), depth + 1), raw)
-    assert isinstance(merged, DictConfig)
-    return merged
+    above = _read_with_parents(path.parent / str(parent), (*children, path.resolve()))
+    return _merge(above, raw)
 
 
-def _read_override(override: str) -> DictConfig:
+def _read_override(override: str, raw: DictConfig) -> DictConfig:
+    """One ``key=value``, checked against the entries that ``raw`` has."""
     if "=" not in override:
         raise ConfigError(f"{override!r}: an override is key=value")
     try:
-        raw = OmegaConf.from_dotlist([override])
+        read = OmegaConf.from_dotlist([override])
     except Exception as error:
         raise ConfigError(f"{override!r}: {_one_line(error)}") from error
-    _check_keys(OmegaConf.to_container(raw), StudyConfig, "", "command line")
-    return raw
+    _check(read, "command line")
+    for section, entry in (("phases", "phase"), ("arms", "arm"), ("data", "data source")):
+        known = [str(name) for name in raw.get(section) or {}]
+        for name in read.get(section) or {}:
+            if name not in known:
+                raise ConfigError(f"command line: no {entry} {name!r}; {nearest(name, known)}")
+    return read
 
 
-def _resolve(raw: DictConfig, source: str) -> StudyConfig:
-    plain = typing.cast(dict[str, Any], OmegaConf.to_container(raw))
+def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
+    return typing.cast(DictConfig, OmegaConf.merge(below, above))
+
+
+def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
     arms = plain.pop("arms", None) or {}
     try:
         base = OmegaConf.merge(
@@ -258,15 +151,10 @@ def _resolve(raw: DictConfig, source: str) -> StudyConfig:
                 base_model = {k: v for k, v in (plain.get("model") or {}).items() if k != "preset"}
                 arm = OmegaConf.merge(arm, {"model": base_model})
             base.arms[name] = OmegaConf.merge(arm, overlay)
-        study = OmegaConf.to_object(base)
-    except OmegaConfBaseException as error:
-        key = getattr(error, "full_key", None)
-        raise ConfigError(f"{source}: {key + ': ' if key else ''}{_one_line(error)}") from error
-    assert isinstance(study, StudyConfig)
-    try:
+        study = typing.cast(StudyConfig, OmegaConf.to_object(base))
         _validate(study)
-    except ConfigError as error:
-        raise ConfigError(f"{source}: {error}") from error
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     return study
@@ -274,25 +162,30 @@ def _resolve(raw: DictConfig, source: str) -> StudyConfig:
 
 def _preset_of(raw: dict[str, Any]) -> ModelConfig:
     name = (raw.get("model") or {}).get("preset")
-    if name is None:
-        return ModelConfig()
-    try:
-        return preset(str(name))
-    except ValueError as error:
-        raise ConfigError(f"{error}; {nearest(str(name), ['paper', 'small', 'tiny'])}") from error
+    return ModelConfig() if name is None else preset(name)
 
 
 def _validate(study: StudyConfig) -> None:
-    if not study.name or "/" in study.name:
-        raise ConfigError(f"name must be a plain word, not {study.name!r}")
     for section in ("arms", "phases", "data", "seeds"):
         if not getattr(study, section):
             raise ConfigError(f"a study needs at least one entry under {section!r}")
+    for word in (study.name, *study.arms, *study.phases):  # they name folders
+        if not re.fullmatch(r"\w[\w.-]*", word):
+            raise ConfigError(
+                f"{word!r} cannot name a study, arm or phase; use letters, digits, '_', '-', '.'"
+            )
+    if len(set(study.seeds)) < len(study.seeds):
+        raise ConfigError(f"seeds {study.seeds} are not all different")
     for arm_name, arm in study.arms.items():
         where = f"arms.{arm_name}"
-        validate_model(arm.model)
-        if list(arm.phases) != list(study.phases):
-            raise ConfigError(f"{where}.phases must be among {', '.join(study.phases)}")
+        try:
+            validate_model(arm.model)
+        except ValueError as error:
+            raise ConfigError(f"{where}: {error}") from error
+        for phase_name in arm.phases:
+            if phase_name not in study.phases:
+                suggestion = nearest(phase_name, list(study.phases))
+                raise ConfigError(f"{where}.phases: no phase {phase_name!r}; {suggestion}")
         if study.tokenizer.path is None and study.tokenizer.vocab_size > arm.model.vocab_size:
             raise ConfigError(
                 f"tokenizer.vocab_size {study.tokenizer.vocab_size} is more than "
@@ -330,13 +223,32 @@ def _validate_phase(study: StudyConfig, phase: PhaseConfig, where: str) -> None:
         raise ConfigError(f"{where}.tokens {phase.tokens} is less than one step's tokens")
 
 
+def _check(raw: DictConfig, source: str) -> None:
+    """Keys and values of one file or override, before the others hide where they came from."""
+    plain = _plain(raw)
+    _check_keys(plain, StudyConfig, "", source)
+    try:
+        OmegaConf.merge(OmegaConf.structured(StudyConfig), plain)
+    except OmegaConfBaseException as error:
+        raise ConfigError(f"{source}: {_explain(error)}") from error
+
+
 def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
-    """Every key of ``raw`` is in ``schema``: a typo is reported with its place and a suggestion."""
+    """Every key and named choice of ``raw`` is in ``schema``; suggests the nearest for a typo."""
     schema = _unwrap_optional(schema)
-    if typing.get_origin(schema) is dict and isinstance(raw, dict):
+    here = path.removesuffix(".")
+    if typing.get_origin(schema) is typing.Literal:
+        choices = typing.get_args(schema)
+        if isinstance(raw, str) and raw not in choices and "${" not in raw:
+            raise ConfigError(f"{source}: {here} cannot be {raw!r}; {nearest(raw, choices)}")
+    elif raw is None or not (is_dataclass(schema) or typing.get_origin(schema) is dict):
+        return
+    elif not isinstance(raw, dict):
+        raise ConfigError(f"{source}: {here} takes a mapping of keys, not {raw!r}")
+    elif typing.get_origin(schema) is dict:
         for key, value in raw.items():
             _check_keys(value, typing.get_args(schema)[1], f"{path}{key}.", source)
-    elif is_dataclass(schema) and isinstance(raw, dict):
+    else:
         hints = typing.get_type_hints(schema)
         for key, value in raw.items():
             if key not in hints:
@@ -346,10 +258,19 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
             _check_keys(value, hints[key], f"{path}{key}.", source)
 
 
+def _plain(raw: DictConfig) -> dict[str, Any]:
+    return typing.cast(dict[str, Any], OmegaConf.to_container(raw))
+
+
 def _unwrap_optional(hint: Any) -> Any:
     if typing.get_origin(hint) in (types.UnionType, typing.Union):
         return next(arg for arg in typing.get_args(hint) if arg is not type(None))
     return hint
+
+
+def _explain(error: OmegaConfBaseException) -> str:
+    key = error.full_key
+    return f"{key + ': ' if key else ''}{_one_line(error)}"
 
 
 def _one_line(error: Exception) -> str:

@@ -11,13 +11,28 @@ import torch
 from torch import nn
 
 from evals.harness import bits_per_byte, evaluate_model
-from moc.config import StudyConfig, config_hash
+from evals.local_tasks import task_names
+from moc.config import ConfigError, StudyConfig, config_hash, nearest
 from moc.data.module import validation_windows
 from moc.data.tokenizer import Tokenizer
-from moc.journal import Journal
+from moc.journal import Journal, read
 from moc.rundir import write_json
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
+
+
+def check_evals(study: StudyConfig) -> None:
+    """
+    Raises:
+        ConfigError: if the study asks for scores that cannot be had.
+    """
+    known = task_names()
+    for name in study.evals.tasks:
+        if name not in known:
+            raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
+    for key in ("num_items", "context_length", "batch_size", "validation_tokens"):
+        if getattr(study.evals, key) < 2:
+            raise ConfigError(f"evals.{key} must be at least 2, not {getattr(study.evals, key)}")
 
 
 class BoundaryEvaluator:
@@ -88,7 +103,10 @@ class BoundaryEvaluator:
             metrics[f"eval/{task}/{score['metric']}"] = score["value"]
         for source, value in scores["bits_per_byte"].items():
             metrics[f"eval/{source}/bits_per_byte"] = value
-        journal.append({"phase": name, "step": step, "tokens": tokens, "metrics": metrics})
+        entry = {"phase": name, "step": step, "tokens": tokens, "metrics": metrics}
+        # it is there already if an earlier try was killed before evals.json
+        if not any(entry.items() <= known.items() for known in read(journal.path)):
+            journal.append(entry)
         journal.commit()
         record = {
             "boundary": name,

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
 import socket
 import subprocess
 import sys
+import time
+import urllib.request
 from pathlib import Path
 from types import FrameType
 
@@ -53,22 +56,47 @@ def serve_ui(uri: str, port: int = 5000) -> int:
         except OSError as error:
             print(f"port {port}: {error.strerror}; choose another one", file=sys.stderr)
             return 1
-    command = [sys.executable, "-m", "mlflow", "server", "--backend-store-uri", uri]
-    command += ["--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--uvicorn-opts", "--log-level warning"]
-    print(f"MLflow: http://127.0.0.1:{port} (ready in a few seconds; Ctrl-C stops it)", flush=True)
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
+    command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
+    # by the environment: a command line is public, and the URI may hold a password
+    environment = MLFLOW_ENVIRONMENT | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
     # in a session of its own, so that Ctrl-C reaches it once, through us
-    server = subprocess.Popen(
-        command, env=MLFLOW_ENVIRONMENT | dict(os.environ), start_new_session=True
-    )
+    server = subprocess.Popen(command, env=environment, start_new_session=True)
 
     def stop(number: int, frame: FrameType | None) -> None:
-        os.killpg(server.pid, signal.SIGTERM)
+        if server.poll() is None:
+            os.killpg(server.pid, signal.SIGTERM)
 
     previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
+        _announce(server, f"http://127.0.0.1:{port}")
         code = server.wait()
     finally:
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0 if code in (0, -signal.SIGTERM, 128 + signal.SIGTERM) else 1
+
+
+def _announce(server: subprocess.Popen[bytes], url: str) -> None:
+    """Print where the pages are, and each study's, once they can be opened."""
+    print(f"MLflow: {url} (Ctrl-C stops it)", flush=True)
+    search = urllib.request.Request(
+        f"{url}/api/2.0/mlflow/experiments/search",
+        data=json.dumps({"max_results": 10, "order_by": ["last_update_time DESC"]}).encode(),
+        headers={"content-type": "application/json"},
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    while server.poll() is None:
+        try:
+            with direct.open(search, timeout=5) as answer:
+                experiments = json.load(answer).get("experiments", [])
+                break
+        except OSError:  # not up yet
+            time.sleep(0.3)
+    else:
+        return
+    for experiment in experiments:
+        if experiment["experiment_id"] != "0":  # MLflow's own empty "Default"
+            # MLflow opens its pages for language-model applications unless told otherwise
+            page = f"{experiment['experiment_id']}/runs?workflowType=machine_learning"
+            print(f"  {experiment['name']}: {url}/#/experiments/{page}", flush=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import lightning as L
@@ -17,11 +18,12 @@ from moc.train.module import StudyModule
 class Forgetting(L.Callback):
     """Saves and scores the model before the first phase and after each.
 
-    Every rank scores the same requests, so that sharded forward passes stay in step; rank 0
-    writes.
+    The weights are on disk as soon as the last step is done; the scores follow. Every rank scores
+    the same requests, so that sharded forward passes stay in step; rank 0 writes.
 
     Args:
         phase_index: of the phase that this trainer runs.
+        config_hashes: of everything that decides the weights, per boundary.
         keep_optimizer: whether the next phase asks for this one's Adam moments.
     """
 
@@ -31,11 +33,11 @@ class Forgetting(L.Callback):
         evaluator: BoundaryEvaluator,
         *,
         phase_index: int,
-        config_hash: str,
+        config_hashes: Sequence[str],
         keep_optimizer: bool,
     ) -> None:
         self.run, self.evaluator = run, evaluator
-        self.phase_index, self.config_hash = phase_index, config_hash
+        self.phase_index, self.config_hashes = phase_index, config_hashes
         self.keep_optimizer = keep_optimizer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -43,33 +45,40 @@ class Forgetting(L.Callback):
         if self.phase_index == 0 and pl_module.step == 0:
             if self.evaluator.is_done(self.run.boundary(0)):
                 return  # killed between this boundary and the first checkpoint
-            self._boundary(trainer, pl_module, 0)
+            self._save(trainer, pl_module, 0)
+            self._evaluate(trainer, pl_module, 0)
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
+        assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
+        if pl_module.step == trainer.logger.num_steps:
+            self._save(trainer, pl_module, self.phase_index + 1)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StudyModule)
-        self._boundary(trainer, pl_module, self.phase_index + 1)
+        self._evaluate(trainer, pl_module, self.phase_index + 1)
 
-    def _boundary(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
-        logger: Any = trainer.logger
-        assert isinstance(logger, JournalLogger)
-        folder = self.run.boundary(index)
-        tokens = logger.tokens_at(pl_module.step)
+    def _save(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
+        assert isinstance(trainer.logger, JournalLogger)
+        trainer.logger.flush()  # what the boundary holds is never logged again
         save_boundary(
-            folder,
+            self.run.boundary(index),
             pl_module.model,
             trainer.optimizers[0] if self.keep_optimizer and index else None,
             phase=self.run.boundary_name(index),
             step=pl_module.step,
-            tokens=tokens,
-            config_hash=self.config_hash if index else None,
+            tokens=trainer.logger.tokens_at(pl_module.step),
+            config_hash=self.config_hashes[index],
         )
-        logger.flush()
+        trainer.logger.commit()
+
+    def _evaluate(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
+        assert isinstance(trainer.logger, JournalLogger)
         self.evaluator.evaluate(
             pl_module.model,
-            folder,
+            self.run.boundary(index),
             index=index,
             step=pl_module.step,
-            tokens=tokens,
-            journal=logger.journal,
+            tokens=trainer.logger.tokens_at(pl_module.step),
+            journal=trainer.logger.journal,
         )
         barrier()

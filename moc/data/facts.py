@@ -8,6 +8,7 @@ seed: nothing is stored, so ten million people take no more memory than a hundre
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import count
 from math import floor, log2
 from typing import NamedTuple
 
@@ -179,8 +180,15 @@ def _question(config: SourceConfig, someone: Person, attribute: str) -> Question
     answer = someone.values[attribute]
     draws = Draws(config.seed, "choices", someone.person_id, attribute)
     others: list[str] = []
-    while len(others) < 3:
-        value = _value(attribute, draws.below(POOL_SIZES[attribute]))
+    # Wrong choices are other people's values: values that occur nowhere in the text would be cut
+    # into more tokens, and an untrained model would already find the right one by its length.
+    for attempt in count():
+        if len(others) == 3:
+            break
+        if attempt < 100:
+            value = person(config, draws.below(config.num_people)).values[attribute]
+        else:  # too few people for three others
+            value = _value(attribute, draws.below(POOL_SIZES[attribute]))
         if value != answer and value not in others:
             others.append(value)
     label = draws.below(4)

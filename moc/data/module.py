@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import TypedDict
 
@@ -106,29 +105,6 @@ class StepDataset(Dataset):
         return tokens, np.array(cache.mask[start + 1 : start + length + 1])
 
 
-class StepLoader:
-    """Batches of the steps from ``start_step`` on. Its length is the whole phase's, because
-    Lightning, when it resumes, goes on counting batches where the checkpoint stopped.
-    """
-
-    def __init__(
-        self, dataset: StepDataset, *, num_steps: int, start_step: int, num_workers: int
-    ) -> None:
-        self.num_steps = num_steps
-        self.loader = DataLoader(
-            dataset,
-            sampler=range(start_step, num_steps),
-            batch_size=None,
-            num_workers=num_workers,
-        )
-
-    def __len__(self) -> int:
-        return self.num_steps
-
-    def __iter__(self) -> Iterator[StepBatch]:
-        return iter(self.loader)
-
-
 class StudyDataModule(lightning.LightningDataModule):
     """The training data of one phase. Rank and number of ranks come from the trainer, if any."""
 
@@ -156,7 +132,8 @@ class StudyDataModule(lightning.LightningDataModule):
     def setup(self, stage: str | None = None) -> None:
         self.caches = prepare(self.study, self.phase, self.tokenizer)
 
-    def train_dataloader(self) -> StepLoader:
+    def train_dataloader(self) -> DataLoader[StepBatch]:
+        """The batches of the steps from ``start_step`` to the phase's last."""
         if not self.caches:
             self.setup()
         dataset = StepDataset(
@@ -168,10 +145,10 @@ class StudyDataModule(lightning.LightningDataModule):
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
-        return StepLoader(
+        return DataLoader(
             dataset,
-            num_steps=self.phase.num_steps(),
-            start_step=self.start_step,
+            sampler=range(self.start_step, self.phase.num_steps()),
+            batch_size=None,
             num_workers=self.study.trainer.num_workers,
         )
 
@@ -189,7 +166,7 @@ def prepare(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> dic
         ConfigError: naming the source, if one cannot be read.
     """
     return {
-        name: _source_cache(study, name, "train", tokenizer, _needed_tokens(study, phase, name))
+        name: _source_cache(study, name, "train", tokenizer, needed_tokens(study, phase, name))
         for name in phase.mixture
     }
 
@@ -231,7 +208,7 @@ def _source_cache(
         raise ConfigError(f"data.{name}: {error}") from error
 
 
-def _needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
+def needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
     """The most tokens of a source that any arm reads over all its phases.
 
     One number for the whole study, so that all arms and phases share one cache, and a phase that

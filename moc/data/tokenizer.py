@@ -154,7 +154,7 @@ def _training_text(config: SourceConfig, max_bytes: int) -> Iterator[str]:
         yield from texts
         num_bytes += sum(len(text.encode()) for text in texts)
         if num_bytes >= max_bytes:
-            break
+            return  # too early to judge the rows: the token cache will
     bad_rows.check()
 
 

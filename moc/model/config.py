@@ -5,12 +5,15 @@ Letters in comments are the shape letters used throughout ``moc.model`` and ``mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field, replace
-from typing import Literal
+from dataclasses import dataclass, field
+from typing import Literal, get_args
 
+Preset = Literal["paper", "small", "tiny"]
 Scope = Literal["sequence"]
 Tap = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
+Variant = Literal["A", "B"]
+OutputInit = Literal["zero", "normal"]
 
 
 @dataclass
@@ -36,10 +39,10 @@ class MemoryConfig:
     num_kv_heads: int | None = None  # its key/value heads; null: num_heads
     layers: str = "every 2"  # "2,6,10" (0-based), "all", "every N", "first N" or "last N"
     layers_per_bank: int | None = None  # null: one bank for all; 1: one each; n: one per n layers
-    variant: Literal["A", "B"] = "A"  # A: attention, read, MLP; B: attention, MLP, read, second MLP
+    variant: Variant = "A"  # A: attention, read, MLP; B: attention, MLP, read, second MLP
     mixing: Mixing = "joint"
     routed_scale: float = 2.5  # routed weights before the final normalisation; shared ones are 1
-    output_init: Literal["zero", "normal"] = "zero"  # zero: a fresh memory layer is the identity
+    output_init: OutputInit = "zero"  # zero: a fresh memory layer is the identity
     bank_init_std: float = 0.02
     router: RouterConfig = field(default_factory=RouterConfig)
 
@@ -48,7 +51,7 @@ class MemoryConfig:
 class ModelConfig:
     """A decoder-only transformer; ``memory: null`` is the dense baseline."""
 
-    preset: str | None = None  # paper, small or tiny: where the values below start from
+    preset: Preset | None = None  # where the values below start from
     vocab_size: int = 2048  # V
     num_layers: int = 4
     dim: int = 128  # D
@@ -90,11 +93,14 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
         parts = [part.strip() for part in spec.split(",")]
         if not all(part.isdigit() for part in parts):
             raise ValueError(
-                f"memory.layers {spec!r} is none of '2,6,10', 'all', 'every N', 'first N', 'last N'"
+                f"model.memory.layers {spec!r} is none of "
+                "'2,6,10', 'all', 'every N', 'first N', 'last N'"
             )
         chosen = sorted({int(part) for part in parts})
     if not chosen or chosen[-1] >= num_layers:
-        raise ValueError(f"memory.layers {spec!r} does not fit a model of {num_layers} layers")
+        raise ValueError(
+            f"model.memory.layers {spec!r} does not fit a model of {num_layers} layers"
+        )
     return chosen
 
 
@@ -116,7 +122,14 @@ def validate_model(config: ModelConfig) -> None:
     memory = config.memory
     if memory is None:
         return
+    for name, choices in (("variant", Variant), ("mixing", Mixing), ("output_init", OutputInit)):
+        _check_choice(f"memory.{name}", getattr(memory, name), get_args(choices))
+    for name, choices in (("scope", Scope), ("tap", Tap)):
+        _check_choice(f"memory.router.{name}", getattr(memory.router, name), get_args(choices))
     parse_layers(memory.layers, config.num_layers)
+    for name in ("dim", "num_heads", "num_kv_heads"):
+        if (value := getattr(memory, name)) is not None and value < 1:
+            raise ValueError(f"model.memory.{name} must be at least 1, or null; it is {value}")
     if memory.chapter_tokens < 1 or memory.num_chapters < 1:
         raise ValueError("model.memory needs at least one chapter of at least one token")
     routable = memory.num_chapters - memory.num_shared
@@ -175,9 +188,9 @@ def preset(name: str) -> ModelConfig:
     raise ValueError(f"model.preset {name!r} is none of paper, small, tiny")
 
 
-def without_memory(config: ModelConfig, **changes: int) -> ModelConfig:
-    """The dense model of the same shape, e.g. ``without_memory(config, num_layers=24)``."""
-    return replace(config, memory=None, **changes)
+def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
+    if value not in choices:
+        raise ValueError(f"model.{name} {value!r} is none of {', '.join(choices)}")
 
 
 def _check_heads(where: str, dim: int, num_heads: int, num_kv_heads: int) -> None:

@@ -44,16 +44,28 @@ def load_model(folder: str | Path) -> Transformer:
     if not (folder / "model.json").is_file():
         raise ValueError(f"{folder}: no model here (model.json is missing)")
     model = Transformer(read_config(folder))
-    model.load_state_dict(read_safetensors(folder / "model.safetensors"))
+    state = read_safetensors(folder / "model.safetensors")
+    try:
+        model.load_state_dict(state)
+    except RuntimeError as error:
+        raise ValueError(f"{folder}: the weights do not fit model.json: {error}") from error
     return model.eval()
 
 
 def read_config(folder: Path) -> ModelConfig:
-    raw = json.loads((folder / "model.json").read_text())
-    if raw["memory"] is not None:
-        router = RouterConfig(**raw["memory"].pop("router"))
-        raw["memory"] = MemoryConfig(**raw["memory"], router=router)
-    return ModelConfig(**raw)
+    """The config that ``save_model`` wrote.
+
+    Raises:
+        ValueError: if it cannot be read.
+    """
+    try:
+        raw = json.loads((folder / "model.json").read_text())
+        if raw["memory"] is not None:
+            router = RouterConfig(**raw["memory"].pop("router"))
+            raw["memory"] = MemoryConfig(**raw["memory"], router=router)
+        return ModelConfig(**raw)
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(f"{folder / 'model.json'}: not a model's config ({error})") from error
 
 
 def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
@@ -91,15 +103,23 @@ def read_safetensors(path: Path) -> dict[str, Tensor]:
         length = struct.unpack("<Q", first)[0] if len(first) == 8 else size
         if 8 + length > size:
             raise ValueError(f"{path}: not a safetensors file, or cut short")
-        header = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    end = max((entry["data_offsets"][1] for entry in header.values()), default=0)
+        encoded = file.read(length)
+    try:
+        header = json.loads(encoded)
+        header.pop("__metadata__", None)
+        entries = {
+            name: (_DTYPES[entry["dtype"]], torch.Size(entry["shape"]), *entry["data_offsets"])
+            for name, entry in header.items()
+        }
+        end = max((stop for _, _, _, stop in entries.values()), default=0)
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise ValueError(f"{path}: not a safetensors file, or damaged ({error})") from error
     if 8 + length + end != size:
         raise ValueError(f"{path}: cut short ({size} bytes, {8 + length + end} expected)")
     data = torch.from_file(str(path), shared=False, size=size, dtype=torch.uint8)[8 + length :]
     tensors = {}
-    for name, entry in header.items():
-        begin, stop = entry["data_offsets"]
-        raw = data[begin:stop].clone()
-        tensors[name] = raw.view(_DTYPES[entry["dtype"]]).reshape(entry["shape"])
+    for name, (dtype, shape, begin, stop) in entries.items():
+        if begin < 0 or stop - begin != shape.numel() * dtype.itemsize:
+            raise ValueError(f"{path}: damaged, {name} does not fill its place")
+        tensors[name] = data[begin:stop].clone().view(dtype).reshape(shape)
     return tensors

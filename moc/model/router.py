@@ -57,7 +57,8 @@ class Router(nn.Module):
 def read_everything(num_chapters: int, batch: int, like: Tensor) -> Routing:
     """The routing of a layer without a router: every chapter, equally."""
     index_BGN = torch.arange(num_chapters, device=like.device).expand(batch, 1, -1)
-    weight_BGN = torch.full(index_BGN.shape, 1 / num_chapters, device=like.device)
+    wide = torch.promote_types(like.dtype, torch.float32)
+    weight_BGN = torch.full(index_BGN.shape, 1 / num_chapters, dtype=wide, device=like.device)
     none_BGC = like.new_zeros(batch, 1, 0)
     return Routing(none_BGC, none_BGC, index_BGN, weight_BGN)
 

@@ -5,6 +5,8 @@ A checkpoint is a folder, written under a temporary name beside its target and r
     checkpoints/<phase>-<step>/  training.pt (weights, Adam moments by name), manifest.json
     boundaries/<i>-<phase>/      model.safetensors, model.json, manifest.json [, training.pt]
 
+A phase's last step has no checkpoint: the boundary after it takes its place.
+
 The manifest holds the SHA-256 of every file, the phase, the step and the config hash. State is
 gathered by name, so a run may continue under another strategy or number of ranks.
 """
@@ -92,7 +94,15 @@ def restore_optimizer(
     """Put saved moments back, by parameter name; a collective call under sharding.
 
     Settings (learning rate, weight decay) stay those of the optimizer: only its state is restored.
+    A parameter without saved moments (it was frozen until now) starts afresh.
     """
+    moments = dict(state["state"])
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad and name not in moments:
+            zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
+            fresh = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
+            moments[name] = fresh
+    state = {**state, "state": moments}
     settings = [
         {key: value for key, value in group.items() if key != "params"}
         for group in optimizer.param_groups
@@ -104,28 +114,31 @@ def restore_optimizer(
         group.update(setting)
 
 
-def latest_checkpoint(folder: Path, phase: str, config_hash: str) -> Path | None:
+def checkpoints_of(folder: Path, phase: str) -> list[Path]:
+    """The checkpoints of ``phase`` in ``folder``, damaged ones included, the latest first."""
+    found = {
+        int(path.name.removeprefix(f"{phase}-")): path
+        for path in folder.glob(f"{phase}-*")
+        if path.name.removeprefix(f"{phase}-").isdigit()
+    }
+    return [found[step] for step in sorted(found, reverse=True)]
+
+
+def latest_checkpoint(folder: Path, phase: str) -> Path | None:
     """The intact checkpoint of ``phase`` with the highest step; damaged ones are passed over.
 
     Raises:
-        CheckpointError: if checkpoints exist and none is intact, or they belong to other settings.
+        CheckpointError: if checkpoints exist and none is intact.
     """
-    found = sorted(folder.glob(f"{phase}-*"), key=_step_of, reverse=True)
-    found = [path for path in found if path.suffix != ".partial"]
     problems = []
-    for path in found:
+    for path in checkpoints_of(folder, phase):
         try:
-            manifest = check_manifest(path)
+            check_manifest(path)
         except CheckpointError as error:
             problems.append(str(error))
             continue
-        if manifest["config_hash"] != config_hash:
-            raise CheckpointError(
-                f"{path} was trained with other settings; give the study another name, or remove "
-                f"{folder.parent}"
-            )
-        for problem in problems:
-            print(f"passed over: {problem}", flush=True)
+        if problems and rank() == 0:
+            print("\n".join(f"passed over: {problem}" for problem in problems), flush=True)
         return path
     if problems:
         raise CheckpointError(f"no intact checkpoint: {problems[0]}; remove {folder} to start over")
@@ -136,7 +149,7 @@ def prune_checkpoints(folder: Path, phase: str, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints of ``phase``, and leftovers of killed writes."""
     for path in folder.glob("*.partial"):
         shutil.rmtree(path, ignore_errors=True)
-    for path in sorted(folder.glob(f"{phase}-*"), key=_step_of)[: -keep or None]:
+    for path in checkpoints_of(folder, phase)[keep:]:
         shutil.rmtree(path)
 
 
@@ -152,14 +165,24 @@ def check_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: naming the missing or damaged file.
     """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: manifest.json is missing or unreadable") from error
+    manifest = read_manifest(folder)
     for name, expected in manifest["sha256"].items():
         path = folder / name
         if not path.is_file() or sha256(path) != expected:
             raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``, its files not verified.
+
+    Raises:
+        CheckpointError: if it cannot be read.
+    """
+    try:
+        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{folder}: manifest.json is missing or unreadable") from error
     return manifest
 
 
@@ -196,8 +219,3 @@ def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)
-
-
-def _step_of(path: Path) -> int:
-    step = path.name.removesuffix(".partial").rpartition("-")[2]
-    return int(step) if step.isdigit() else -1

@@ -125,10 +125,6 @@ class StudyModule(L.LightningModule):
             "picks": all_sum(picks) if isinstance(picks, Tensor) else None,
         }
 
-    def step_tensor(self, value: float) -> Tensor:
-        """``value`` where collectives can reach it."""
-        return torch.tensor(float(value), device=self.device)
-
     def current_lr_factor(self) -> float:
         """Learning rate of the coming step over its peak."""
         total = self.phase.num_steps() + self.schedule_offset

@@ -88,7 +88,7 @@ def test_resuming_gives_the_identical_tail(study: StudyConfig, tokenizer: Tokeni
     module = StudyDataModule(
         study, study.phases["pretrain"], tokenizer, seed=0, start_step=5, micro_batch=4
     )
-    assert len(module.train_dataloader()) == 8  # Lightning counts on from the checkpoint
+    assert len(module.train_dataloader()) == 3
 
 
 def test_going_on_in_the_data_order(study: StudyConfig, tokenizer: Tokenizer) -> None:

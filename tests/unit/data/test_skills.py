@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 
 import pytest
@@ -34,7 +35,7 @@ def right_answer(skill: str, text: str) -> str:
         "add": str(sum(numbers)),
         "largest": str(sorted(numbers)[-1]) if numbers else "",
         "commas": text.replace(" ", ", "),
-        "json": '{"%s": "%s"}' % (words[0], words[-1]),
+        "json": json.dumps({words[0]: words[-1]}),
     }
     return answers[skill]
 
@@ -53,9 +54,8 @@ def test_answers_are_right(split: str) -> None:
 
 def test_validation_instructions_are_never_trained_in_any_wording_or_seed() -> None:
     other_seed = SourceConfig(kind="skills", num_examples=5000, seed=1)
-    trained = {
-        (i.skill, asked(i)) for c in (CONFIG, other_seed) for i in skill_examples(c, "train")
-    }
+    both = [*skill_examples(CONFIG, "train"), *skill_examples(other_seed, "train")]
+    trained = {(item.skill, asked(item)) for item in both}
     validation = {(i.skill, asked(i)) for i in skill_examples(CONFIG, "validation")}
     assert len(validation) > 200 and not trained & validation
 

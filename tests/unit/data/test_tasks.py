@@ -59,7 +59,7 @@ def test_items_are_the_same_every_time(tmp_path: Path) -> None:
 
 
 def test_a_task_without_items_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="data.people has no items .* lower its question_share"):
+    with pytest.raises(ConfigError, match=r"data.people has no items .* lower its question_share"):
         write_task_items(study(question_share=1.0), tmp_path)
     without = study()
     del without.data["people"]

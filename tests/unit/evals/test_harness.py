@@ -1,230 +1,36 @@
-"""Scores against sums computed here, one sequence at a time, without padding."""
+"""Task scores against sums computed here, one sequence at a time, without padding."""
 
-import itertools
 import json
 import logging
 import math
 import random
 import socket
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
-from evals.harness import StudyLM, bits_per_byte, evaluate_model
+from evals.harness import bits_per_byte, evaluate_model
 from moc.config import PhaseConfig, SourceConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.facts import fact_questions
 from moc.data.source import documents
 from moc.data.tokenizer import build_tokenizer
-from moc.model import MemoryConfig, ModelConfig, build_model
-
-EOS, IM_START, IM_END = 256, 257, 258
-CONTROL = {"<|endoftext|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
-
-
-class ByteTokenizer:
-    """One id per byte, and one per control token."""
-
-    eos_id = EOS
-    vocab_size = 259
-
-    def encode(self, text):
-        ids = []
-        while text:
-            control = next((word for word in CONTROL if text.startswith(word)), None)
-            ids += [CONTROL[control]] if control else list(text[0].encode())
-            text = text[len(control or text[0]) :]
-        return ids
-
-    def decode(self, ids):
-        words = {number: word.encode() for word, number in CONTROL.items()}
-        return b"".join(words.get(i, bytes([i % 256])) for i in ids).decode(errors="replace")
-
-
-class Chain(nn.Module):
-    """Every token is followed by its successor in ``ids``; remembers what it was shown."""
-
-    def __init__(self, ids):
-        super().__init__()
-        table = torch.zeros(259, 259)
-        for before, after in itertools.pairwise(ids):
-            table[before, after] = 10.0
-        self.table = nn.Parameter(table)
-        self.shown = []
-
-    def forward(self, tokens_BL, valid_BL=None):
-        valid_BL = torch.ones_like(tokens_BL).bool() if valid_BL is None else valid_BL
-        rows = zip(tokens_BL, valid_BL, strict=True)
-        self.shown += [row[valid].tolist() for row, valid in rows]
-        return SimpleNamespace(logits_BLV=self.table[tokens_BL])
-
-
-class Script(nn.Module):
-    """Whatever it reads, position ``start + i`` predicts byte i of ``text``."""
-
-    def __init__(self, start, text):
-        super().__init__()
-        self.start, self.text = start, text.encode()
-        self.unused = nn.Parameter(torch.zeros(1))  # says which device
-
-    def forward(self, tokens_BL, valid_BL=None):
-        logits_BLV = torch.zeros(*tokens_BL.shape, 400)
-        for i, byte in enumerate(self.text):
-            logits_BLV[:, self.start + i : self.start + i + 1, byte] = 1.0
-        return SimpleNamespace(logits_BLV=logits_BLV)
+from moc.errors import CheckpointError, ConfigError
+from tests.fake_language import (
+    IM_END,
+    IM_START,
+    ByteTokenizer,
+    Chain,
+    Script,
+    brute_force,
+    routed_model,
+)
 
 
 @pytest.fixture(scope="module")
 def model():
-    """Random weights large enough that routing moves the logits; routes by the whole sequence."""
-    memory = MemoryConfig(
-        num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal"
-    )
-    memory.bank_init_std = 1.0
-    config = ModelConfig(
-        vocab_size=259, num_layers=2, dim=32, mlp_dim=64, init_std=0.2, residual_init_std=0.2,
-        memory=memory,
-    )  # fmt: skip
-    return build_model(config).eval()
-
-
-def language_model(model, batch_size=4, context_length=64):
-    return StudyLM(model, ByteTokenizer(), context_length=context_length, batch_size=batch_size)
-
-
-def request(*args):
-    return SimpleNamespace(args=args)
-
-
-def brute_force(model, inputs, targets):
-    """Sum of log p(targets) at the last positions of one unpadded sequence, in float64."""
-    with torch.no_grad():
-        logits = model(torch.tensor([inputs])).logits_BLV[0, -len(targets) :].double().numpy()
-    total = 0.0
-    for row, target in zip(logits, targets, strict=True):
-        top = row.max()
-        total += row[target] - top - math.log(sum(math.exp(x - top) for x in row))
-    return total
-
-
-def greedy_loop(model, ids, count):
-    ids = list(ids)
-    for _ in range(count):
-        with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits_BLV[0, -1].argmax()))
-    return ids[-count:]
-
-
-PAIRS = [
-    ("Question: Where was Ada Lovelace born?\nAnswer:", " London"),
-    ("Q:", " Ulan Bator"),
-    ("Question: Who?\nAnswer:", " a"),
-    ("x", "yz" * 9),
-    ("Question: What did Grace Hopper study?\nAnswer:", " mathematics"),
-    ("", "no context"),
-]
-
-
-@pytest.mark.parametrize("batch_size", [1, 4, 8])
-def test_loglikelihood_is_the_brute_force_sum_at_any_batch_size(model, batch_size):
-    answers = language_model(model, batch_size).loglikelihood([request(*pair) for pair in PAIRS])
-    for (context, continuation), (score, _) in zip(PAIRS, answers, strict=True):
-        before, after = list(context.encode()) or [EOS], list(continuation.encode())
-        expected = brute_force(model, [*before, *after][:-1], after)
-        assert score == pytest.approx(expected, abs=1e-4)
-
-
-def test_padding_would_change_scores_if_it_were_not_marked(model):
-    """The test above has teeth: this model does look at every position marked as real."""
-    ids = torch.tensor([list(b"Who?") + [EOS] * 20])
-    valid = torch.arange(24)[None] < 4
-    with torch.no_grad():
-        marked, unmarked = model(ids, valid).logits_BLV, model(ids).logits_BLV
-    assert (marked[0, 3] - unmarked[0, 3]).abs().max() > 1e-2
-
-
-def test_is_greedy_tells_whether_the_model_would_write_the_answer():
-    answers = language_model(Chain(b"abcd")).loglikelihood(
-        [request("xa", "bcd"), request("xa", "bc!"), request("xb", "cd")]
-    )
-    assert [greedy for _, greedy in answers] == [True, False, True]
-
-
-def test_a_sequence_too_long_keeps_exactly_its_last_tokens(model, caplog):
-    context, continuation = "0123456789" * 3, " yes"
-    lm = language_model(model, context_length=12)
-    ((score, _),) = lm.loglikelihood([request(context, continuation)])
-    ids = list((context + continuation).encode())
-    inputs = ids[len(ids) - 13 : -1]  # 12 go in, and the 13th is only predicted
-    assert score == pytest.approx(brute_force(model, inputs, list(b" yes")), abs=1e-4)
-    assert "1 of 1 prompts do not fit evals.context_length 12" in caplog.text
-
-
-def test_an_answer_longer_than_the_context_is_refused(model):
-    with pytest.raises(ValueError, match="context_length 12 is less than an answer's 20 tokens"):
-        language_model(model, context_length=12).loglikelihood([request("a", "b" * 20)])
-
-
-def test_rolling_predicts_every_token_once_with_the_most_context(model):
-    ids = list(b"A sentence of 21 byte")
-    lm = language_model(model, context_length=8)
-    short, total, empty = lm.loglikelihood_rolling(
-        [request("Hi"), request("A sentence of 21 byte"), request("")]
-    )
-    expected = brute_force(model, [EOS, *ids[:7]], ids[:8])
-    expected += brute_force(model, ids[7:15], ids[8:16])
-    expected += brute_force(model, ids[12:20], ids[16:21])  # a full window for the last five
-    assert total == pytest.approx(expected, abs=1e-4)
-    assert short == pytest.approx(brute_force(model, [EOS, *b"H"], list(b"Hi")), abs=1e-4)
-    assert empty == 0.0
-
-
-@pytest.mark.parametrize("batch_size", [1, 8])
-def test_generation_is_the_naive_greedy_loop(model, batch_size):
-    prompts = ["Question: Who?\nAnswer:", "a", "Hi there, "]
-    lm = language_model(model, batch_size)
-    answers = lm.generate_until([request(p, {"until": [], "max_gen_toks": 6}) for p in prompts])
-    for prompt, answer in zip(prompts, answers, strict=True):
-        expected = greedy_loop(model, prompt.encode(), 6)
-        stop = next((i for i, token in enumerate(expected) if token in (EOS, IM_END)), 6)
-        assert answer == ByteTokenizer().decode(expected[:stop])
-
-
-def test_a_prompt_too_long_keeps_its_last_tokens_and_room_for_the_answer():
-    chain = Chain(b"abcdefgh")
-    lm = language_model(chain, context_length=10)
-    lm.generate_until([request("0123456789xyza", {"until": [], "max_gen_toks": 4})])
-    assert bytes(chain.shown[0]) == b"89xyza"
-    assert max(len(row) for row in chain.shown) < 10
-
-
-@pytest.mark.parametrize(
-    ("ids", "until", "expected"),
-    [
-        (b"abcd", ["c"], "b"),
-        (b"abcde", ["de", "cd"], "b"),  # the earliest of several
-        ([*b"ab", EOS, *b"z"], [], "b"),
-        ([*b"ab", IM_END, *b"z"], [], "b"),
-    ],
-)
-def test_generation_stops_at_strings_end_of_text_and_end_of_turn(ids, until, expected):
-    options = {"until": until, "max_gen_toks": 6}
-    assert language_model(Chain(ids)).generate_until([request("a", options)]) == [expected]
-
-
-def test_generation_stops_at_the_token_that_opens_with_a_stop_string():
-    """Otherwise every answer costs max_gen_toks steps, however early its line ends."""
-    chain = Chain(b"ab\ncdefgh")
-    language_model(chain).generate_until([request("a", {"until": ["\n"], "max_gen_toks": 9})])
-    assert max(len(row) for row in chain.shown) == 2  # "ab": the newline was not read again
-
-
-def test_sampling_tasks_are_refused(model):
-    with pytest.raises(ValueError, match="do_sample"):
-        language_model(model).generate_until([request("a", {"do_sample": True})])
+    return routed_model()
 
 
 CITIES = ["London", "São Paulo", "Ulan Bator", "Rome"]
@@ -361,12 +167,11 @@ def test_an_evaluation_leaves_random_states_modes_and_gradients_alone(model, tmp
     model.eval()
 
 
-def test_autocast_of_the_training_loop_does_not_reach_the_scores(model, tmp_path):
-    write_items(tmp_path, "facts_choice", FACTS)
-    pairs = [request(*pair) for pair in PAIRS]
-    plain = language_model(model).loglikelihood(pairs)
+def test_autocast_of_the_training_loop_does_not_reach_bits_per_byte(model):
+    tokens, mask = torch.arange(34).reshape(2, 17), torch.ones(2, 16)
+    plain = bits_per_byte(model, tokens, mask, 32, batch_size=2)
     with torch.autocast("cpu", torch.bfloat16):
-        assert language_model(model).loglikelihood(pairs) == plain
+        assert bits_per_byte(model, tokens, mask, 32, batch_size=2) == plain
 
 
 def test_changed_items_are_read_again_without_network_or_noise(
@@ -397,7 +202,7 @@ def test_a_wrong_request_is_refused_in_words(model, tmp_path, changes, message):
     arguments = {"tasks": ["facts_choice"], "task_dir": tmp_path, "context_length": 64,
                  "batch_size": 4, "num_items": 5, **changes}  # fmt: skip
     write_items(tmp_path, "facts_choice", FACTS)
-    with pytest.raises(ValueError, match=message):
+    with pytest.raises((ConfigError, CheckpointError), match=message):
         evaluate_model(model, ByteTokenizer(), **arguments)
 
 
@@ -423,5 +228,5 @@ def test_bits_per_byte_is_the_counted_loss_over_the_bytes(model, batch_size):
 
 
 def test_bits_per_byte_of_nothing_is_refused(model):
-    with pytest.raises(ValueError, match="at least one counted token"):
+    with pytest.raises(ConfigError, match="at least one counted token"):
         bits_per_byte(model, torch.ones(1, 5), torch.zeros(1, 4), 0, batch_size=1)

@@ -1,0 +1,165 @@
+"""The schema of a study: plain dataclasses. The comment beside a field documents it.
+
+``moc.config`` loads and checks them, and is where the rest of the code imports them from.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from moc.model.config import ModelConfig
+
+
+@dataclass
+class TokenizerConfig:
+    path: str | None = None  # a Hugging Face tokenizer by name or folder; null: train our own
+    vocab_size: int = 2048  # of the trained byte-level BPE; at most model.vocab_size
+    training_bytes: int = 4_000_000  # of the study's own training text, per source
+
+
+@dataclass
+class SourceConfig:
+    """One named source of documents. Fields that its kind does not use are ignored by it."""
+
+    kind: Literal["facts", "skills", "text", "chat"] = "facts"
+    seed: int = 0  # of everything generated or split off
+    # facts: synthetic people; skills: synthetic instructions
+    num_people: int = 1000  # facts: how many people exist
+    num_phrasings: int = 50  # facts: biographies per person in one pass over the source
+    question_share: float = 0.5  # facts: share of the people whose questions are trained
+    question_ratio: float = 0.5  # facts: trained question documents per biography of those people
+    num_examples: int = 20_000  # skills: instructions in one pass over the source
+    # text and chat: files, or a dataset on the Hugging Face hub
+    path: str | None = None  # a file or glob: .txt .md .jsonl .parquet
+    validation_path: str | None = None  # null: hold out validation_fraction of the documents
+    validation_fraction: float = 0.01
+    name: str | None = None  # a hub dataset, streamed; used when path is null
+    subset: str | None = None  # of the hub dataset
+    split: str = "train"
+    validation_split: str | None = None  # null: hold out validation_fraction
+    column: str = "text"  # text: the column or JSON key that holds the document
+
+
+@dataclass
+class GroupConfig:
+    lr: float = 1e-3  # peak learning rate
+    weight_decay: float = 0.1  # on matrices; norms and biases are never decayed
+    freeze: bool = False
+
+
+@dataclass
+class OptimizerConfig:
+    """AdamW; a parameter's group is chosen by its name."""
+
+    backbone: GroupConfig = field(default_factory=GroupConfig)
+    memory_layers: GroupConfig = field(default_factory=GroupConfig)
+    bank: GroupConfig = field(default_factory=GroupConfig)
+    beta1: float = 0.9
+    beta2: float = 0.95
+    eps: float = 1e-8
+    clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
+
+
+@dataclass
+class ScheduleConfig:
+    kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
+    warmup_steps: int = 0  # linear from 0
+    decay_fraction: float = 0.15  # wsd: share of all steps spent decaying (linearly) at the end
+    final_ratio: float = 0.1  # last learning rate / peak
+
+
+@dataclass
+class CarryConfig:
+    """What crosses into this phase from the one before. Weights always do."""
+
+    optimizer: bool = False  # Adam moments
+    schedule: bool = False  # go on counting schedule steps, over both phases' lengths
+    data_position: bool = False  # go on in the data order instead of at its start
+
+
+@dataclass
+class PhaseConfig:
+    tokens: int = 1_000_000  # budget; steps = tokens // tokens_per_step
+    tokens_per_step: int = 8192  # over all devices and micro-batches
+    context_length: int = 128  # L
+    micro_batch: int | None = None  # sequences per device and forward; null: about 8,192 tokens
+    mixture: dict[str, float] = field(default_factory=dict)  # source -> weight
+    loss_on: Literal["all", "assistant"] = "all"
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
+    carry: CarryConfig = field(default_factory=CarryConfig)
+
+    def num_steps(self) -> int:
+        return self.tokens // self.tokens_per_step
+
+
+@dataclass
+class IsoFlopConfig:
+    """Match this arm's training FLOPs per token to another arm's."""
+
+    target: str = "moc"
+    solve: bool = True  # false: keep the arm's own shape and only check it
+    tolerance: float = 0.005  # largest relative deviation
+    accounting: Literal["paper", "hardware"] = "paper"
+
+
+@dataclass
+class ArmConfig:
+    """One model variant and its phases: the study's base with the arm laid over it."""
+
+    description: str = ""
+    model: ModelConfig = field(default_factory=ModelConfig)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    iso_flop: IsoFlopConfig | None = None
+
+
+@dataclass
+class EvalConfig:
+    tasks: list[str] = field(default_factory=list)  # facts_choice, facts_answer, skills_answer
+    num_items: int = 200  # per task
+    context_length: int = 128  # one length for all phases: changing it changes the task
+    batch_size: int = 64  # speed only; scores do not depend on it
+    validation_tokens: int = 16_384  # per source, for bits per byte
+
+
+@dataclass
+class TrainerConfig:
+    accelerator: Literal["auto", "cpu", "gpu"] = "auto"
+    strategy: Literal["auto", "ddp", "fsdp"] = "auto"
+    devices: int | None = None  # per node; null: 1 on CPU, every GPU otherwise
+    num_nodes: int = 1
+    precision: Literal["32-true", "bf16-mixed"] = "32-true"
+    compile: bool = False  # torch.compile the model
+    num_workers: int = 0  # data loading processes
+    log_every_steps: int = 10
+    checkpoint_every_steps: int = 100
+    keep_last: int = 1  # checkpoints inside a phase; boundaries are always kept
+
+
+@dataclass
+class TrackingConfig:
+    uri: str | None = None  # MLflow tracking URI; null: sqlite in runs_dir
+    experiment: str | None = None  # null: the study's name
+
+
+@dataclass
+class StudyConfig:
+    name: str = ""  # also the folder under runs_dir
+    description: str = ""
+    seeds: list[int] = field(default_factory=lambda: [0])
+    runs_dir: str = "runs"
+    cache_dir: str = "runs/cache"  # tokenised documents, by fingerprint
+    model: ModelConfig = field(default_factory=ModelConfig)
+    tokenizer: TokenizerConfig = field(default_factory=TokenizerConfig)
+    data: dict[str, SourceConfig] = field(default_factory=dict)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
+    arms: dict[str, ArmConfig] = field(default_factory=dict)
+    evals: EvalConfig = field(default_factory=EvalConfig)
+    trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    tracking: TrackingConfig = field(default_factory=TrackingConfig)
+
+    @property
+    def dir(self) -> Path:
+        return Path(self.runs_dir) / self.name

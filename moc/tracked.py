@@ -88,16 +88,6 @@ def points(records: Sequence[Record]) -> Iterator[Point]:
             yield Point(name, value, record["time"], record["tokens"])
 
 
-def scores(record: dict[str, Any], time: float) -> Iterator[Point]:
-    """One evals.json as ``eval/<task>/<metric>`` and ``eval/<source>/bits_per_byte``."""
-    for task, entry in record["tasks"].items():
-        for metric, value in {**entry.get("extra", {}), entry["metric"]: entry["value"]}.items():
-            if isinstance(value, (int, float)):
-                yield Point(f"eval/{task}/{metric}", value, time, record["tokens"])
-    for source, value in record["bits_per_byte"].items():
-        yield Point(f"eval/{source}/bits_per_byte", value, time, record["tokens"])
-
-
 def datasets(study: StudyConfig) -> list[DatasetInfo]:
     """From datasets.json, ``{phase: {source: fingerprint}}``; empty without it."""
     found = []

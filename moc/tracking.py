@@ -33,7 +33,6 @@ from moc.tracked import (
     parent_tags,
     points,
     read_json,
-    scores,
 )
 from moc.ui import MLFLOW_ENVIRONMENT, default_uri, public_uri, serve_ui, tracking_uri
 
@@ -237,13 +236,7 @@ class _Mirror:
             self._stamp("skipped", skipped)
 
     def send_boundaries(self) -> None:
-        """Scores as metrics at the boundary's tokens; evals.json and the samples as artifacts."""
-        for path in sorted(self.folder.glob("boundaries/*/evals.json")):
-            record = read_json(path)
-            key, stamp = f"scores of {record['boundary']}", file_stamp(path)
-            if self.cursor.stamps.get(key) != stamp:
-                self._send_metrics(scores(record, path.stat().st_mtime))
-                self._stamp(key, stamp)
+        """Full results and samples as artifacts; the headline scores are in the journal."""
         self.send_files("boundaries/*/evals.json")
         self.send_files("boundaries/*/samples/*.jsonl")
 

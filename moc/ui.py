@@ -40,21 +40,26 @@ def public_uri(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def serve_ui(uri: str, port: int = 5000) -> int:
-    """Serve MLflow's pages for ``uri`` on 127.0.0.1 until Ctrl-C. Returns the exit code."""
+def serve_ui(runs_dir: Path, uri: str | None = None, port: int = 5000) -> int:
+    """Serve MLflow's pages on 127.0.0.1 until Ctrl-C, for ``uri`` or the database in ``runs_dir``.
+
+    Returns:
+        The exit code; not 0 after one line that says what is wrong.
+    """
+    uri = uri or default_uri(runs_dir)
     if uri.startswith(("http://", "https://")):
         print(f"MLflow is served at {public_uri(uri)}")
         return 0
     database = Path(uri.removeprefix("sqlite:///"))
     if uri.startswith("sqlite:") and not database.is_file():
-        print(f"no results in {database} yet; run a study first", file=sys.stderr)
+        print(f"moc: no results in {database} yet; run a study first", file=sys.stderr)
         return 1
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
         except OSError as error:
-            print(f"port {port}: {error.strerror}; choose another one", file=sys.stderr)
+            print(f"moc: port {port}: {error.strerror}; choose another one", file=sys.stderr)
             return 1
     command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
     command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
@@ -63,7 +68,7 @@ def serve_ui(uri: str, port: int = 5000) -> int:
     # in a session of its own, so that Ctrl-C reaches it once, through us
     server = subprocess.Popen(command, env=environment, start_new_session=True)
 
-    def stop(number: int, frame: FrameType | None) -> None:
+    def stop(number: int = 0, frame: FrameType | None = None) -> None:
         if server.poll() is None:
             os.killpg(server.pid, signal.SIGTERM)
 
@@ -72,6 +77,7 @@ def serve_ui(uri: str, port: int = 5000) -> int:
         _announce(server, f"http://127.0.0.1:{port}")
         code = server.wait()
     finally:
+        stop()  # whatever happened here, such as a closed terminal
         for number, handler in previous.items():
             signal.signal(number, handler)
     return 0 if code in (0, -signal.SIGTERM, 128 + signal.SIGTERM) else 1

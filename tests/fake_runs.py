@@ -157,6 +157,16 @@ def write_boundary(
         },
     )
     write_json(folder / "model.json", asdict(study.arms[arm].model))
+    journal = Journal(run_dir / "metrics.jsonl")
+    metrics = {f"eval/{task}/{entry['metric']}": entry["value"] for task, entry in tasks.items()}
+    metrics |= {"eval/people/bits_per_byte": people, "eval/skills/bits_per_byte": skills}
+    time = 1_772_445_600.0 + tokens / 16_000
+    journal.append(
+        {"phase": BOUNDARIES[index], "tokens": tokens, "time": time, "metrics": metrics}
+        | {"step": study.phases[BOUNDARIES[index]].num_steps() if index else 0}
+    )
+    journal.commit()
+    journal.close()
     samples = folder / "samples" / "facts_answer.jsonl"
     samples.parent.mkdir(exist_ok=True)
     samples.write_text('{"doc_hash": "h0", "doc_id": 0, "correct": 1}\n')

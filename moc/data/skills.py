@@ -17,22 +17,22 @@ from moc.data.hashing import Draws, stable_hash
 
 _VALIDATION_SHARE = 10  # one in so many instructions is kept for validation
 _WORDS = """
-apple bear bird boat book bread cake cat chair coat corn desk dog door duck egg farm fish flag frog
-goat gold hand hat hill home jam king lake lamp leaf lion milk moon pig ring road rose ship star
+apple bird boat book cake cat chair coat desk dog door farm fish flag goat hat jam king lamp milk
+moon pig ring star
 """.split()  # noqa: SIM905
-_KEYS = "name color food place animal item".split()  # noqa: SIM905
+_KEYS = "name color food place item".split()  # noqa: SIM905
 
 # How each skill is asked for; {x} is replaced. Every wording of a skill has the same answer.
 WORDINGS = {
-    "copy": ["Repeat: {x}", "Copy these words: {x}"],
-    "reverse": ["Reverse: {x}", "Write these words backwards: {x}"],
-    "sort": ["Sort: {x}", "Put these words in alphabetical order: {x}"],
-    "count": ["Count the words: {x}", "How many words are here: {x}"],
-    "last": ["Last word: {x}", "Which word comes last: {x}"],
-    "add": ["Add: {x}", "What is the sum of {x}?"],
-    "largest": ["Largest: {x}", "Which number is the largest: {x}"],
-    "commas": ["Join with commas: {x}", "Write as a list with commas: {x}"],
-    "json": ["As JSON: {x}", "Write this as a JSON object: {x}"],
+    "copy": ["Copy: {x}", "Repeat after me: {x}"],
+    "reverse": ["Reverse: {x}", "Say backwards: {x}"],
+    "sort": ["Sort: {x}", "In alphabetical order: {x}"],
+    "count": ["Count: {x}", "How many words: {x}"],
+    "last": ["Last: {x}", "Which word is last: {x}"],
+    "add": ["Add: {x}", "What is the sum: {x}"],
+    "largest": ["Largest: {x}", "Which number is largest: {x}"],
+    "commas": ["Commas: {x}", "Join with commas: {x}"],
+    "json": ["JSON: {x}", "As a JSON object: {x}"],
 }
 SKILLS = tuple(WORDINGS)
 
@@ -77,18 +77,16 @@ def _task(skill: str, draws: Draws) -> tuple[str, str]:
     """What is asked for, and the answer."""
     match skill:
         case "add":
-            numbers = [draws.below(50), draws.below(10)]
+            numbers = [draws.below(20), draws.below(10)]
             return f"{numbers[0]} and {numbers[1]}", str(sum(numbers))
         case "largest":
-            numbers = draws.sample(range(100), 3)
+            numbers = draws.sample(range(20), 3)
             return ", ".join(map(str, numbers)), str(max(numbers))
         case "json":
             key, word = draws.choice(_KEYS), draws.choice(_WORDS)
             return f"{key} is {word}", f'{{"{key}": "{word}"}}'
         case "count":
             words = draws.sample(_WORDS, 1 + draws.below(8))
-        case "copy":
-            words = draws.sample(_WORDS, 2 + draws.below(3))
         case _:
             words = draws.sample(_WORDS, 2 + draws.below(2))
     match skill:

@@ -58,7 +58,9 @@ def routed_attention(
                 k_XNTJE = k_XNTJE * weight_XN[..., None, None, None]
                 v_XNTJE = v_XNTJE * weight_XN[..., None, None, None]
             elif mixing == "log_bias":
-                bias = weight_XN.log().repeat_interleave(k_XNTJE.shape[2], dim=1)[:, None, None]
+                bias = _finite_log(weight_XN).repeat_interleave(k_XNTJE.shape[2], dim=1)[
+                    :, None, None
+                ]
             k_XJYE = k_XNTJE.flatten(1, 2).transpose(1, 2)
             v_XJYE = v_XNTJE.flatten(1, 2).transpose(1, 2)
             out_XHWE = F.scaled_dot_product_attention(
@@ -94,7 +96,7 @@ def shared_attention_mass(
     if mixing == "joint":
         scores_XHWNT = scores_XHWNT * weight_XN[:, None, None, :, None]
     elif mixing == "log_bias":
-        scores_XHWNT = scores_XHWNT + weight_XN.log()[:, None, None, :, None]
+        scores_XHWNT = scores_XHWNT + _finite_log(weight_XN)[:, None, None, :, None]
     mass_XHWN = scores_XHWNT.flatten(-2).softmax(-1).unflatten(-1, (num_read, -1)).sum(-1)
     return mass_XHWN[..., :num_shared].sum(-1).mean()
 
@@ -103,3 +105,8 @@ def _take(chapters_UTJE: Tensor, row_BGN: Tensor) -> Tensor:
     """Each group's chapters: (X, N, T, J, E)."""
     taken = chapters_UTJE.index_select(0, row_BGN.flatten())
     return taken.unflatten(0, (-1, row_BGN.shape[-1]))
+
+
+def _finite_log(weight_XN: Tensor) -> Tensor:
+    """A routed weight can underflow to 0, where log's gradient is infinite and 0 * inf is NaN."""
+    return weight_XN.clamp(min=torch.finfo(weight_XN.dtype).tiny).log()

@@ -112,7 +112,7 @@ def mark_phases(axes: Axes, results: Results) -> None:
 
 
 def legend_inside(axes: Axes, results: Results) -> None:
-    axes.legend(handles=_handles(results, markers=False), loc="upper right")
+    axes.legend(handles=_handles(results, markers=False), loc="best")
 
 
 def legend_above(canvas: Canvas, results: Results, *, baselines: bool) -> None:

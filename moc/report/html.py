@@ -112,13 +112,14 @@ def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) 
 
 def _header(results: Results) -> str:
     started = min((run.info["started"] for run in results.runs.values() if run.info), default=None)
-    commit = results.environment.get("git_commit") or "unknown"
+    commit, dash, _ = (results.environment.get("git_commit") or "unknown").partition("-")
+    commit = commit[:12] + (" with uncommitted changes" if dash else "")
     num_complete = sum(results.status(*key) == "complete" for key in results.runs)
     facts = [
         f"{len(results.arms)} arms, {len(results.seeds)} seed{'s' * (len(results.seeds) != 1)}, "
         f"phases {' → '.join(results.phases)}; {num_complete} of {len(results.runs)} runs complete",
         f"started {started[:16].replace('T', ' ') if started else 'never'}; "
-        f"report of {datetime.now().astimezone():%Y-%m-%d %H:%M}; git commit {commit[:12]}",
+        f"report of {datetime.now().astimezone():%Y-%m-%d %H:%M}; git commit {commit}",
     ]
     parts = [f"<h1>{escape(str(results.study.get('name')))}</h1>"]
     if results.study.get("description"):

@@ -66,7 +66,7 @@ def cost(results: Results) -> Table:
     )
     add(
         "deviation from iso-FLOP",
-        lambda arm: _iso_flop(_dig(results.plan, "arms", arm, "iso_flop")),
+        lambda arm: _iso_flop(results, arm),
     )
     for phase in results.phases:
         add(f"optimizer steps, {phase}", planned("steps", phase))
@@ -241,10 +241,11 @@ def _shape(model: dict[str, Any] | None) -> dict[str, str]:
     return shape
 
 
-def _iso_flop(entry: object) -> str:
+def _iso_flop(results: Results, arm: str) -> str:
+    entry = _dig(results.plan, "arms", arm, "iso_flop")
     if not isinstance(entry, dict) or entry.get("relative_error") is None:
         return MISSING
-    return f"{_signed(100 * entry['relative_error'], 2)}% of {entry['target']}"
+    return f"{_signed(100 * entry['relative_error'], 2)}% of {results.label(entry['target'])}"
 
 
 def _dig(tree: object, *path: str) -> object:

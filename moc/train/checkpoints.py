@@ -18,9 +18,10 @@ import json
 import os
 import shutil
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import (
     StateDictOptions,
     get_model_state_dict,
@@ -65,7 +66,7 @@ def save_boundary(
     **manifest: Any,
 ) -> None:
     """Write the weights at a boundary; with ``optimizer``, its state too. A collective call."""
-    weights = get_model_state_dict(model, options=_FULL)
+    weights = cast(dict[str, Tensor], get_model_state_dict(model, options=_FULL))
     state = None
     if optimizer is not None:
         state = get_optimizer_state_dict(model, optimizer, options=_FULL)

@@ -83,7 +83,8 @@ class StudyModule(L.LightningModule):
 
         Returns (for the callbacks): ``loss`` (mean cross-entropy over the counted tokens of all
         ranks and micro-batches), ``balance_loss``, ``z_loss``, ``grad_norm`` (before clipping),
-        ``lr_factor``, ``skipped``, and ``picks`` (global counts, (layers, C); None without a router).
+        ``lr_factor``, ``skipped``, and ``picks`` (global counts, (layers, C); None without a
+        router).
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)

@@ -6,10 +6,10 @@ trains, but is not the one that the paper, the report and the FLOP counts speak 
 """
 
 import itertools
+import math
 
 import pytest
 import torch
-from torch import nn
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
 from moc.model.read import MemoryRead
@@ -58,7 +58,7 @@ def naive_choice(config, weights, prefix, tapped):
     probs = torch.stack(logits).softmax(0)
     routed = range(memory.num_shared, memory.num_chapters)
     renormalised = {c: probs[c] / sum(probs[r] for r in routed) for c in routed}
-    picked = sorted(routed, key=lambda c: -float(renormalised[c]))[: memory.num_routed]
+    picked = sorted(routed, key=lambda c: -renormalised[c].item())[: memory.num_routed]
     total = sum(renormalised[c] for c in picked)
     raw = [(c, torch.ones((), dtype=torch.float64)) for c in range(memory.num_shared)]
     raw += [(c, memory.routed_scale * renormalised[c] / total) for c in picked]
@@ -91,8 +91,7 @@ def naive_read(config, weights, prefix, stream, tapped, bank):
             scores, values = [], []
             for chapter in tokens:
                 scores.append(
-                    torch.stack([q[mine] @ (w_k @ token)[theirs] for token in chapter])
-                    / width**0.5
+                    torch.stack([q[mine] @ (w_k @ token)[theirs] for token in chapter]) / width**0.5
                 )
                 values.append(torch.stack([(w_v @ token)[theirs] for token in chapter]))
             if memory.mixing == "per_chapter":
@@ -113,10 +112,10 @@ def naive_self_attention(config, weights, prefix, stream):
     def rotated(vector, position):
         out = vector.clone()
         for i in range(half):
-            angle = torch.tensor(position * config.rope_theta ** (-2 * i / width)).double()
+            angle = position * config.rope_theta ** (-2 * i / width)
             a, b = vector[i], vector[i + half]
-            out[i] = a * angle.cos() - b * angle.sin()
-            out[i + half] = b * angle.cos() + a * angle.sin()
+            out[i] = a * math.cos(angle) - b * math.sin(angle)
+            out[i + half] = b * math.cos(angle) + a * math.sin(angle)
         return out
 
     names = ("q", "k", "v", "out")
@@ -219,9 +218,10 @@ def check_read(config, *, padded):
     loss.backward()
     expected = {k: v.grad for k, v in (weights | copies).items() if v.grad is not None}
     assert {"x", "bank", "q.weight", "k.weight", "v.weight", "out.weight"} <= set(expected)
-    # the weight of a single chapter is 1 whatever the router says
-    if config.memory.num_routed is not None and config.memory.num_shared + config.memory.num_routed > 1:
-        assert expected["router.linear.weight"].abs().max() > 1e-6
+    if config.memory.num_routed is not None:
+        # one routed chapter has weight 1 among the routed, whatever the router says of it
+        learns = float(expected["router.linear.weight"].abs().max()) > 1e-6
+        assert learns == (config.memory.num_routed > 1)
     found = {name: p.grad for name, p in read.named_parameters()}
     found |= {name: tensor.grad for name, tensor in inputs.items()}
     assert_same_gradients(found, expected)
@@ -259,7 +259,7 @@ def test_routed_scale_moves_weight_from_shared_to_routed_chapters():
 
 @pytest.mark.parametrize(
     ("variant", "tap", "layers_per_bank", "mixing"),
-    itertools.product("AB", ("block_input", "post_attention"), (None, 1, 2), MIXINGS),
+    list(itertools.product("AB", ("block_input", "post_attention"), (None, 1, 2), MIXINGS)),
 )
 def test_whole_model_and_gradients_follow_the_definition(variant, tap, layers_per_bank, mixing):
     """Order of the block, tap of the router, and which layers share a bank."""
@@ -311,4 +311,3 @@ def test_oracle_notices_a_wrong_weight():
         for c in (config, other)
     )
     assert (out_LD - same).abs().max() < 1e-10 < (out_LD - wrong).abs().max()
-    assert isinstance(read, nn.Module)

@@ -1,0 +1,190 @@
+"""What the tests run in processes of their own; see ``tests.fork_server``."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.tensor import DTensor
+
+import moc.callbacks.checkpoint
+import moc.evaluate
+import moc.study
+import moc.train.checkpoints
+import moc.train.module
+from moc.cli import main
+from moc.evaluate import BoundaryEvaluator
+from moc.train.distributed import rank
+from moc.train.logger import JournalLogger
+from moc.train.module import StudyModule
+from tests.helpers_training import module_of, tiny_study, train_phase
+
+
+class NoTracker:
+    """MLflow takes seconds to start, and these tests are not about it."""
+
+    def __init__(self, study: Any) -> None: ...
+
+    def start(self) -> None: ...
+
+    def sync(self) -> None: ...
+
+    def close(self) -> None: ...
+
+
+def command(argv: list[str], stop: dict[str, Any] | None = None) -> int:
+    """``moc ARGV``, without MLflow and the HTML report; a signal arrives at the moment ``stop``.
+
+    ``stop``: {"at": one of the moments below, "signal": its number, and what the moment asks for}.
+    """
+    moc.study.Tracker = NoTracker  # type: ignore[assignment,misc]
+    moc.study.build_report = lambda folder: folder / "report"  # type: ignore[assignment]
+    moc.study.measure_matmul_peak = lambda *_: 1e9  # type: ignore[assignment]
+    if stop:
+        MOMENTS[stop.pop("at")](**stop)
+    return main(argv)
+
+
+def _after_step(*, phase: str, step: int, signal: int) -> None:
+    """Once the weights have moved, before anything is recorded."""
+    training_step = StudyModule.training_step
+
+    def stopped(self: StudyModule, *arguments: Any) -> Any:
+        result = training_step(self, *arguments)
+        if self.trainer.logger.phase == phase and self.step == step:  # type: ignore[union-attr]
+            os.kill(os.getpid(), signal)
+        return result
+
+    StudyModule.training_step = stopped  # type: ignore[method-assign]
+
+
+def _while_writing(*, folder: str, signal: int) -> None:
+    """With the files of a checkpoint or boundary there, and its manifest not."""
+    write_manifest = moc.train.checkpoints.write_manifest
+
+    def stopped(path: Path, **facts: Any) -> None:
+        if path.name == f"{folder}.partial":
+            os.kill(os.getpid(), signal)
+        write_manifest(path, **facts)
+
+    moc.train.checkpoints.write_manifest = stopped
+
+
+def _before_commit(*, phase: str, step: int, signal: int) -> None:
+    """With a checkpoint or boundary in place, and the journal not committed."""
+    commit = JournalLogger.commit
+
+    def stopped(self: JournalLogger) -> None:
+        if self.phase == phase and self._step == step:
+            os.kill(os.getpid(), signal)
+        commit(self)
+
+    JournalLogger.commit = stopped  # type: ignore[method-assign]
+
+
+def _while_evaluating(*, boundary: int, signal: int) -> None:
+    """``boundary`` counts the evaluations of this process, from 0."""
+    score, seen = BoundaryEvaluator.score, iter(range(100))
+
+    def stopped(self: BoundaryEvaluator, *arguments: Any) -> Any:
+        if next(seen) == boundary:
+            os.kill(os.getpid(), signal)
+        return score(self, *arguments)
+
+    BoundaryEvaluator.score = stopped  # type: ignore[method-assign]
+
+
+def _before_scores(*, folder: str, signal: int) -> None:
+    """With the scores of a boundary in the journal, and evals.json not there."""
+    write_json = moc.evaluate.write_json
+
+    def stopped(path: Path, value: Any) -> None:
+        if path.name == "evals.json" and path.parent.name == folder:
+            os.kill(os.getpid(), signal)
+        write_json(path, value)
+
+    moc.evaluate.write_json = stopped
+
+
+MOMENTS = {
+    "after step": _after_step,
+    "while writing": _while_writing,
+    "before commit": _before_commit,
+    "while evaluating": _while_evaluating,
+    "before scores": _before_scores,
+}
+
+
+def train(
+    folder: str,
+    overrides: list[str],
+    result: str,
+    checkpoint_at: int | None = None,
+    nan_on_rank: int | None = None,
+) -> None:
+    """Train the first phase of the tiny study on this rank and leave what happened in
+    ``result/<rank>.pt``; with ``checkpoint_at``, a checkpoint of that step beside it."""
+    if nan_on_rank is not None:
+        _spoil_second_step(nan_on_rank)
+    study = tiny_study(Path(folder), *overrides)
+    watcher = _Watcher(Path(result), checkpoint_at)
+    _, recorder = train_phase(study, Path(result), callbacks=(watcher,))
+    torch.save(
+        {
+            "results": recorder.results,
+            "samples": [batch["tokens"] for batch in recorder.batches],
+            **watcher.found,
+        },
+        Path(result) / f"{rank()}.pt",
+    )
+
+
+class _Watcher(L.Callback):
+    """Collects what only a live trainer can tell: full weights and optimizer groups."""
+
+    def __init__(self, result: Path, checkpoint_at: int | None) -> None:
+        self.result, self.checkpoint_at = result, checkpoint_at
+        self.found: dict[str, Any] = {}
+
+    def on_train_batch_end(self, trainer: Any, pl_module: Any, *_: Any) -> None:
+        module = module_of(pl_module)
+        if module.step == self.checkpoint_at:
+            moc.train.checkpoints.save_training_state(
+                self.result / f"facts-{module.step:08d}",
+                module.model,
+                trainer.optimizers[0],
+                phase="facts",
+                step=module.step,
+                config_hash="",
+            )
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        model = module_of(pl_module).model
+        names = {id(parameter): name for name, parameter in model.named_parameters()}
+        self.found = {
+            "weights": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
+            "sharded": any(isinstance(p, DTensor) for p in model.parameters()),
+            "groups": [
+                {
+                    "params": [names[id(parameter)] for parameter in group["params"]],
+                    "peak_lr": group["peak_lr"],
+                    "weight_decay": group["weight_decay"],
+                }
+                for group in trainer.optimizers[0].param_groups
+            ],
+        }
+
+
+def _spoil_second_step(nan_on_rank: int) -> None:
+    masked_nll, calls = moc.train.module.masked_nll, iter(range(1000))
+
+    def spoiled(*arguments: Any) -> Any:
+        second_step = next(calls) // 2 == 1  # two micro-batches a step
+        loss = masked_nll(*arguments)
+        return loss * float("nan") if second_step and rank() == nan_on_rank else loss
+
+    moc.train.module.masked_nll = spoiled

@@ -1,0 +1,60 @@
+"""Fixtures that several rooms share."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+Run = Callable[..., list[int | None]]
+
+
+@pytest.fixture(scope="session")
+def in_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
+    """``in_child(function, log=..., env=[...], **arguments)``: a function of ``tests.child_tasks``
+    in as many new processes as ``env`` has entries (one by default). Returns their exit codes;
+    ``log`` receives the first one's output, ``log.1`` the second one's and so on.
+    """
+    server: list[subprocess.Popen[str]] = []
+
+    def run(
+        function: str, *, log: Path, env: list[dict[str, str]] | None = None, **arguments: Any
+    ) -> list[int | None]:
+        if not server:
+            server.append(_start())
+        ranks = [
+            {
+                "env": variables,
+                "log": f"{log}.{rank}" if rank else str(log),
+                "function": function,
+                "arguments": arguments,
+            }
+            for rank, variables in enumerate(env or [{}])
+        ]
+        stdin, stdout = server[0].stdin, server[0].stdout
+        assert stdin is not None and stdout is not None
+        stdin.write(json.dumps({"ranks": ranks}) + "\n")
+        stdin.flush()
+        return json.loads(stdout.readline())
+
+    yield run
+    for process in server:
+        process.communicate(timeout=30)
+
+
+def _start() -> subprocess.Popen[str]:
+    return subprocess.Popen(
+        [sys.executable, "-m", "tests.fork_server"],
+        cwd=ROOT,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )

@@ -1,0 +1,227 @@
+"""MLflow holds what the run directories hold: everything, once, however often it is sent."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from moc.config import StudyConfig
+from moc.journal import Journal, read
+from moc.report import build_report
+from moc.tracking import Tracker, default_uri
+from moc.ui import serve_ui
+from tests.fake_runs import fake_study, write_json, write_run, write_study
+
+SMALL = (40, 20)  # steps per phase
+
+
+def track(study: StudyConfig) -> None:
+    tracker = Tracker(study)
+    tracker.start()
+    assert tracker.close(120) is None
+
+
+def client_of(study: StudyConfig) -> Any:
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=default_uri(Path(study.runs_dir)))
+
+
+def runs_of(study: StudyConfig) -> dict[str, Any]:
+    """Every MLflow run of the study, by arm and seed; the parent is ``study``."""
+    client = client_of(study)
+    experiment = client.get_experiment_by_name(study.name)
+    runs = client.search_runs([experiment.experiment_id])
+    named = {
+        f"{run.data.tags['arm']}-{run.data.tags['seed']}"
+        if "arm" in run.data.tags
+        else "study": run
+        for run in runs
+    }
+    assert len(named) == len(runs), "a run was created twice"
+    return named
+
+
+def history(study: StudyConfig, run: Any, name: str) -> list[tuple[int, float]]:
+    return [(m.step, m.value) for m in client_of(study).get_metric_history(run.info.run_id, name)]
+
+
+def logged(run_dir: Path, name: str) -> list[tuple[int, float]]:
+    """What the committed part of the journal says, read line by line."""
+    points, committed = [], []
+    for line in (run_dir / "metrics.jsonl").read_text().splitlines():
+        record = json.loads(line)
+        if record.get("commit"):
+            committed = list(points)
+        elif name in record["metrics"]:
+            points.append((record["tokens"], record["metrics"][name]))
+    return committed
+
+
+@pytest.fixture(scope="module")
+def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("runs")  # one database: creating it takes seconds
+
+
+@pytest.fixture(scope="module")
+def study(runs_dir: Path) -> StudyConfig:
+    study = fake_study(runs_dir, num_steps=SMALL)
+    write_study(study)
+    build_report(study.dir)
+    track(study)
+    return study
+
+
+def test_one_parent_and_a_child_per_arm_with_their_tags(study: StudyConfig) -> None:
+    runs = runs_of(study)
+    assert set(runs) == {"study", "moc-0", "iso_flop-0", "backbone-0"}
+    parent = runs.pop("study")
+    assert "One seed supports no claim" in parent.data.tags["mlflow.note.content"]
+    for run in [parent, *runs.values()]:
+        assert run.info.status == "FINISHED"
+        assert run.data.tags["study"] == "fake"
+        assert run.data.tags["git_commit"] == "0123456789abcdef"
+        assert len(run.data.tags["config_hash"]) == 12
+    for run in runs.values():
+        assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+    tags = runs["moc-0"].data.tags
+    assert (tags["scope"], tags["causal"]) == ("sequence", "false")
+    assert (runs["backbone-0"].data.tags["causal"]) == "true"
+
+
+def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -> None:
+    run = runs_of(study)["moc-0"]
+    folder = study.dir / "arms/moc/seed-0"
+    for name in ("pretrain/train/loss", "ift/train/loss", "ift/router/entropy"):
+        expected = logged(folder, name)
+        assert history(study, run, name) == expected
+        assert expected
+    scores = history(study, run, "eval/facts_answer/exact_match")
+    assert scores == [(0, 0.0), (40 * 8192, 0.71), (60 * 8192, 0.52)]
+
+
+def test_params_datasets_and_files_are_there(study: StudyConfig) -> None:
+    run = runs_of(study)["moc-0"]
+    assert run.data.params["model.memory.router.scope"] == "sequence"
+    assert run.data.params["phases.ift.context_length"] == "256"
+    assert run.data.params["plan.parameters.bank"] == "133120"
+    inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}
+    assert set(inputs) == {"people", "skills"}
+    assert inputs["people"].dataset.digest == "f" * 36
+    assert inputs["people"].tags[0].value == "pretrain"
+    client, parent = client_of(study), runs_of(study)["study"]
+    files = {file.path for file in client.list_artifacts(parent.info.run_id)}
+    assert files >= {"study.yaml", "plan.json", "environment.json", "report"}
+    artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
+    assert artifacts.is_relative_to(Path(study.runs_dir).resolve() / "mlartifacts")
+    report = (study.dir / "report/report.html").read_bytes()
+    assert (artifacts / "report/report.html").read_bytes() == report
+    tables = {file.path for file in client.list_artifacts(parent.info.run_id, "report/tables")}
+    assert "report/tables/scores.csv" in tables
+    evals = {file.path for file in client.list_artifacts(run.info.run_id, "boundaries/2-ift")}
+    assert evals == {"boundaries/2-ift/evals.json", "boundaries/2-ift/samples"}
+
+
+def test_sending_again_changes_nothing(study: StudyConfig) -> None:
+    before = runs_of(study)
+    cursor = study.dir / "arms/moc/seed-0/tracking.json"
+    saved = json.loads(cursor.read_text())
+    write_json(cursor, saved | {"records": 0, "last": "", "stamps": {}})  # as if killed just after
+    track(study)
+    after = runs_of(study)
+    assert {k: r.info.run_id for k, r in after.items()} == {
+        k: r.info.run_id for k, r in before.items()
+    }
+    expected = logged(study.dir / "arms/moc/seed-0", "pretrain/train/loss")
+    assert history(study, after["moc-0"], "pretrain/train/loss") == expected
+    assert json.loads(cursor.read_text())["records"] == saved["records"]
+
+
+def test_a_killed_and_resumed_run_has_every_point_once(runs_dir: Path) -> None:
+    study = fake_study(runs_dir, num_steps=SMALL)
+    study.name = "killed"
+    write_study(study, runs=False)
+    folder = write_run(study, "backbone", 0, boundaries=2, status="running")
+    name = "ift/train/loss"
+    uncommitted = [r for r in read(folder / "metrics.jsonl") if name in r["metrics"]]
+    assert uncommitted
+    track(study)
+    run = runs_of(study)["backbone-0"]
+    assert (run.info.status, name in run.data.metrics) == ("KILLED", False)
+
+    journal = Journal(folder / "metrics.jsonl")
+    journal.truncate("ift", 10, phases=list(study.phases))  # resumed from the checkpoint at 10
+    tokens = uncommitted[-1]["tokens"]
+    journal.append({"phase": "ift", "step": 20, "tokens": tokens, "metrics": {name: 0.5}})
+    journal.append({"phase": "ift", "step": 20, "tokens": tokens, "metrics": {name: float("nan")}})
+    journal.commit()
+    track(study)
+    run = runs_of(study)["backbone-0"]
+    expected = [(uncommitted[0]["tokens"], uncommitted[0]["metrics"][name]), (tokens, 0.5)]
+    assert history(study, run, name) == expected
+    assert run.data.tags["non_finite_values_skipped"] == "1"
+
+
+def test_a_changed_setting_is_a_warning_not_a_crash(
+    runs_dir: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    study = fake_study(runs_dir, num_steps=SMALL)
+    study.name = "changed"
+    write_study(study)
+    track(study)
+    study.trainer.num_workers = 3
+    track(study)
+    assert "trainer.num_workers" in caplog.text
+    assert runs_of(study)["moc-0"].data.params["trainer.num_workers"] == "0"
+
+
+def test_a_port_in_use_is_one_line(
+    study: StudyConfig, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        assert serve_ui(Path(study.runs_dir), port=taken.getsockname()[1]) == 1
+    assert len(capsys.readouterr().err.splitlines()) == 1
+    assert serve_ui(tmp_path) == 1
+    assert "run a study first" in capsys.readouterr().err
+
+
+def test_the_pages_are_served_and_ctrl_c_leaves_nothing_behind(study: StudyConfig) -> None:
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    script = (
+        "import sys; from pathlib import Path; from moc.ui import serve_ui\n"
+        f"sys.exit(serve_ui(Path({study.runs_dir!r}), port={port}))"
+    )
+    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    server = subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=environment,
+    )
+    assert server.stdout is not None
+    try:  # the link is printed once the server has answered
+        assert any(f"fake: http://127.0.0.1:{port}/#/" in line for line in server.stdout)
+    finally:
+        server.send_signal(signal.SIGINT)
+    assert server.wait(30) == 0
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)):
+                return
+        time.sleep(0.1)
+    pytest.fail("the server is still there")

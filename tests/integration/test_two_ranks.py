@@ -1,0 +1,154 @@
+"""Two CPU processes over gloo train what one process trains."""
+
+from __future__ import annotations
+
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from moc.data.tokenizer import build_tokenizer
+from moc.model.transformer import parameter_group
+from moc.train.checkpoints import load_training_state
+from tests.conftest import Run
+from tests.helpers_training import tiny_study, train_phase
+
+# Ten steps of 8 sequences. Two ranks have half the micro-batch, so that the sequences which share
+# a balance loss are the same; two micro-batches a step, so that one of them does not communicate.
+COMMON = [
+    "phases.facts.tokens=2560",
+    "phases.facts.loss_on=assistant",  # uneven masks: questions count differently from prose
+    "phases.facts.mixture={skills: 1.0, people: 1.0}",
+    "model.memory.output_init=normal",
+]
+ONE = [*COMMON, "phases.facts.micro_batch=4"]
+TWO = [*COMMON, "phases.facts.micro_batch=2", "trainer.devices=2"]
+
+
+@pytest.fixture(scope="module")
+def one(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp("one")
+    assert in_child("train", log=folder / "log", **arguments(folder, ONE)) == [0], log_of(folder)
+    return result_of(folder, 0)
+
+
+@pytest.fixture(scope="module", params=["ddp", "fsdp"])
+def two(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, in_child: Run
+) -> dict[str, Any]:
+    folder = tmp_path_factory.mktemp(request.param)
+    overrides = [*TWO, f"trainer.strategy={request.param}"]
+    options = arguments(folder, overrides) | {"checkpoint_at": 5}
+    codes = in_child("train", log=folder / "log", env=launched_by_torchrun(2), **options)
+    assert codes == [0, 0], log_of(folder)
+    first, second = (result_of(folder, rank) for rank in (0, 1))
+    return {"strategy": request.param, "folder": folder, "ranks": (first, second), **first}
+
+
+def arguments(folder: Path, overrides: list[str]) -> dict[str, Any]:
+    build_tokenizer(tiny_study(folder, *overrides))  # not at the same time by two children
+    return {"folder": str(folder), "overrides": overrides, "result": str(folder)}
+
+
+def launched_by_torchrun(world_size: int) -> list[dict[str, str]]:
+    """The variables that torchrun sets for each process."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    common = {
+        "WORLD_SIZE": str(world_size),
+        "LOCAL_WORLD_SIZE": str(world_size),
+        "GROUP_RANK": "0",
+        "MASTER_ADDR": "127.0.0.1",
+        "MASTER_PORT": str(port),
+        "TORCHELASTIC_RUN_ID": "test",
+    }
+    return [{**common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world_size)]
+
+
+def result_of(folder: Path, rank: int) -> dict[str, Any]:
+    return torch.load(folder / f"{rank}.pt", weights_only=True)
+
+
+def log_of(folder: Path) -> str:
+    return "\n".join(path.read_text()[-3000:] for path in sorted(folder.glob("log*")))
+
+
+def column(result: dict[str, Any], key: str) -> list[float]:
+    return [step[key] for step in result["results"]]
+
+
+def test_losses_and_norms_over_ten_steps(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert len(one["results"]) == 10
+    assert column(one, "loss")[-1] < column(one, "loss")[0] - 0.1  # it learns something
+    for key, tolerance in (("loss", 1e-5), ("balance_loss", 1e-5), ("z_loss", 1e-5)):
+        assert column(two, key) == pytest.approx(column(one, key), abs=tolerance), key
+    assert column(two, "grad_norm") == pytest.approx(column(one, "grad_norm"), rel=1e-3)
+
+
+def test_both_ranks_report_the_same_figures(two: dict[str, Any]) -> None:
+    first, second = two["ranks"]
+    assert first["results"] == second["results"]
+
+
+def test_weights_bank_and_router_included(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert two["sharded"] == (two["strategy"] == "fsdp")
+    assert one["weights"].keys() == two["weights"].keys()
+    for name, weight in one["weights"].items():
+        difference = (two["weights"][name] - weight).abs().max().item()
+        # 10 Adam steps of 1e-3 move a weight by up to 1e-2
+        assert difference < 2e-4, f"{name}: {difference}"
+        assert two["weights"][name].shape == weight.shape
+
+
+def test_the_ranks_share_the_same_samples_in_the_same_order(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    first, second = (rank["samples"] for rank in two["ranks"])
+    for alone, left, right in zip(one["samples"], first, second, strict=True):
+        assert torch.equal(alone, torch.cat((left, right), dim=1))  # (micro-batch, sequence, token)
+
+
+def test_picks_are_counted_over_all_ranks(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert column(two, "picks") == column(one, "picks")
+    for step in column(two, "picks"):
+        assert [sum(layer) for layer in step] == [8 * 2, 8 * 2]  # sequences x K, in both layers
+
+
+def test_groups_do_not_depend_on_sharding(one: dict[str, Any], two: dict[str, Any]) -> None:
+    assert two["groups"] == one["groups"]
+    names = [name for group in two["groups"] for name in group["params"]]
+    assert {parameter_group(name) for name in names} == {"backbone", "memory_layers", "bank"}
+
+
+def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(
+    one: dict[str, Any], two: dict[str, Any], tmp_path: Path
+) -> None:
+    state = load_training_state(two["folder"] / "facts-00000005")
+    assert state["step"] == 5
+    study = tiny_study(tmp_path, *ONE)
+    from moc.model.transformer import Transformer
+
+    model = Transformer(study.arms["moc"].model)
+    model.load_state_dict(state["model"])
+    _, recorder = train_phase(
+        study, tmp_path, model=model, start_step=5, optimizer_state=state["optimizer"]
+    )
+    assert recorder.losses() == pytest.approx(column(one, "loss")[5:], abs=1e-5)
+
+
+@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
+def test_a_nan_on_one_rank_is_skipped_on_both(tmp_path: Path, in_child: Run, strategy: str) -> None:
+    """Otherwise the ranks would hold different weights from there on, without a word."""
+    overrides = [*TWO, "phases.facts.tokens=768", f"trainer.strategy={strategy}"]
+    options = arguments(tmp_path, overrides) | {"nan_on_rank": 1}
+    codes = in_child("train", log=tmp_path / "log", env=launched_by_torchrun(2), **options)
+    assert codes == [0, 0], log_of(tmp_path)
+    first, second = (result_of(tmp_path, rank) for rank in (0, 1))
+    for rank in (first, second):
+        assert column(rank, "skipped") == [False, True, False]
+    for name, weight in first["weights"].items():
+        assert torch.isfinite(weight).all() and torch.equal(weight, second["weights"][name]), name
+    assert "update skipped" in (tmp_path / "log").read_text()

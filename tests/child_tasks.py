@@ -49,13 +49,14 @@ def command(argv: list[str], stop: dict[str, Any] | None = None) -> int:
     return main(argv)
 
 
-def _after_step(*, phase: str, step: int, signal: int) -> None:
-    """Once the weights have moved, before anything is recorded."""
+def _after_step(*, signal: int, phase: str | None = None, step: int | None = None) -> None:
+    """Once the weights have moved, before anything is recorded; by default in any step."""
     training_step = StudyModule.training_step
 
     def stopped(self: StudyModule, *arguments: Any) -> Any:
         result = training_step(self, *arguments)
-        if self.trainer.logger.phase == phase and self.step == step:  # type: ignore[union-attr]
+        here = self.trainer.logger.phase, self.step  # type: ignore[union-attr]
+        if phase is None or here == (phase, step):
             os.kill(os.getpid(), signal)
         return result
 

@@ -289,19 +289,38 @@ def test_bf16_autocast_stays_close_and_routes_in_float32(mixing):
     assert error < 0.05 * expected.logits_BLV.square().mean().sqrt()
 
 
+def test_compiled_model_is_one_graph_and_equals_eager():
+    """Forward and backward; aot_eager captures as the default backend does, without a compiler."""
+    model = lively(replace(MOC, num_layers=1, memory=replace(MEMORY, layers="0")))
+    tokens_BL = tokens_of(2, 8)
+    out, gradients = loss_and_gradients(model, tokens_BL)
+    model.compile(fullgraph=True, backend="aot_eager")
+    again, gradients_again = loss_and_gradients(model, tokens_BL)
+    torch.testing.assert_close(again.logits_BLV, out.logits_BLV, rtol=1e-4, atol=1e-5)
+    assert torch.equal(again.routing[0].index_BGN, out.routing[0].index_BGN)
+    torch.testing.assert_close(gradients_again, gradients, rtol=1e-3, atol=1e-5)
+
+
 @pytest.mark.skipif(
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler"
 )
-def test_compiled_model_equals_eager():
-    config = replace(MOC, num_layers=1, memory=replace(MEMORY, layers="0"))
-    model, tokens_BL = lively(config), tokens_of(2, 8)
-    out, gradients = loss_and_gradients(model, tokens_BL)
-    gradients = {name: gradient.clone() for name, gradient in gradients.items()}
-    model.compile(fullgraph=True)
-    compiled, compiled_gradients = loss_and_gradients(model, tokens_BL)
-    torch.testing.assert_close(compiled.logits_BLV, out.logits_BLV, rtol=1e-4, atol=1e-5)
-    assert torch.equal(compiled.routing[0].index_BGN, out.routing[0].index_BGN)
-    torch.testing.assert_close(compiled_gradients, gradients, rtol=1e-3, atol=1e-5)
+def test_compiled_kernels_of_the_memory_read_equal_eager():
+    read = lively(replace(MOC, num_layers=1, memory=replace(MEMORY, layers="0"))).blocks[0].memory
+    generator = torch.Generator().manual_seed(0)
+    x_BLD, upstream_BLD = (torch.randn(2, 8, 32, generator=generator) for _ in range(2))
+    bank_CTM = torch.randn(9, 4, 32, generator=generator)
+
+    def run():
+        read.zero_grad()
+        inputs = [tensor.clone().requires_grad_() for tensor in (x_BLD, bank_CTM)]
+        out_BLD, routing = read(inputs[0], inputs[0], inputs[1], None)
+        (out_BLD * upstream_BLD).sum().backward()
+        weights = [parameter.grad for parameter in read.parameters()]
+        return [out_BLD, routing.weight_BGN, *(tensor.grad for tensor in inputs), *weights]
+
+    expected = run()
+    read.compile(fullgraph=True)
+    torch.testing.assert_close(run(), expected, rtol=1e-3, atol=1e-5)
 
 
 # the router's losses
@@ -353,7 +372,7 @@ def test_losses_and_load_of_a_batch_follow_their_definition():
 
 
 def test_shared_mass_is_measured_on_request():
-    model, tokens_BL = lively(replace(MOC, memory=replace(MEMORY, mixing="per_chapter"))), None
+    model = lively(replace(MOC, memory=replace(MEMORY, mixing="per_chapter")))
     tokens_BL = tokens_of(2, 12)
     assert all(routing.shared_mass is None for routing in model(tokens_BL).routing)
     out = model(tokens_BL, measure_mass=True)

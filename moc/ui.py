@@ -26,6 +26,15 @@ MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has
 }
 
 
+# MLflow opens its pages for language-model applications unless told otherwise, and it folds child
+# runs, whose charts are then empty, unless the runs are sorted by name.
+_PAGES = {
+    "study": "workflowType=machine_learning",
+    "curves": "workflowType=machine_learning&compareRunsMode=CHART&orderByAsc=true"
+    "&orderByKey=tags.%60mlflow.runName%60&searchFilter=tags.arm+LIKE+%27%25%27",
+}
+
+
 def tracking_uri(study: StudyConfig) -> str:
     return study.tracking.uri or default_uri(Path(study.runs_dir))
 
@@ -103,6 +112,7 @@ def _announce(server: subprocess.Popen[bytes], url: str) -> None:
         return
     for experiment in experiments:
         if experiment["experiment_id"] != "0":  # MLflow's own empty "Default"
-            # MLflow opens its pages for language-model applications unless told otherwise
-            page = f"{experiment['experiment_id']}/runs?workflowType=machine_learning"
-            print(f"  {experiment['name']}: {url}/#/experiments/{page}", flush=True)
+            print(f"  {experiment['name']}:", flush=True)
+            for what, query in _PAGES.items():
+                page = f"{url}/#/experiments/{experiment['experiment_id']}/runs?{query}"
+                print(f"    {what:7} {page}", flush=True)

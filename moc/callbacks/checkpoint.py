@@ -50,9 +50,11 @@ class Checkpoint(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
+        step = pl_module.step
+        if step == trainer.logger.num_steps:
+            return
         stop = self._any_rank_stops(pl_module)
-        step, last = pl_module.step, trainer.logger.num_steps
-        if step != last and (stop or step % self.every == 0):
+        if stop or step % self.every == 0:
             trainer.logger.flush()  # what the checkpoint holds is never logged again
             save_training_state(
                 self.folder / f"{trainer.logger.phase}-{step:08d}",
@@ -69,8 +71,11 @@ class Checkpoint(L.Callback):
         if stop:
             raise StudyInterrupted(f"stopped in phase {trainer.logger.phase} at step {step}")
 
-    def on_train_end(self, *_: Any) -> None:
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
         _stop_at_once()
+        if self._any_rank_stops(pl_module):
+            raise StudyInterrupted(f"stopped at the end of phase {trainer.logger.phase}")
 
     def on_exception(self, *_: Any) -> None:
         _stop_at_once()

@@ -168,7 +168,7 @@ def solve_iso_flop(
     """The shape whose ``flops`` come nearest to ``target``, and its relative error.
 
     Depth first: the most layers that stay at or below the target with the MLP as it is. Then MLP
-    width, in multiples of 8, or of 1 where those miss by more than 0.1%. Fewer layers are tried
+    width, in multiples of 8, or of 1 where those miss ``tolerance``. Fewer layers are tried
     when the width is too coarse for ``tolerance``.
 
     Raises:
@@ -176,7 +176,8 @@ def solve_iso_flop(
     """
     best: tuple[ModelConfig, float] | None = None
     for num_layers in range(_deepest(config, target, flops), 0, -1):
-        solved = _solve_width(replace(config, num_layers=num_layers), target, flops)
+        shape = replace(config, num_layers=num_layers)
+        solved = _solve_width(shape, target, flops, tolerance)
         if solved is None:
             continue
         if abs(solved[1]) <= tolerance:
@@ -205,7 +206,7 @@ def _deepest(config: ModelConfig, target: float, flops: FlopsFunction) -> int:
 
 
 def _solve_width(
-    config: ModelConfig, target: float, flops: FlopsFunction
+    config: ModelConfig, target: float, flops: FlopsFunction, tolerance: float
 ) -> tuple[ModelConfig, float] | None:
     """``config`` with the best ``mlp_dim`` (FLOPs are linear in it); None where there is none."""
     if not _is_valid(config):
@@ -217,7 +218,7 @@ def _solve_width(
         shape = replace(config, mlp_dim=round(exact / unit) * unit)
         if shape.mlp_dim >= 1:
             solved = shape, flops(shape) / target - 1
-            if abs(solved[1]) <= 0.001:
+            if abs(solved[1]) <= tolerance:  # odd widths are slow on matrix units
                 break
     return solved
 

@@ -180,8 +180,8 @@ def chapters(results: Results) -> Table:
         for phase in results.phases
         for window in run.last_windows(phase)
     ]
-    header = ["arm", "seed", "phase", "layer", "load max/mean", "entropy / uniform"]
-    header += ["never picked, %", "KL to uniform, nats", "shared mass, %"]
+    header = ["arm", "seed", "phase", "layer", "load max/mean", "entropy"]
+    header += ["dead, %", "KL, nats", "shared mass, %"]
     caption = "Chapter use in the last window of each phase, by memory layer (0-based block)"
     return _table(results, "chapters", caption, header, rows, num_keys=4)
 

@@ -38,6 +38,7 @@ def trained(*, freeze_bank: bool = False) -> tuple[Transformer, torch.optim.Adam
     for index, parameter in enumerate(parameters):
         parameter.grad = torch.full_like(parameter, 0.1 * (index + 1))
     optimizer.step()
+    optimizer.zero_grad()
     return model, optimizer
 
 

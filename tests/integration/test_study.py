@@ -1,0 +1,253 @@
+"""A whole study, end to end: its files, its evaluations, what crosses from phase to phase."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+import moc.study
+from moc.config import CarryConfig, StudyConfig, load_study
+from moc.errors import ConfigError
+from moc.journal import read
+from moc.model.files import load_model, read_safetensors
+from moc.stored import evaluate_stored
+from moc.study import run_study
+from moc.train.checkpoints import check_manifest, load_training_state
+from tests.child_tasks import NoTracker
+from tests.helpers_training import tiny_study
+
+# both phases go over the same few documents repeatedly
+SHORT = [
+    "data.people.num_people=10",
+    "data.people.num_phrasings=1",
+    "phases.facts.schedule.kind=constant",
+]
+TASKS = ["facts_choice", "facts_answer", "skills_answer"]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+    """Both arms, run to the end."""
+    folder = tmp_path_factory.mktemp("study")
+    study = tiny_study(folder, f"evals.tasks={json.dumps(TASKS)}", "data.people.num_people=30")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(moc.study, "Tracker", NoTracker)
+        report = run_study(study)
+    assert report == study.dir / "report/report.html" and report.is_file()
+    return study
+
+
+@pytest.fixture(autouse=True)
+def no_mlflow(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moc.study, "Tracker", NoTracker)
+
+
+def run_quietly(monkeypatch: pytest.MonkeyPatch, folder: Path, *overrides: str) -> StudyConfig:
+    """The memory arm of the tiny study without evaluations or report."""
+    study = tiny_study(folder, "evals.tasks=[]", *overrides)
+    run_memory_arm(monkeypatch, study)
+    return study
+
+
+def run_memory_arm(monkeypatch: pytest.MonkeyPatch, study: StudyConfig) -> None:
+    monkeypatch.setattr(moc.study, "build_report", lambda folder: folder)
+    run_study(study, arms=["moc"])
+
+
+def run_dir(study: StudyConfig, arm: str = "moc") -> Path:
+    return study.dir / f"arms/{arm}/seed-0"
+
+
+def weights(study: StudyConfig, boundary: str, arm: str = "moc") -> dict[str, torch.Tensor]:
+    return read_safetensors(run_dir(study, arm) / f"boundaries/{boundary}/model.safetensors")
+
+
+def load_json(path: Path) -> dict[str, Any]:
+    return json.loads(path.read_text())
+
+
+def test_the_studys_own_files(study: StudyConfig) -> None:
+    assert load_study(study.dir / "study.yaml") == study
+    assert set(load_json(study.dir / "plan.json")["arms"]) == {"moc", "backbone"}
+    assert {"python", "torch", "lightning", "git_commit", "cpu_count", "gpu"} <= set(
+        load_json(study.dir / "environment.json")
+    )
+    datasets = load_json(study.dir / "datasets.json")
+    assert {phase: set(sources) for phase, sources in datasets.items()} == {
+        "facts": {"people"},
+        "skills": {"skills", "people"},
+    }
+    for task in TASKS:
+        assert len((study.dir / f"tasks/{task}.jsonl").read_text().splitlines()) == 4
+    assert (study.dir / "tokenizer").is_dir()
+
+
+@pytest.mark.parametrize("arm", ["moc", "backbone"])
+def test_the_files_of_a_run(study: StudyConfig, arm: str) -> None:
+    folder = run_dir(study, arm)
+    info = load_json(folder / "run.json")
+    assert info["status"] == "finished" and (info["arm"], info["seed"]) == (arm, 0)
+    assert (info["scope"], info["causal"]) == (
+        ("sequence", False) if arm == "moc" else ("none", True)
+    )
+    assert sorted(path.name for path in (folder / "boundaries").iterdir()) == [
+        "0-start",
+        "1-facts",
+        "2-skills",
+    ]
+    assert not list((folder / "checkpoints").glob("*"))
+    assert (folder / "chapters.jsonl").exists() == (arm == "moc")
+    journal = read(folder / "metrics.jsonl")
+    assert read(folder / "metrics.jsonl", committed=True) == journal
+    last = [record for record in journal if "skills/train/loss" in record["metrics"]][-1]
+    names = {"loss", "lr", "grad_norm", "tokens_per_sec", "mfu"}
+    assert {f"skills/train/{name}" for name in names} <= set(last["metrics"])
+    assert ("skills/router/entropy" in last["metrics"]) == (arm == "moc")
+    assert (last["phase"], last["step"], last["tokens"]) == ("skills", 6, 2048 + 1536)
+
+
+def test_chapter_lines_add_up(study: StudyConfig) -> None:
+    """Counts over the window: sequences so far x K, in both layers; never the shared chapter."""
+    lines = read(run_dir(study) / "chapters.jsonl")
+    assert len(lines) == 2 * (8 + 6)
+    for line in lines:
+        sequences = 8 if line["phase"] == "facts" else 4
+        assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_shared"] == 1
+        assert sum(line["load"]) == line["step"] * sequences * 2
+        assert line["window_tokens"] == line["step"] * 256
+        assert 0 < line["shared_mass"] < 1
+        assert line["dead_share"] == line["load"][1:].count(0) / 8
+
+
+@pytest.mark.parametrize("arm", ["moc", "backbone"])
+@pytest.mark.parametrize(
+    ("boundary", "tokens"), [("0-start", 0), ("1-facts", 2048), ("2-skills", 3584)]
+)
+def test_every_boundary_is_evaluated_and_stored(
+    study: StudyConfig, arm: str, boundary: str, tokens: int
+) -> None:
+    folder = run_dir(study, arm) / "boundaries" / boundary
+    record, manifest = load_json(folder / "evals.json"), check_manifest(folder)
+    assert manifest["tokens"] == record["tokens"] == tokens
+    assert record["fingerprint"] == manifest["sha256"]["model.safetensors"]
+    assert list(record["tasks"]) == TASKS and set(record["bits_per_byte"]) == {"people", "skills"}
+    for task in TASKS:
+        assert record["tasks"][task]["num_items"] == 4
+        samples = (folder / f"samples/{task}.jsonl").read_text().splitlines()
+        correct = [json.loads(sample)["correct"] for sample in samples]
+        assert sum(correct) / 4 == record["tasks"][task]["value"]
+    entries = [r for r in read(run_dir(study, arm) / "metrics.jsonl") if r["tokens"] == tokens]
+    (scored,) = [e["metrics"] for e in entries if "eval/people/bits_per_byte" in e["metrics"]]
+    assert scored["eval/people/bits_per_byte"] == record["bits_per_byte"]["people"]
+    assert scored["eval/facts_choice/acc"] == record["tasks"]["facts_choice"]["value"]
+
+
+def test_both_arms_start_from_the_same_backbone(study: StudyConfig) -> None:
+    with_memory, without = weights(study, "0-start"), weights(study, "0-start", "backbone")
+    assert set(without) < set(with_memory)
+    assert all(torch.equal(tensor, with_memory[name]) for name, tensor in without.items())
+
+
+def test_eval_of_a_stored_boundary_gives_the_same_numbers(study: StudyConfig) -> None:
+    evaluator = moc.study.BoundaryEvaluator(study, moc.study.build_tokenizer(study))
+    folder = run_dir(study) / "boundaries/1-facts"
+    expected = load_json(folder / "evals.json")
+    scores, _ = evaluator.score(load_model(folder))
+    assert scores["tasks"] == expected["tasks"]
+    assert scores["bits_per_byte"] == expected["bits_per_byte"]
+    table = evaluate_stored(folder)
+    assert f"{expected['bits_per_byte']['people']:.4f}" in table
+    assert load_json(folder / "evals.json") == expected  # nothing on disk changed
+
+
+def test_evaluating_leaves_training_alone(
+    study: StudyConfig, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The same weights with three tasks as with none, to the bit."""
+    alone = run_quietly(monkeypatch, tmp_path, "data.people.num_people=30")
+    for boundary in ("1-facts", "2-skills"):
+        expected, found = weights(study, boundary), weights(alone, boundary)
+        for name, tensor in expected.items():
+            assert torch.equal(found[name], tensor), f"{boundary}: {name}"
+
+
+def test_a_phase_that_freezes_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    study = run_quietly(monkeypatch, tmp_path, "phases.skills.optimizer.bank.freeze=true")
+    start, facts, skills = (weights(study, b) for b in ("0-start", "1-facts", "2-skills"))
+    assert not torch.equal(start["banks.0.tokens"], facts["banks.0.tokens"])
+    assert torch.equal(facts["banks.0.tokens"], skills["banks.0.tokens"])
+    assert not torch.equal(facts["embedding.weight"], skills["embedding.weight"])
+
+
+def test_moments_cross_a_boundary_only_if_asked(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a bank that the first phase froze: it joins without moments of its own."""
+    frozen = "phases.facts.optimizer.bank.freeze=true"
+    (tmp_path / "fresh").mkdir()
+    (tmp_path / "carried").mkdir()
+    fresh = run_quietly(monkeypatch, tmp_path / "fresh", frozen)
+    carried = run_quietly(
+        monkeypatch, tmp_path / "carried", frozen, "phases.skills.carry.optimizer=true"
+    )
+    assert not (run_dir(fresh) / "boundaries/1-facts/training.pt").exists()
+    state = load_training_state(run_dir(carried) / "boundaries/1-facts")["optimizer"]["state"]
+    assert "banks.0.tokens" not in state and state["embedding.weight"]["step"] == 8
+    one, other = weights(fresh, "1-facts"), weights(carried, "1-facts")
+    assert all(torch.equal(one[name], other[name]) for name in one)
+    one, other = weights(fresh, "2-skills"), weights(carried, "2-skills")
+    assert not torch.equal(one["embedding.weight"], other["embedding.weight"])
+
+
+def test_carrying_everything_over_equals_one_long_phase(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Weights, moments, schedule and data position: a boundary then changes nothing."""
+    (tmp_path / "two").mkdir()
+    (tmp_path / "one").mkdir()
+    two = tiny_study(tmp_path / "two", "evals.tasks=[]", *SHORT)
+    one = tiny_study(tmp_path / "one", "evals.tasks=[]", *SHORT, "phases.facts.tokens=3584")
+    phases = two.arms["moc"].phases
+    settings = {"tokens": 1536, "carry": CarryConfig(True, True, True)}
+    phases["skills"] = replace(phases["facts"], **settings)
+    for study in (one, two):
+        run_memory_arm(monkeypatch, study)
+    expected, found = weights(one, "1-facts"), weights(two, "2-skills")
+    for name, tensor in expected.items():
+        assert torch.equal(found[name], tensor), name
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("evals.tasks=[facts_choise]", "no task 'facts_choise'; did you mean 'facts_choice'"),
+        ("evals.num_items=0", "evals.num_items must be at least 1, not 0"),
+    ],
+)
+def test_a_wrong_evaluation_is_found_before_training(
+    tmp_path: Path, override: str, message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        run_study(tiny_study(tmp_path, override))
+    assert "\n" not in str(caught.value)
+    assert not (tmp_path / "runs").exists()
+
+
+def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"no arm 'mocc'.*did you mean 'moc'"):
+        run_study(tiny_study(tmp_path), arms=["mocc"])
+
+
+def test_two_processes_on_one_study(tmp_path: Path) -> None:
+    """The second would write into the first one's files."""
+    from filelock import FileLock
+
+    study = tiny_study(tmp_path)
+    study.dir.mkdir(parents=True)
+    with FileLock(study.dir / ".lock"), pytest.raises(ConfigError, match="in use by another"):
+        run_study(study)

@@ -7,6 +7,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NoReturn
 
 from moc import __version__
 from moc.errors import CheckpointError, ConfigError, StudyInterrupted, TrainingDiverged
@@ -33,8 +34,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _explain(error)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Answers a mistake in one line, without the usage text."""
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"moc: {message}; see '{self.prog} --help'\n")
+
+
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="moc", description="Phase-transition forgetting studies of transformers with memory."
     )
     parser.add_argument("--version", action="version", version=f"moc {__version__}")
@@ -80,7 +88,7 @@ def _parser() -> argparse.ArgumentParser:
 def _takes_study(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("study", type=Path, help="a study YAML")
     verb.add_argument(
-        "overrides", nargs="*", metavar="key=value", help="settings laid over the file"
+        "overrides", nargs="*", default=[], metavar="key=value", help="laid over the file"
     )
 
 
@@ -97,10 +105,13 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moc.config import load_study
+    from moc.config import load_study, nearest
     from moc.plan import plan_study, render_plan, violations
 
     study = load_study(arguments.study, arguments.overrides)
+    for arm in arguments.arms:
+        if arm not in study.arms:
+            raise ConfigError(f"--arms: no arm {arm!r}; {nearest(arm, list(study.arms))}")
     plan = plan_study(study)
     if problems := violations(plan):
         return _fail(problems[0], 1)
@@ -163,7 +174,10 @@ def _words(text: str) -> list[str]:
 
 
 def _numbers(text: str) -> list[int]:
-    return [int(word) for word in _words(text)]
+    try:
+        return [int(word) for word in _words(text)]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated integers") from None
 
 
 def _fail(message: str, code: int) -> int:

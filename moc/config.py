@@ -95,7 +95,7 @@ def nearest(word: str, choices: Sequence[str]) -> str:
 
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
     if not path.is_file():
-        places = [path.parent.glob("*.yaml"), Path("experiments").rglob("*.yaml")]
+        places = path.parent.glob("[!.]*.yaml"), Path("experiments").rglob("[!.]*.yaml")
         found = sorted({str(file) for place in places for file in place})
         raise ConfigError(f"{path}: no such study file; {nearest(str(path), found)}")
     if path.resolve() in children:

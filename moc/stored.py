@@ -120,6 +120,8 @@ def _study_of(path: Path) -> tuple[StudyConfig, Path]:
 def _check_exists(path: Path) -> None:
     if path.exists():
         return
-    parent = next(p for p in path.absolute().parents if p.exists())
-    found = sorted(str(p) for p in parent.iterdir())
-    raise ConfigError(f"{path}: no such file or folder; {nearest(str(path.absolute()), found)}")
+    path = path.absolute()
+    parent = next(p for p in path.parents if p.exists())
+    missing = path.relative_to(parent).parts[0]
+    found = sorted(p.name for p in parent.iterdir() if not p.name.startswith("."))
+    raise ConfigError(f"no {missing!r} in {parent}; {nearest(missing, found)}")

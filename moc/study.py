@@ -60,6 +60,7 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 raise ConfigError(f"{study.dir} is in use by another process") from None
             tracker = Tracker(study)
         tokenizer = build_tokenizer(study)
+        _check_vocabulary(study, tokenizer)
         evaluator = BoundaryEvaluator(study, tokenizer)
         resolved = resolve_arms(study)
         runs = {
@@ -90,6 +91,15 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
             print(message, flush=True)
         lock.release()
         signal.signal(signal.SIGTERM, before)
+
+
+def _check_vocabulary(study: StudyConfig, tokenizer: Tokenizer) -> None:
+    for name, arm in study.arms.items():
+        if tokenizer.vocab_size > arm.model.vocab_size:
+            raise ConfigError(
+                f"the tokenizer has {tokenizer.vocab_size} tokens, more than "
+                f"arms.{name}.model.vocab_size {arm.model.vocab_size}"
+            )
 
 
 def _prepare(study: StudyConfig, tokenizer: Tokenizer) -> float | None:

@@ -121,15 +121,15 @@ def build_tokenizer(study: StudyConfig) -> Tokenizer:
     if settings.path is not None:
         return Tokenizer.load(settings.path)
     sources = {name: study.data[name] for name in used_sources(study)}
-    keys = [source_key(config, "train") for config in sources.values()]
+    keys = [_source_key(name, config) for name, config in sources.items()]
     folder = Path(study.cache_dir) / "tokenizers" / config_hash(settings, keys)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         if not folder.is_dir():
             texts = (
                 text
-                for config in sources.values()
-                for text in _training_text(config, settings.training_bytes)
+                for name, config in sources.items()
+                for text in _training_text(name, config, settings.training_bytes)
             )
             tokenizer = _train(texts, settings.vocab_size)
             building = folder.with_name(f".{folder.name}")  # renamed when it is whole
@@ -146,16 +146,26 @@ def used_sources(study: StudyConfig) -> list[str]:
     return [name for name in study.data if name in used]
 
 
-def _training_text(config: SourceConfig, max_bytes: int) -> Iterator[str]:
+def _source_key(name: str, config: SourceConfig) -> str:
+    try:
+        return source_key(config, "train")
+    except ConfigError as error:
+        raise ConfigError(f"data.{name}: {error}") from error
+
+
+def _training_text(name: str, config: SourceConfig, max_bytes: int) -> Iterator[str]:
     bad_rows = BadRows()
     num_bytes = 0
-    for document in documents(config, "train", bad_rows):
-        texts = [piece.text for piece in document if not piece.control]
-        yield from texts
-        num_bytes += sum(len(text.encode()) for text in texts)
-        if num_bytes >= max_bytes:
-            return  # too early to judge the rows: the token cache will
-    bad_rows.check()
+    try:
+        for document in documents(config, "train", bad_rows):
+            texts = [piece.text for piece in document if not piece.control]
+            yield from texts
+            num_bytes += sum(len(text.encode()) for text in texts)
+            if num_bytes >= max_bytes:
+                return  # too early to judge the rows: the token cache will
+        bad_rows.check()
+    except ConfigError as error:
+        raise ConfigError(f"data.{name}: {error}") from error
 
 
 def _train(texts: Iterator[str], vocab_size: int) -> Tokenizer:

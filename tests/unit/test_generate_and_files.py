@@ -20,6 +20,7 @@ from moc.model import (
     write_safetensors,
 )
 
+torch.set_num_threads(1)
 CONFIG = ModelConfig(
     vocab_size=23,
     num_layers=2,
@@ -230,7 +231,7 @@ FORBIDDEN = {
 class Blocker:
     def find_spec(self, name, path=None, target=None):
         if name.partition(".")[0] in FORBIDDEN:
-            raise ImportError(f"{name} is not installed here")
+            raise ModuleNotFoundError(f"{name} is not installed here", name=name)
 
 sys.meta_path.insert(0, Blocker())
 try:

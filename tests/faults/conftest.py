@@ -1,0 +1,58 @@
+"""Runs of the tiny study in child processes, one of them undisturbed, to compare with."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.conftest import Run
+from tests.helpers_runs import Moc, outcome
+from tests.helpers_training import write_tiny_study
+
+
+@pytest.fixture(scope="session")
+def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def moc(tmp_path: Path, cache: Path, in_child: Run) -> Moc:
+    """``moc(*overrides, stop=...)``: run the tiny study's memory arm in ``tmp_path``; its exit code
+    and output."""
+    return lambda *overrides, stop=None: run_in(tmp_path, cache, in_child, overrides, stop)
+
+
+def run_in(
+    folder: Path, cache: Path, in_child: Run, overrides: tuple[str, ...], stop: Any
+) -> tuple[int | None, str]:
+    study, log = write_tiny_study(folder), folder / "log"
+    argv = ["run", str(study), "--arms", "moc", f"cache_dir={cache}", *overrides]
+    if stop is not None:
+        stop = {"signal": signal.SIGKILL, **stop}
+    (code,) = in_child("command", log=log, argv=argv, stop=stop)
+    return code, log.read_text()
+
+
+@pytest.fixture(scope="session")
+def undisturbed_folder(
+    tmp_path_factory: pytest.TempPathFactory, cache: Path, in_child: Run
+) -> Path:
+    folder = tmp_path_factory.mktemp("undisturbed")
+    code, log = run_in(folder, cache, in_child, (), None)
+    assert code == 0, log
+    return folder
+
+
+@pytest.fixture(scope="session")
+def undisturbed(undisturbed_folder: Path) -> dict[str, Any]:
+    return outcome(undisturbed_folder)
+
+
+@pytest.fixture
+def finished(undisturbed_folder: Path, tmp_path: Path) -> None:
+    """``tmp_path`` holds a finished run."""
+    shutil.copytree(undisturbed_folder / "runs", tmp_path / "runs")

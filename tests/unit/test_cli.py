@@ -1,0 +1,143 @@
+"""The command line: quick to ask, one line and exit code 2 for what cannot be used."""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from moc.cli import main
+
+ROOT = Path(__file__).parents[2]
+STUDY = """
+name: words
+model: {preset: tiny}
+data: {people: {kind: facts}}
+phases: {pretrain: {mixture: {people: 1}}, ift: {mixture: {people: 1}, tokens: 500_000}}
+arms: {moc: {}, dense: {model: {memory: null}, iso_flop: {target: moc}}}
+"""
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "study.yaml").write_text(STUDY)
+    return tmp_path
+
+
+def moc(*words, cwd=ROOT, python_options=()):
+    command = [sys.executable, *python_options, "-m", "moc", *words]
+    environment = os.environ | {"PYTHONPATH": str(ROOT)}
+    return subprocess.run(
+        command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_comes_in_under_a_second():
+    seconds = []
+    for _ in range(3):
+        start = time.perf_counter()
+        done = moc("--help")
+        seconds.append(time.perf_counter() - start)
+        assert done.returncode == 0
+        assert {"plan", "run", "eval", "generate", "report", "ui"} <= set(done.stdout.split())
+    assert min(seconds) < 1.0, seconds
+
+
+@pytest.mark.parametrize("words", [("--help",), ("run", "--help"), ("--version",)])
+def test_help_imports_nothing_heavy(words):
+    done = moc(*words, python_options=["-X", "importtime"])
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert done.returncode == 0 and "moc.cli" in imported
+    packages = {name.partition(".")[0] for name in imported}
+    assert packages.isdisjoint({"torch", "numpy", "omegaconf", "mlflow", "lightning", "lm_eval"})
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plan", "study.yaml", "modl.dim=3"], "unknown key 'modl'; did you mean 'model'?"),
+        (["plan", "study.yaml", "model.dim=wide"], "model.dim: Value 'wide'"),
+        (["plan", "study.yaml", "phases.ifft.tokens=3"], "no phase 'ifft'; did you mean 'ift'?"),
+        (["run", "study.yaml", "arms.mc.model.dim=8"], "no arm 'mc'; did you mean 'moc'?"),
+        (["run", "study.yaml", "model.dim=30"], "does not divide model.dim 30"),
+        (["plan", "studdy.yaml"], "studdy.yaml: no such study file; did you mean 'study.yaml'?"),
+        (["plan", "study.yaml", "--jsn"], "'--jsn' is no option of 'moc plan'"),
+        (["eval", "nowhere"], "nowhere: no such file or folder"),
+        (["eval", "nowhere", "model.dim=3"], "'moc eval' takes no 'model.dim=3'"),
+        (["report", "nowhere"], "nowhere: no such file or folder"),
+        (["generate", "nowhere", "--prompt", "x"], "nowhere: no such file or folder"),
+    ],
+)
+def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, capsys, words, said):
+    assert main(words) == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and printed.err.startswith("moc: ") and said in printed.err
+    assert printed.err.count("\n") == 1 and printed.err.endswith("\n")
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["plann", "study.yaml"], "invalid choice: 'plann'"),
+        ([], "VERB"),
+        (["plan"], "study"),
+        (["generate", "nowhere"], "--prompt"),
+        (["run", "study.yaml", "--seeds", "one"], "'one'"),
+    ],
+)
+def test_a_wrong_verb_or_argument_ends_with_code_2(folder, capsys, words, said):
+    with pytest.raises(SystemExit) as caught:
+        main(words)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    assert printed.out == "" and said in printed.err.splitlines()[-1]
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
+
+
+def test_the_installed_command_shows_no_traceback(folder):
+    done = moc("plan", "study.yaml", "model.memory.mixing=joit", cwd=folder)
+    assert (done.returncode, done.stdout) == (2, "")
+    assert done.stderr == (
+        "moc: command line: model.memory.mixing cannot be 'joit'; did you mean 'joint'?\n"
+    )
+
+
+def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
+    """Scripts read it."""
+    assert main(["plan", "study.yaml", "--json", "phases.ift.tokens=250_000"]) == 0
+    plan = json.loads(capsys.readouterr().out)
+    assert set(plan) == {"study", "arms"} and plan["study"] == "words"
+    assert list(plan["arms"]) == ["moc", "dense"]
+    for arm in plan["arms"].values():
+        assert {key: set(value) for key, value in arm.items()} == {
+            "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
+            "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
+            "iso_flop": {"target", "relative_error"},
+            "steps": {"pretrain", "ift"},
+        }
+        assert arm["steps"] == {"pretrain": 122, "ift": 30}
+    moc_arm, dense = plan["arms"].values()
+    assert moc_arm["iso_flop"] == {"target": None, "relative_error": None}
+    assert dense["iso_flop"]["target"] == "moc"
+    assert abs(dense["iso_flop"]["relative_error"]) <= 0.005
+
+
+def test_plan_fails_when_an_iso_flop_arm_is_beyond_its_tolerance(folder, capsys):
+    words = ["plan", "study.yaml", "arms.dense.iso_flop.solve=false"]
+    assert main(words) == 1
+    printed = capsys.readouterr()
+    assert printed.err.startswith("moc: dense: training FLOPs per token are -")
+    assert printed.err.count("\n") == 1
+    assert "dense" in printed.out  # the plan is shown all the same
+    assert main([*words, "arms.dense.iso_flop.tolerance=0.9"]) == 0
+
+
+def test_plan_writes_nothing(folder, capsys):
+    assert main(["plan", "study.yaml"]) == 0
+    assert [path.name for path in folder.iterdir()] == ["study.yaml"]
+    assert "non-causal" in capsys.readouterr().out

@@ -1,4 +1,4 @@
-"""The command ``moc``: verbs, argument parsing and nothing else. Heavy imports wait for their verb."""
+"""The command ``moc``: verbs and argument parsing. Heavy imports wait for their verb."""
 
 from __future__ import annotations
 

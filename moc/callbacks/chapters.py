@@ -5,12 +5,14 @@ C chapters, S shared; loads are over the C - S chapters that the router can pick
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
+from torchmetrics.functional import kl_divergence
 
 from moc.journal import Journal
 from moc.train.logger import JournalLogger
@@ -81,16 +83,14 @@ def load_statistics(load_C: Tensor) -> dict[str, float]:
     ``load_max_over_mean``: 1 is even; ``entropy``: over that of uniform use, 1 is even;
     ``dead_share``: chapters never picked; ``kl_to_uniform``: in nats, 0 is even.
     """
-    load_C = load_C.double()
     count = load_C.numel()
-    share_C = load_C / load_C.sum().clamp(min=1)
-    nats = -(share_C * share_C.clamp(min=1e-300).log()).sum()
-    uniform = torch.tensor(float(count)).double().log()
+    share_C = load_C.double() / load_C.sum().clamp(min=1)
+    kl = float(kl_divergence(share_C[None], torch.full_like(share_C, 1 / count)[None]))
     return {
         "load_max_over_mean": float(share_C.max() * count),
-        "entropy": float(nats / uniform) if count > 1 else 1.0,
+        "entropy": 1 - kl / math.log(count) if count > 1 else 1.0,
         "dead_share": float((load_C == 0).double().mean()),
-        "kl_to_uniform": float(uniform - nats),
+        "kl_to_uniform": kl,
     }
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import signal
 import socket
 from pathlib import Path
 from typing import Any
@@ -10,10 +12,13 @@ import pytest
 import torch
 
 from moc.data.tokenizer import build_tokenizer
-from moc.model.transformer import parameter_group
+from moc.evaluate import BoundaryEvaluator
+from moc.journal import read
+from moc.model.files import load_model
+from moc.model.transformer import Transformer, parameter_group
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
-from tests.helpers_training import tiny_study, train_phase
+from tests.helpers_training import tiny_study, train_phase, write_tiny_study
 
 # Ten steps of 8 sequences. Two ranks have half the micro-batch, so that the sequences which share
 # a balance loss are the same; two micro-batches a step, so that one of them does not communicate.
@@ -129,8 +134,6 @@ def test_a_checkpoint_of_two_ranks_goes_on_in_one_process(
     state = load_training_state(two["folder"] / "facts-00000005")
     assert state["step"] == 5
     study = tiny_study(tmp_path, *ONE)
-    from moc.model.transformer import Transformer
-
     model = Transformer(study.arms["moc"].model)
     model.load_state_dict(state["model"])
     _, recorder = train_phase(
@@ -152,3 +155,26 @@ def test_a_nan_on_one_rank_is_skipped_on_both(tmp_path: Path, in_child: Run, str
     for name, weight in first["weights"].items():
         assert torch.isfinite(weight).all() and torch.equal(weight, second["weights"][name]), name
     assert "update skipped" in (tmp_path / "log").read_text()
+
+
+def test_a_study_begun_on_two_ranks_is_finished_by_one(tmp_path: Path, in_child: Run) -> None:
+    """Evaluated while sharded, stopped by a signal to both ranks, resumed without sharding."""
+    argv = ["run", str(write_tiny_study(tmp_path)), "--arms", "moc"]
+    sharded = [*argv, "trainer.devices=2", "trainer.strategy=fsdp"]
+    stop = {"at": "after step", "phase": "skills", "step": 2, "signal": signal.SIGTERM}
+    log, ranks = tmp_path / "log", launched_by_torchrun(2)
+    codes = in_child("command", log=log, env=ranks, argv=sharded, stop=stop)
+    assert codes == [130, 130], log_of(tmp_path)
+    run = tmp_path / "runs/tiny/arms/moc/seed-0"
+    assert [path.name for path in (run / "checkpoints").iterdir()] == ["skills-00000002"]
+    assert in_child("command", log=log, argv=argv) == [0], log_of(tmp_path)
+    steps = [(r["phase"], r["step"]) for r in read(run / "metrics.jsonl")]
+    evals = [("start", 0), ("facts", 8), ("skills", 6)]
+    expected = [("facts", s) for s in range(1, 9)] + [("skills", s) for s in range(1, 7)] + evals
+    assert sorted(steps) == sorted(expected)
+    for boundary in ("0-start", "1-facts", "2-skills"):
+        folder = run / "boundaries" / boundary
+        record = json.loads((folder / "evals.json").read_text())
+        tokenizer = build_tokenizer(tiny_study(tmp_path))
+        scores, _ = BoundaryEvaluator(tiny_study(tmp_path), tokenizer).score(load_model(folder))
+        assert record["bits_per_byte"] == pytest.approx(scores["bits_per_byte"], rel=1e-6)

@@ -102,8 +102,8 @@ def scores(results: Results) -> Table:
 
 def deltas(results: Results) -> list[Table]:
     """One table per transition: what every task's score was, is, and how it changed."""
-    tables = []
-    for before, after in results.transitions:
+    tables: list[Table] = []
+    for before, after in results.transitions if results.tasks else []:
         rows = [
             [
                 results.label(arm),

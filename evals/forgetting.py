@@ -69,6 +69,21 @@ def loss_forgetting(values: np.ndarray) -> np.ndarray:
     return forgetting(-np.asarray(values, dtype=float))
 
 
+def forgetting_so_far(records: Sequence[Record]) -> dict[str, float]:
+    """``forgetting`` of every task of the last record, where an earlier one measured it too.
+
+    Empty at the first two boundaries: before the second phase there is nothing to forget.
+
+    Raises:
+        ValueError: when the records are not in boundary order.
+    """
+    _, names, values = score_matrix(records)
+    if len(values) < 3:
+        return {}
+    lost = dict(zip(names, forgetting(values).tolist(), strict=True))
+    return {name: value for name, value in lost.items() if math.isfinite(value)}
+
+
 def backward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
     """Last score minus the score right after the phase that taught it (names,).
 

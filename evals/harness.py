@@ -84,7 +84,6 @@ def bits_per_byte(
     num_bytes: int,
     *,
     batch_size: int,
-    device: torch.device | str | None = None,
 ) -> float:
     """Compressed size of the counted tokens in bits, per byte of text that they stand for.
 
@@ -92,7 +91,6 @@ def bits_per_byte(
         tokens: ids (n, L + 1), consecutive windows of a text; only the last may be padded.
         loss_mask: bool (n, L); whether predicting ``tokens[:, 1:]`` counts.
         num_bytes: bytes behind the counted tokens.
-        device: where the batches go; None: where the model is.
 
     Raises:
         ConfigError: when nothing is counted.
@@ -103,7 +101,7 @@ def bits_per_byte(
     valid_NL = torch.ones_like(counted_NL)
     last_counted = counted_NL[-1].nonzero()
     valid_NL[-1, int(last_counted[-1]) + 1 if len(last_counted) else 0 :] = False
-    device = device_of(model) if device is None else device
+    device = device_of(model)
     nats = 0.0
     with only_observing(model):
         for rows in counted_NL.any(1).nonzero().flatten().split(batch_size):

@@ -14,7 +14,7 @@ from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 from torch import Tensor, nn
 
-from evals.observing import device_of, only_observing
+from evals.observing import device_of
 from moc.data.document import TURN_END
 from moc.errors import ConfigError
 
@@ -29,6 +29,7 @@ log = logging.getLogger(__name__)
 class StudyLM(TemplateLM):
     """A ``Transformer`` (or anything with its forward) as lm-eval's language model.
 
+    To be used within ``only_observing(model)``, which sets eval mode and switches gradients off.
     Text is encoded with control tokens mapped, and nothing is put before a prompt. What does not
     fit into ``context_length`` is cut off at the left: a scored sequence keeps its last
     ``context_length + 1`` tokens (the last one is only predicted), a prompt to be continued keeps
@@ -42,14 +43,13 @@ class StudyLM(TemplateLM):
         *,
         context_length: int,
         batch_size: int,
-        device: torch.device | str | None = None,
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.batch_size = batch_size
-        self._device = torch.device(device) if device is not None else device_of(model)
+        self._device = device_of(model)
 
     @property
     def eot_token_id(self) -> int:
@@ -99,8 +99,7 @@ class StudyLM(TemplateLM):
         scores = [(0.0, True)] * len(rows)  # what an empty continuation gets
         for batch in self._batches(rows, [i for i, count in enumerate(num_scored) if count]):
             tokens_BL, valid_BL = self._pad([rows[i][:-1] for i in batch])
-            with only_observing(self.model):
-                logits_BLV = self.model(tokens_BL, valid_BL).logits_BLV
+            logits_BLV = self.model(tokens_BL, valid_BL).logits_BLV
             for b, i in enumerate(batch):
                 end, count = len(rows[i]) - 1, num_scored[i]
                 logprobs_NV = logits_BLV[b, end - count : end].float().log_softmax(-1)
@@ -135,14 +134,13 @@ class StudyLM(TemplateLM):
             group = [i for i, setting in enumerate(settings) if setting == (max_new, until)]
             stop_ids = self._stop_ids(until)
             for batch in self._batches(prompts, group):
-                with only_observing(self.model):
-                    new_tokens = generate(
-                        self.model,
-                        [prompts[i] for i in batch],
-                        max_new_tokens=max_new,
-                        stop_ids=stop_ids,
-                        max_length=self.context_length,
-                    )
+                new_tokens = generate(
+                    self.model,
+                    [prompts[i] for i in batch],
+                    max_new_tokens=max_new,
+                    stop_ids=stop_ids,
+                    max_length=self.context_length,
+                )
                 for i, tokens in zip(batch, new_tokens, strict=True):
                     answers[i] = _cut(self.tokenizer.decode(tokens), until)
         return answers

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,7 @@ from moc.callbacks.forgetting import Forgetting
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
-from moc.callbacks.throughput import Throughput
+from moc.callbacks.throughput import RestartClock, Throughput
 from moc.config import ArmConfig, PhaseConfig, StudyConfig, config_hash
 from moc.data.module import StudyDataModule, needed_tokens
 from moc.data.tokenizer import Tokenizer
@@ -38,7 +39,7 @@ from moc.train.distributed import is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
-from moc.train.strategies import accelerator_of, num_devices
+from moc.train.strategies import device_of, num_devices
 
 
 class ArmRun:
@@ -158,14 +159,19 @@ class ArmRun:
             start_sample=_num_samples(earlier) if phase.carry.data_position else 0,
             micro_batch=size,
         )
-        flops = hardware_train_flops_per_token(self.arm.model, phase.context_length, size)
+        flops = hardware_train_flops_per_token(
+            replace(self.arm.model, activation_checkpointing=False),  # MFU: no recomputation
+            phase.context_length,
+            size,
+            fused_attention=device_of(self.study.trainer).type == "cuda",
+        )
         throughput = Throughput(flops, self.peak_flops)
         following = self.phases[index + 1 : index + 2]
         config_hash = self.hashes[index + 1]
         callbacks = [
+            throughput,
             TrainingMetrics(),
             ChapterUtilisation(chapters),
-            throughput,
             LiveProgress(f"{self.name} seed {self.seed}", throughput),
             StopOnNonFinite(),
             Forgetting(
@@ -182,6 +188,7 @@ class ArmRun:
                 keep=self.study.trainer.keep_last,
                 saved=self.sync,
             ),
+            RestartClock(throughput),
         ]
         fit(module, data, self.study.trainer, logger=logger, callbacks=callbacks)
 
@@ -218,9 +225,8 @@ class ArmRun:
         if self.evaluator.is_done(folder):
             return
         manifest = check_manifest(folder)
-        device = "cuda" if accelerator_of(self.study.trainer) == "gpu" else "cpu"
         self.evaluator.evaluate(
-            load_model(folder).to(device),
+            load_model(folder).to(device_of(self.study.trainer)),
             folder,
             index=index,
             step=manifest["step"],

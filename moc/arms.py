@@ -34,15 +34,24 @@ def resolve_arms(study: StudyConfig) -> dict[str, ArmConfig]:
     return {name: resolved[name] for name in study.arms}
 
 
+def solved_arms(study: StudyConfig) -> dict[str, ArmConfig]:
+    """``resolve_arms``, with nothing left to solve: loading the result again changes nothing."""
+    return {
+        name: replace(arm, iso_flop=arm.iso_flop and replace(arm.iso_flop, solve=False))
+        for name, arm in resolve_arms(study).items()
+    }
+
+
 def train_flops_per_token(study: StudyConfig, arm: ArmConfig, accounting: Accounting) -> float:
     """Forward and backward FLOPs per token, averaged over the tokens of the arm's phases."""
     total, tokens = 0.0, 0
-    for name, phase in arm.phases.items():
+    for phase in arm.phases.values():
         length = phase.context_length
         if accounting == "paper":
             per_token = 3 * paper_forward_flops(arm.model, length) / length
         else:
-            size, _ = phase_batch(name, phase, study.trainer)
+            # one device: a shape must not depend on how many machines happen to be at hand
+            size, _ = micro_batch(phase, 1)
             per_token = hardware_train_flops_per_token(
                 arm.model, length, size, fused_attention=study.trainer.accelerator == "gpu"
             )

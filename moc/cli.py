@@ -107,16 +107,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from moc.config import load_study, nearest
     from moc.plan import plan_study, render_plan, violations
+    from moc.train.distributed import is_main_process
+    from moc.train.strategies import num_devices
 
     study = load_study(arguments.study, arguments.overrides)
     for arm in arguments.arms:
         if arm not in study.arms:
             raise ConfigError(f"--arms: no arm {arm!r}; {nearest(arm, list(study.arms))}")
+    study.trainer.devices = num_devices(study.trainer)
     plan = plan_study(study)
     if problems := violations(plan):
         return _fail(problems[0], 1)
-    from moc.train.distributed import is_main_process
-
     if is_main_process():
         print(render_plan(plan), flush=True)
     from moc.report import result_tables

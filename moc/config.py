@@ -6,10 +6,8 @@ every arm over the result, and returns plain dataclasses.
 
 from __future__ import annotations
 
-import difflib
 import hashlib
 import json
-import re
 import types
 import typing
 from collections.abc import Sequence
@@ -20,8 +18,8 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from moc.errors import ConfigError
-from moc.model.config import ModelConfig, preset, validate_model
+from moc.errors import ConfigError, nearest
+from moc.model.config import ModelConfig, preset
 from moc.schema import (
     ArmConfig,
     CarryConfig,
@@ -37,6 +35,7 @@ from moc.schema import (
     TrackingConfig,
     TrainerConfig,
 )
+from moc.validate import validate_study
 
 __all__ = [
     "ArmConfig",
@@ -83,14 +82,6 @@ def config_hash(*parts: Any) -> str:
     """Twelve hex digits that change when any of the dataclasses (or plain values) does."""
     encoded = json.dumps(parts, sort_keys=True, default=asdict)
     return hashlib.sha256(encoded.encode()).hexdigest()[:12]
-
-
-def nearest(word: str, choices: Sequence[str]) -> str:
-    """``did you mean 'x'?``, or the list of choices when nothing is near."""
-    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
-    if close:
-        return f"did you mean {close[0]!r}?"
-    return f"choose from {', '.join(choices)}" if choices else "there is none"
 
 
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
@@ -152,7 +143,7 @@ def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
                 arm = OmegaConf.merge(arm, {"model": base_model})
             base.arms[name] = OmegaConf.merge(arm, overlay)
         study = typing.cast(StudyConfig, OmegaConf.to_object(base))
-        _validate(study)
+        validate_study(study)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
@@ -163,64 +154,6 @@ def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
 def _preset_of(raw: dict[str, Any]) -> ModelConfig:
     name = (raw.get("model") or {}).get("preset")
     return ModelConfig() if name is None else preset(name)
-
-
-def _validate(study: StudyConfig) -> None:
-    for section in ("arms", "phases", "data", "seeds"):
-        if not getattr(study, section):
-            raise ConfigError(f"a study needs at least one entry under {section!r}")
-    for word in (study.name, *study.arms, *study.phases):  # they name folders
-        if not re.fullmatch(r"\w[\w.-]*", word):
-            raise ConfigError(
-                f"{word!r} cannot name a study, arm or phase; use letters, digits, '_', '-', '.'"
-            )
-    if len(set(study.seeds)) < len(study.seeds):
-        raise ConfigError(f"seeds {study.seeds} are not all different")
-    for arm_name, arm in study.arms.items():
-        where = f"arms.{arm_name}"
-        try:
-            validate_model(arm.model)
-        except ValueError as error:
-            raise ConfigError(f"{where}: {error}") from error
-        for phase_name in arm.phases:
-            if phase_name not in study.phases:
-                suggestion = nearest(phase_name, list(study.phases))
-                raise ConfigError(f"{where}.phases: no phase {phase_name!r}; {suggestion}")
-        if study.tokenizer.path is None and study.tokenizer.vocab_size > arm.model.vocab_size:
-            raise ConfigError(
-                f"tokenizer.vocab_size {study.tokenizer.vocab_size} is more than "
-                f"{where}.model.vocab_size {arm.model.vocab_size}"
-            )
-        if arm.iso_flop is not None and (
-            arm.iso_flop.target not in study.arms or arm.iso_flop.target == arm_name
-        ):
-            others = [name for name in study.arms if name != arm_name]
-            raise ConfigError(
-                f"{where}.iso_flop.target {arm.iso_flop.target!r} is no other arm; "
-                f"{nearest(arm.iso_flop.target, others)}"
-            )
-        for phase_name, phase in arm.phases.items():
-            _validate_phase(study, phase, f"{where}.phases.{phase_name}")
-
-
-def _validate_phase(study: StudyConfig, phase: PhaseConfig, where: str) -> None:
-    if not phase.mixture:
-        raise ConfigError(f"{where}.mixture is empty; name at least one of {', '.join(study.data)}")
-    for source, weight in phase.mixture.items():
-        if source not in study.data:
-            raise ConfigError(
-                f"{where}.mixture names {source!r}, not a source under 'data'; "
-                f"{nearest(source, list(study.data))}"
-            )
-        if weight <= 0:
-            raise ConfigError(f"{where}.mixture.{source} must be positive, not {weight}")
-    if phase.context_length < 2 or phase.tokens_per_step % phase.context_length:
-        raise ConfigError(
-            f"{where}.tokens_per_step {phase.tokens_per_step} is no multiple of "
-            f"context_length {phase.context_length}"
-        )
-    if phase.num_steps() < 1:
-        raise ConfigError(f"{where}.tokens {phase.tokens} is less than one step's tokens")
 
 
 def _check(raw: DictConfig, source: str) -> None:

@@ -1,5 +1,8 @@
 """What can go wrong by no fault of the code. The command line prints each in one line."""
 
+import difflib
+from collections.abc import Sequence
+
 
 class ConfigError(ValueError):
     """Something the user wrote cannot be used; the message is one line with the remedy."""
@@ -15,3 +18,11 @@ class TrainingDiverged(RuntimeError):
 
 class StudyInterrupted(Exception):
     """The user or the scheduler asked to stop; everything up to here is saved."""
+
+
+def nearest(word: str, choices: Sequence[str]) -> str:
+    """``did you mean 'x'?``, or the list of choices when nothing is near."""
+    close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"choose from {', '.join(choices)}" if choices else "there is none"

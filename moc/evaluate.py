@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from evals.forgetting import forgetting_so_far
 from evals.harness import bits_per_byte, evaluate_model
 from evals.local_tasks import task_names
 from moc.config import ConfigError, StudyConfig, config_hash, nearest
@@ -41,7 +42,9 @@ class BoundaryEvaluator:
     def __init__(self, study: StudyConfig, tokenizer: Tokenizer) -> None:
         self.study, self.tokenizer = study, tokenizer
         # What was evaluated is part of the result: other tasks or items are other results.
-        self.eval_hash = config_hash(study.evals, study.data, study.tokenizer)
+        evals = study.evals
+        settings = (evals.tasks, evals.num_items, evals.context_length, evals.validation_tokens)
+        self.eval_hash = config_hash(settings, study.data, self.sources(), tokenizer.fingerprint)
         self._windows: dict[str, Any] = {}
 
     def sources(self) -> list[str]:
@@ -103,6 +106,9 @@ class BoundaryEvaluator:
             metrics[f"eval/{task}/{score['metric']}"] = score["value"]
         for source, value in scores["bits_per_byte"].items():
             metrics[f"eval/{source}/bits_per_byte"] = value
+        records = [*self._earlier(folder, index), {"boundary": name, "index": index, **scores}]
+        for task, value in forgetting_so_far(records).items():
+            metrics[f"forgetting/{task}"] = value
         entry = {"phase": name, "step": step, "tokens": tokens, "metrics": metrics}
         # it is there already if an earlier try was killed before evals.json
         if not any(entry.items() <= known.items() for known in read(journal.path)):
@@ -117,6 +123,12 @@ class BoundaryEvaluator:
             **scores,
         }
         write_json(folder / "evals.json", record)
+
+    def _earlier(self, folder: Path, index: int) -> list[dict[str, Any]]:
+        """This evaluation's records of the boundaries before ``index``, in their order."""
+        records = [json.loads(p.read_text()) for p in folder.parent.glob("*/evals.json")]
+        same = [r for r in records if r["eval_hash"] == self.eval_hash and r["index"] < index]
+        return sorted(same, key=lambda record: record["index"])
 
     def _source_windows(self, source: str) -> Any:
         if source not in self._windows:

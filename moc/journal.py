@@ -25,12 +25,11 @@ _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
 class Journal:
-    """Appends records to ``path``; a last line torn by a kill is removed when it is opened."""
+    """Appends records to ``path``; a last line torn by a kill is removed before the first write."""
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
         self._file: BinaryIO | None = None
-        _cut_torn_line(self.path)
 
     def append(self, record: Record) -> None:
         """Write one record and flush it to the operating system. ``time`` (Unix seconds) is added
@@ -79,6 +78,7 @@ class Journal:
     def _write(self, record: Record) -> None:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
+            _cut_torn_line(self.path)
             self._file = self.path.open("ab")
         self._file.write(_line(record))
         self._file.flush()

@@ -65,7 +65,7 @@ class OptimizerConfig:
 @dataclass
 class ScheduleConfig:
     kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup_steps: int = 0  # linear from 0
+    warmup_steps: int = 0  # linear: step i of them at (i + 1) / warmup_steps
     decay_fraction: float = 0.15  # wsd: share of all steps spent decaying (linearly) at the end
     final_ratio: float = 0.1  # last learning rate / peak
 

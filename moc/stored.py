@@ -34,10 +34,11 @@ def evaluate_stored(path: Path, suite: str = "study") -> str:
         suite: ``study``, or the name of a suite in ``evals.suites``.
 
     Returns:
-        A text table. Nothing on disk changes.
+        A text table, and the SHA-256 of the weights that were scored.
 
     Raises:
         ConfigError: for a path that holds no boundary, or an unknown suite.
+        CheckpointError: if the files are damaged.
     """
     folders = _boundaries(path)
     study, study_dir = _study_of(path)
@@ -47,13 +48,18 @@ def evaluate_stored(path: Path, suite: str = "study") -> str:
     from moc.evaluate import BoundaryEvaluator
     from moc.model import load_model
     from moc.text import table
+    from moc.train.checkpoints import check_manifest
+    from moc.train.strategies import device_of
 
     study.evals.tasks = suite_tasks(suite, study.evals.tasks)
     write_task_items(study, study_dir / "tasks")
     evaluator = BoundaryEvaluator(study, Tokenizer.load(study_dir / "tokenizer"))
     rows = {}
+    fingerprints = []
     for folder in folders:
-        scores, _ = evaluator.score(load_model(folder))
+        fingerprint = check_manifest(folder)["sha256"]["model.safetensors"]
+        fingerprints.append(f"{folder.name}: weights {fingerprint}")
+        scores, _ = evaluator.score(load_model(folder).to(device_of(study.trainer)))
         for task, score in scores["tasks"].items():
             baselines = f"{score['chance']:.3f} / {score['majority']:.3f}"
             row = [score["metric"], f"{score['value']:.4f}", baselines]
@@ -61,7 +67,7 @@ def evaluate_stored(path: Path, suite: str = "study") -> str:
         for source, bits in scores["bits_per_byte"].items():
             rows[f"{folder.name}  {source}"] = ["bits per byte", f"{bits:.4f}", ""]
     header = ["boundary and what was scored", "metric", "value", "chance / majority"]
-    return "\n".join(table(header, rows))
+    return "\n".join([*table(header, rows), "", *fingerprints])
 
 
 def continue_prompt(
@@ -77,20 +83,26 @@ def continue_prompt(
 
     Raises:
         ConfigError: if ``path`` is no boundary or the prompt is empty.
+        CheckpointError: if the files are damaged.
     """
     (folder,) = _boundaries(path)[:1]
-    _, study_dir = _study_of(path)
+    study, study_dir = _study_of(path)
     if not prompt:
         raise ConfigError("--prompt is empty")
-    from moc.data.document import chat_prompt
+    from moc.data.document import TURN_END, chat_prompt
     from moc.data.tokenizer import Tokenizer
     from moc.model import generate, load_model
+    from moc.train.checkpoints import check_manifest
+    from moc.train.strategies import device_of
 
+    check_manifest(folder)
     tokenizer = Tokenizer.load(study_dir / "tokenizer")
     text = chat_prompt([{"role": "user", "content": prompt}]) if chat else prompt
-    stop = {tokenizer.eos_id, *tokenizer.encode("<|im_end|>")[:1]}
+    stop = {tokenizer.eos_id}
+    if len(turn_end := tokenizer.encode(TURN_END)) == 1:  # else it is ordinary text to this one
+        stop.add(turn_end[0])
     (new,) = generate(
-        load_model(folder),
+        load_model(folder).to(device_of(study.trainer)),
         [tokenizer.encode(text)],
         max_new_tokens=max_new_tokens,
         stop_ids=stop,

@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import signal
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
 from filelock import FileLock, Timeout
 
 from moc.arm_run import ArmRun
+from moc.arms import solved_arms
 from moc.callbacks.throughput import measure_matmul_peak
 from moc.config import StudyConfig, nearest, save_study
 from moc.data.module import prepare
@@ -19,12 +21,12 @@ from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.environment import describe_environment
 from moc.errors import ConfigError
 from moc.evaluate import BoundaryEvaluator, check_evals
-from moc.plan import plan_study, resolve_arms
+from moc.plan import plan_study
 from moc.report import build_report
 from moc.rundir import write_json
 from moc.tracking import Tracker
 from moc.train.distributed import is_main_process
-from moc.train.strategies import accelerator_of, num_devices
+from moc.train.strategies import device_of, num_devices
 
 
 def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -46,8 +48,13 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     for name in arms:
         if name not in study.arms:
             raise ConfigError(f"no arm {name!r} in this study; {nearest(name, list(study.arms))}")
+    for seed in seeds:
+        if seed not in study.seeds:
+            raise ConfigError(f"seed {seed} is not among the study's seeds {study.seeds}")
     check_evals(study)
-    study.trainer.devices = num_devices(study.trainer)
+    # what is saved and tracked is what is trained: solved shapes, counted devices
+    trainer = replace(study.trainer, devices=num_devices(study.trainer))
+    study = replace(study, arms=solved_arms(study), trainer=trainer)
     before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as for Ctrl-C
     study.dir.mkdir(parents=True, exist_ok=True)
     lock = FileLock(study.dir / ".lock", timeout=0)
@@ -62,7 +69,6 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         tokenizer = build_tokenizer(study)
         _check_vocabulary(study, tokenizer)
         evaluator = BoundaryEvaluator(study, tokenizer)
-        resolved = resolve_arms(study)
         runs = {
             (seed, name): ArmRun(
                 study,
@@ -73,8 +79,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 evaluator=evaluator,
                 sync=tracker.sync if tracker else lambda: None,
             )
-            for seed in dict.fromkeys([*study.seeds, *seeds])
-            for name, arm in resolved.items()
+            for seed in study.seeds
+            for name, arm in study.arms.items()
         }
         for run in runs.values():
             run.check_settings()
@@ -82,7 +88,7 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         if tracker is not None:
             tracker.start()
         for (seed, name), run in runs.items():
-            if seed in (seeds or study.seeds) and name in (arms or resolved):
+            if seed in (seeds or study.seeds) and name in (arms or study.arms):
                 run.peak_flops = peak_flops
                 run.run()
         return build_report(study.dir) if is_main_process() else study.dir
@@ -120,7 +126,7 @@ def _prepare(study: StudyConfig, tokenizer: Tokenizer) -> float | None:
     write_task_items(study, study.dir / "tasks")
     write_json(study.dir / "plan.json", json.loads(plan_study(study).to_json()))
     write_json(study.dir / "datasets.json", datasets)
-    device = torch.device("cuda" if accelerator_of(study.trainer) == "gpu" else "cpu")
+    device = device_of(study.trainer)
     bf16 = study.trainer.precision == "bf16-mixed"
     peak = measure_matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
     write_json(study.dir / "environment.json", describe_environment(device, peak))

@@ -15,6 +15,7 @@ from torch import Tensor
 from torchmetrics.functional import kl_divergence
 
 from moc.journal import Journal
+from moc.train.distributed import all_sum, world_size
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 
@@ -26,8 +27,9 @@ class ChapterUtilisation(L.Callback):
     """Load of every chapter over the last ``WINDOW_STEPS`` optimizer steps, per memory layer.
 
     Counts come from ``training_step``'s result: once per step, over all micro-batches and ranks,
-    whether or not activations are recomputed. Means over layers go into the run's journal, one
-    line per layer with all counts into ``chapters``.
+    whether or not activations are recomputed. So do the router's losses, which are those of the
+    recorded step alone. Means over layers go into the run's journal, one line per layer with all
+    counts into ``chapters``.
     """
 
     def __init__(self, chapters: Journal) -> None:
@@ -40,7 +42,7 @@ class ChapterUtilisation(L.Callback):
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
         if outputs["picks"] is None:
             return
-        self.window.append(outputs["picks"].cpu())
+        self.window.append(outputs["picks"])
         step = pl_module.step
         if not trainer.logger.due(step):
             return
@@ -50,13 +52,12 @@ class ChapterUtilisation(L.Callback):
         if trainer.global_rank:
             return
         per_layer = []
-        load_LC = torch.stack(list(self.window)).sum(0)
+        load_LC = torch.stack(list(self.window)).sum(0).cpu()
         layers = pl_module.model.config.memory_layers()
-        for layer, load_C, mass in zip(layers, load_LC, masses, strict=True):
-            statistics = {
-                **load_statistics(load_C[memory.num_shared :]),
-                "shared_mass": mass,
-            }
+        balance, z = outputs["balance_loss"].tolist(), outputs["z_loss"].tolist()
+        for i, (layer, load_C, mass) in enumerate(zip(layers, load_LC, masses, strict=True)):
+            statistics = {**load_statistics(load_C[memory.num_shared :]), "shared_mass": mass}
+            losses = {"balance_loss": balance[i], "z_loss": z[i]}
             per_layer.append(statistics)
             self.chapters.append(
                 {
@@ -68,6 +69,7 @@ class ChapterUtilisation(L.Callback):
                     "num_shared": memory.num_shared,
                     "load": load_C.tolist(),
                     **statistics,
+                    **losses,
                 }
             )
         means = {
@@ -95,7 +97,8 @@ def load_statistics(load_C: Tensor) -> dict[str, float]:
 
 
 def _shared_masses(pl_module: StudyModule, tokens_BL: Tensor) -> list[float]:
-    """Share of attention on shared chapters, per memory layer; every rank takes part."""
+    """Share of attention on shared chapters, per memory layer: the mean over all ranks' tokens."""
     with torch.no_grad(), torch.compiler.set_stance("force_eager"):
         routing = pl_module.model(tokens_BL, measure_mass=True).routing
-    return [float(layer.shared_mass) for layer in routing if layer.shared_mass is not None]
+    masses = torch.stack([layer.shared_mass for layer in routing if layer.shared_mass is not None])
+    return (all_sum(masses) / world_size()).tolist()

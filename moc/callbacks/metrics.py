@@ -11,7 +11,10 @@ from moc.train.module import StudyModule
 
 
 class TrainingMetrics(L.Callback):
-    """What ``StudyModule.training_step`` returned, at every recorded step."""
+    """What ``StudyModule.training_step`` returned, at every recorded step.
+
+    The router's losses are means over layers, without the coefficients that training gives them.
+    """
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
@@ -24,7 +27,7 @@ class TrainingMetrics(L.Callback):
             "train/grad_norm": float(outputs["grad_norm"]),
             "train/lr": outputs["lr_factor"] * pl_module.phase.optimizer.backbone.lr,
         }
-        if pl_module.model.config.memory is not None:
-            metrics["train/balance_loss"] = float(outputs["balance_loss"])
-            metrics["train/z_loss"] = float(outputs["z_loss"])
+        if outputs["picks"] is not None:
+            metrics["train/balance_loss"] = float(outputs["balance_loss"].mean())
+            metrics["train/z_loss"] = float(outputs["z_loss"].mean())
         trainer.logger.log_metrics(metrics, pl_module.step)

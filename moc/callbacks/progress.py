@@ -28,12 +28,12 @@ class LiveProgress(L.Callback):
         self.title, self.throughput = title, throughput
         self.console = Console()
         self._bar: Progress | None = None
-        self._begun = self._shown = 0.0
+        self._begun: float | None = None  # the first step, after any evaluation before it
+        self._shown = 0.0
         self._first_step = 0
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
-        self._begun, self._first_step = time.monotonic(), pl_module.step
         if trainer.is_global_zero and self.console.is_terminal:
             columns = (
                 TextColumn("{task.description}"),
@@ -47,6 +47,13 @@ class LiveProgress(L.Callback):
             name = f"{self.title} · {trainer.logger.phase}"
             total = trainer.logger.num_steps
             self._bar.add_task(name, total=total, completed=pl_module.step, figures="")
+
+    def on_train_batch_start(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any
+    ) -> None:
+        assert isinstance(pl_module, StudyModule)
+        if self._begun is None:
+            self._begun, self._first_step = time.monotonic(), pl_module.step
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
@@ -64,6 +71,7 @@ class LiveProgress(L.Callback):
             self._bar.update(task, completed=step)
         elif now - self._shown > LINE_EVERY_SEC or step == num_steps:
             self._shown = now
+            assert self._begun is not None
             left = (now - self._begun) / (step - self._first_step) * (num_steps - step)
             print(
                 f"{self.title} | {trainer.logger.phase} | step {step}/{num_steps} | "

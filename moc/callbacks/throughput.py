@@ -1,4 +1,10 @@
-"""Tokens per second and model FLOPs utilisation."""
+"""Tokens per second and model FLOPs utilisation.
+
+Counted is the time from when the last callback of one step is done (or training has started) to
+the end of the next step's ``training_step``: waiting for data, copying it to the device, forward,
+backward and update. Not counted is what callbacks do at the end of a step, diagnostics, evaluations
+and checkpoints: ``Throughput`` stands first among the callbacks and ``RestartClock`` last.
+"""
 
 from __future__ import annotations
 
@@ -14,10 +20,10 @@ from moc.train.module import StudyModule
 
 
 class Throughput(L.Callback):
-    """Training tokens per second since the last record, evaluation and checkpoints left out.
+    """Training tokens per second since the last record.
 
     Args:
-        train_flops_per_token: by hardware accounting.
+        train_flops_per_token: of the matrix products that a step needs, recomputed blocks left out.
         peak_flops: of one device, see ``measure_matmul_peak``; None leaves MFU out.
     """
 
@@ -26,15 +32,18 @@ class Throughput(L.Callback):
         self.tokens_per_sec = 0.0
         self._elapsed_sec, self._tokens, self._begun = 0.0, 0, 0.0
 
-    def on_train_batch_start(self, *_: Any) -> None:
+    def start_clock(self) -> None:
         self._begun = time.perf_counter()
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
+        due = trainer.logger.due(pl_module.step)
+        if due and pl_module.device.type == "cuda":
+            torch.cuda.synchronize(pl_module.device)  # the update is still under way
         self._elapsed_sec += time.perf_counter() - self._begun
         self._tokens += trainer.logger.tokens_per_step
         self.tokens_per_sec = self._tokens / self._elapsed_sec
-        if not trainer.logger.due(pl_module.step):
+        if not due:
             return
         metrics = {"train/tokens_per_sec": self.tokens_per_sec}
         if self.peak_flops is not None:
@@ -42,6 +51,19 @@ class Throughput(L.Callback):
             metrics["train/mfu"] = achieved / self.peak_flops
         trainer.logger.log_metrics(metrics, pl_module.step)
         self._elapsed_sec, self._tokens = 0.0, 0
+
+
+class RestartClock(L.Callback):
+    """Makes ``throughput`` count again once all callbacks before this one are done."""
+
+    def __init__(self, throughput: Throughput) -> None:
+        self.throughput = throughput
+
+    def on_train_start(self, *_: Any) -> None:
+        self.throughput.start_clock()
+
+    def on_train_batch_end(self, *_: Any) -> None:
+        self.throughput.start_clock()
 
 
 def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:

@@ -90,7 +90,7 @@ def write_safetensors(tensors: dict[str, Tensor], path: Path) -> None:
 
 
 def read_safetensors(path: Path) -> dict[str, Tensor]:
-    """Tensors of a safetensors file, memory-mapped copy-on-write.
+    """Tensors of a safetensors file, on the CPU.
 
     Raises:
         ValueError: if the file is missing, shortened or not in this format.

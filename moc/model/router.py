@@ -95,4 +95,7 @@ def z_loss(logits_XC: Tensor) -> Tensor:
 
 def pick_counts(index_BGN: Tensor, num_chapters: int, num_shared: int) -> Tensor:
     """How many groups picked each chapter, (C,) int64; shared chapters are never picked."""
-    return torch.bincount(index_BGN[..., num_shared:].flatten(), minlength=num_chapters)
+    picked_P = index_BGN[..., num_shared:].flatten()
+    counts_C = torch.zeros(num_chapters, dtype=torch.int64, device=picked_P.device)
+    # not bincount, which waits for the GPU to learn the size of its result
+    return counts_C.scatter_add_(0, picked_P, torch.ones_like(picked_P))

@@ -72,6 +72,7 @@ def _tables(results: Results) -> dict[str, Table]:
         tables.losses(results),
         tables.scores(results),
         *tables.deltas(results),
+        tables.forgetting(results),
         tables.bits_per_byte(results),
         tables.chapters(results),
     ]
@@ -87,6 +88,7 @@ def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) 
         ("Training loss", ["figure:losses", "losses"]),
         ("Scores at each boundary", ["figure:scores", "scores"]),
         ("What changed over each transition", deltas),
+        ("Forgetting", ["forgetting"]),
         ("Bits per byte", ["figure:bits_per_byte", "bits_per_byte"]),
         ("Chapter use", [*(f"figure:{name}" for name in heat_maps), "chapters"]),
     ]

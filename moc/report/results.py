@@ -5,15 +5,24 @@ from __future__ import annotations
 import json
 import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
 
+import numpy as np
 from omegaconf import OmegaConf
 
-from evals.forgetting import near_baseline, wilson_interval
+from evals.forgetting import (
+    ScoreMatrix,
+    bits_per_byte_matrix,
+    forgetting,
+    loss_forgetting,
+    near_baseline,
+    score_matrix,
+    wilson_interval,
+)
 from moc.journal import Record, read
 
 START = "start"  # the boundary before the first phase
@@ -162,6 +171,14 @@ class Results:
             for run in self.runs_of(arm)
         )
 
+    def task_matrices(self, arm: str) -> np.ndarray:
+        """Every seed's ``score_matrix``: (seeds, boundaries, tasks), NaN where unmeasured."""
+        return self._matrices(arm, score_matrix, self.tasks)
+
+    def source_matrices(self, arm: str) -> np.ndarray:
+        """Every seed's ``bits_per_byte_matrix``: (seeds, boundaries, sources)."""
+        return self._matrices(arm, bits_per_byte_matrix, self.sources)
+
     def all_scores(self) -> list[dict[str, object]]:
         """Every score, per seed."""
         return [
@@ -178,6 +195,22 @@ class Results:
             for run in self.runs.values()
             for boundary, record in run.evals.items()
             for source, value in record.get("bits_per_byte", {}).items()
+        ]
+
+    def all_forgetting(self) -> list[dict[str, object]]:
+        """Forgetting of every evaluation at the last boundary, per seed that got there."""
+        measured = (
+            ("share", self.tasks, self.task_matrices, forgetting),
+            ("bits_per_byte", self.sources, self.source_matrices, loss_forgetting),
+        )
+        return [
+            {"arm": arm, "seed": run.seed, "causal": self.is_causal(arm)}
+            | {"evaluation": name, "unit": unit, "forgetting": value}
+            for arm in self.arms
+            for unit, names, matrices, lost in measured
+            for run, values in zip(self.runs_of(arm), matrices(arm), strict=True)
+            for name, value in zip(names, lost(values).tolist(), strict=True)
+            if math.isfinite(value)
         ]
 
     def tokens_per_sec(self, arm: str, phase: str) -> float | None:
@@ -228,6 +261,23 @@ class Results:
             "boundary": boundary,
             "tokens": run.evals[boundary].get("tokens"),
         }
+
+    def _matrices(
+        self, arm: str, build: Callable[[list[dict[str, Any]]], ScoreMatrix], names: list[str]
+    ) -> np.ndarray:
+        runs = self.runs_of(arm)
+        values = np.full((len(runs), len(self.boundaries), len(names)), np.nan)
+        for seed_values, run in zip(values, runs, strict=True):
+            matrix = build(
+                [
+                    run.evals.get(name)
+                    or {"boundary": name, "index": index, "tasks": {}, "bits_per_byte": {}}
+                    for index, name in enumerate(self.boundaries)
+                ]
+            )
+            for name, column in zip(matrix.names, matrix.values.T, strict=True):
+                seed_values[:, names.index(name)] = column
+        return values
 
     def _names_in(self, part: str) -> list[str]:
         """Keys of one part of the EvalRecords, in the order they first appear."""
@@ -284,6 +334,15 @@ def _load_run(run_dir: Path, arm: str, seed: int) -> Run:
 
 def _read_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def mean_over_seeds(values: np.ndarray) -> np.ndarray:
+    """Mean over the first axis of what was measured; NaN where nothing was."""
+    known = np.isfinite(values)
+    total = np.where(known, values, 0.0).sum(axis=0)
+    return np.divide(
+        total, known.sum(axis=0), out=np.full(total.shape, np.nan), where=known.any(axis=0)
+    )
 
 
 def _mean(values: Iterable[float | None]) -> float | None:

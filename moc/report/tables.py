@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import math
+import statistics
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+from evals.forgetting import transition_deltas
 from moc.report.layout import Table
 from moc.report.results import (
     NEAR,
@@ -14,6 +17,7 @@ from moc.report.results import (
     Results,
     Score,
     load_results,
+    mean_over_seeds,
 )
 
 MISSING = "—"
@@ -26,7 +30,8 @@ def result_tables(study_dir: Path) -> str:
         ValueError: if ``study_dir`` holds no study.
     """
     results = load_results(Path(study_dir))
-    tables = [scores(results), *deltas(results), bits_per_byte(results), losses(results)]
+    tables = [scores(results), *deltas(results), forgetting(results)]
+    tables += [bits_per_byte(results), losses(results)]
     parts = [table.to_text() for table in tables if table.rows]
     caution = results.caution()
     return "\n\n".join([*parts, *([caution] if caution else [])]) + "\n"
@@ -103,13 +108,20 @@ def scores(results: Results) -> Table:
 def deltas(results: Results) -> list[Table]:
     """One table per transition: what every task's score was, is, and how it changed."""
     tables: list[Table] = []
-    for before, after in results.transitions if results.tasks else []:
+    changes = {
+        arm: transition_deltas(mean_over_seeds(results.task_matrices(arm))) for arm in results.arms
+    }
+    for row, (before, after) in enumerate(results.transitions if results.tasks else [], start=1):
         rows = [
             [
                 results.label(arm),
                 *(
-                    _change(results.score(arm, before, task), results.score(arm, after, task))
-                    for task in results.tasks
+                    _change(
+                        results.score(arm, before, task),
+                        results.score(arm, after, task),
+                        changes[arm][row, column],
+                    )
+                    for column, task in enumerate(results.tasks)
                 ),
             ]
             for arm in results.arms
@@ -127,18 +139,52 @@ def deltas(results: Results) -> list[Table]:
     return tables
 
 
+def forgetting(results: Results) -> Table:
+    """How far every evaluation ended below its best earlier boundary; nothing with one phase."""
+    raw = results.all_forgetting() if results.transitions else []
+    found: dict[tuple[object, ...], list[float]] = {}
+    for record in raw:
+        value = record["forgetting"]
+        assert isinstance(value, float)
+        key = (record["arm"], record["unit"], record["evaluation"])
+        found.setdefault(key, []).append(value)
+
+    def cell(arm: str, unit: str, name: str) -> str:
+        values = found.get((arm, unit, name))
+        if not values:
+            return MISSING
+        mean = statistics.fmean(values)
+        return _signed(100 * mean, 1) if unit == "share" else _signed(mean, 3)
+
+    rows = [
+        [
+            results.label(arm),
+            *(cell(arm, "share", task) for task in results.tasks),
+            *(cell(arm, "bits_per_byte", source) for source in results.sources),
+        ]
+        for arm in results.arms
+        if raw
+    ]
+    header = ["arm", *results.tasks, *(f"{source}, bits/byte" for source in results.sources)]
+    caption = f"Forgetting since the best earlier boundary{_over(results)}"
+    notes = [
+        "Tasks: best earlier score minus the last, in points. Bits per byte: last minus lowest.",
+        "Negative: better at the last boundary than at any before.",
+    ]
+    return _table(results, "forgetting", caption, header, rows, notes=notes, raw=raw)
+
+
 def bits_per_byte(results: Results) -> Table:
     """Validation loss on every source at every boundary, in bits per byte of text."""
     rows = []
-    for source in results.sources:
+    means = {arm: mean_over_seeds(results.source_matrices(arm)) for arm in results.arms}
+    for column, source in enumerate(results.sources):
         for arm in results.arms:
-            found = {b: results.bits_per_byte(arm, b, source) for b in results.boundaries}
-            changes = []
-            for before, after in results.transitions:
-                start, end = found[before], found[after]
-                changes.append(MISSING if start is None or end is None else _signed(end - start, 3))
-            cells = [_fixed(value, 3) for value in found.values()]
-            rows.append([source, results.label(arm), *cells, *changes])
+            levels = means[arm][:, column]
+            changes = transition_deltas(means[arm])[1:, column]  # not the one from the start
+            cells = [_fixed(value, 3) for value in levels.tolist()]
+            cells += [_signed(value, 3) for value in changes.tolist()]
+            rows.append([source, results.label(arm), *cells])
     header = ["source", "arm", *results.boundaries]
     header += [f"{before} → {after}" for before, after in results.transitions]
     caption = f"Bits per byte of validation text at each boundary (lower is better){_over(results)}"
@@ -174,6 +220,8 @@ def chapters(results: Results) -> Table:
             _percent(window.get("dead_share")),
             _fixed(window.get("kl_to_uniform"), 3),
             _percent(window.get("shared_mass")),
+            _fixed(window.get("balance_loss"), 3),
+            _fixed(window.get("z_loss"), 3),
         ]
         for arm in results.arms
         for run in results.runs_of(arm)
@@ -181,7 +229,7 @@ def chapters(results: Results) -> Table:
         for window in run.last_windows(phase)
     ]
     header = ["arm", "seed", "phase", "layer", "load max/mean", "entropy"]
-    header += ["dead, %", "KL, nats", "shared mass, %"]
+    header += ["dead, %", "KL, nats", "shared mass, %", "balance loss", "z-loss"]
     caption = "Chapter use in the last window of each phase, by memory layer (0-based block)"
     return _table(results, "chapters", caption, header, rows, num_keys=4)
 
@@ -216,14 +264,14 @@ def _score(score: Score | None) -> str:
     return f"{mark}{_percent(score.value)} [{_percent(score.low)}, {_percent(score.high)}]"
 
 
-def _change(before: Score | None, after: Score | None) -> str:
+def _change(before: Score | None, after: Score | None, change: float) -> str:
     if before is None:
         return MISSING
     if after is None:
         return f"{_percent(before.value)} → {MISSING}"
-    change = _signed(100 * (after.value - before.value), 1)
     mark = f"{NEAR} " if before.near else ""
-    return f"{mark}{_percent(before.value)} → {_percent(after.value)} ({change})"
+    points = _signed(100 * change, 1)
+    return f"{mark}{_percent(before.value)} → {_percent(after.value)} ({points})"
 
 
 def _shape(model: dict[str, Any] | None) -> dict[str, str]:
@@ -263,10 +311,12 @@ def _percent(share: float | None) -> str:
 
 
 def _fixed(value: float | None, digits: int) -> str:
-    return MISSING if value is None else f"{value:.{digits}f}"
+    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
 
 
 def _signed(value: float, digits: int) -> str:
     """With a real minus sign, and no sign on what rounds to zero."""
+    if math.isnan(value):
+        return MISSING
     text = f"{value:+.{digits}f}".replace("-", "−")
     return text[1:] if float(text[1:]) == 0 else text

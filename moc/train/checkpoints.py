@@ -113,6 +113,10 @@ def restore_optimizer(
     )
     for group, setting in zip(optimizer.param_groups, settings, strict=True):
         group.update(setting)
+        for parameter in group["params"] if group["fused"] else []:
+            # a state saved by an optimizer that was not fused left its step count on the CPU
+            moments = optimizer.state[parameter]
+            moments["step"] = moments["step"].to(parameter.device)
 
 
 def checkpoints_of(folder: Path, phase: str) -> list[Path]:

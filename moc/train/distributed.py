@@ -25,10 +25,8 @@ def is_main_process() -> bool:
     """Whether this is rank 0, also before any process group exists (launchers set these)."""
     if is_distributed():
         return rank() == 0
-    for name in ("RANK", "SLURM_PROCID"):
-        if name in os.environ:
-            return os.environ[name] == "0"
-    return os.environ.get("LOCAL_RANK", "0") == os.environ.get("NODE_RANK", "0") == "0"
+    names = ("RANK", "SLURM_PROCID", "LOCAL_RANK", "NODE_RANK")
+    return all(os.environ.get(name, "0") == "0" for name in names)
 
 
 def all_sum(tensor: Tensor) -> Tensor:

@@ -82,9 +82,9 @@ class StudyModule(L.LightningModule):
         """One optimizer step.
 
         Returns (for the callbacks): ``loss`` (mean cross-entropy over the counted tokens of all
-        ranks and micro-batches), ``balance_loss``, ``z_loss``, ``grad_norm`` (before clipping),
-        ``lr_factor``, ``skipped``, and ``picks`` (global counts, (layers, C); None without a
-        router).
+        ranks and micro-batches), ``grad_norm`` (before clipping), ``lr_factor``, ``skipped``, and
+        what ``router_figures`` says of the routing groups of all ranks and micro-batches; None
+        each without a router.
         """
         optimizer = self.optimizers(use_pl_optimizer=True)
         assert not isinstance(optimizer, list)
@@ -93,37 +93,33 @@ class StudyModule(L.LightningModule):
         tokens_ABL, mask_ABL = batch["tokens"], batch["loss_mask"]
         num_counted = all_sum(mask_ABL.sum()).clamp(min=1)
         num_micro = tokens_ABL.shape[0]
-        sums: Tensor | float = 0.0
-        picks: Tensor | int = 0  # (layers, C)
+        nll_sum = torch.zeros((), dtype=torch.float64, device=self.device)
+        router_sums: list[Tensor] = []  # one per micro-batch
         for index, (tokens_BL, mask_BL) in enumerate(zip(tokens_ABL, mask_ABL, strict=True)):
             with self._sync_gradients(index == num_micro - 1):
                 output = self.model(tokens_BL[:, :-1])
                 nll = masked_nll(output.logits_BLV, tokens_BL[:, 1:], mask_BL)
-                balance, z, layer_picks = self._router_losses(output.routing)
                 # Gradients are averaged over ranks; the data term is a sum over all of them.
-                loss = nll * (world_size() / num_counted) + (balance + z) / num_micro
-                if loss.requires_grad:
-                    self.manual_backward(loss)
-            sums = sums + torch.stack((nll.detach(), balance.detach(), z.detach())).double()
-            if layer_picks:
-                picks = torch.stack(layer_picks) + picks
-        total_nll, total_balance, total_z = all_sum(torch.as_tensor(sums)).unbind()
+                loss = nll * (world_size() / num_counted)
+                routed = [layer for layer in output.routing if layer.logits_BGC.shape[-1]]
+                if routed:
+                    loss = loss + self._router_loss(routed) / num_micro
+                    router_sums.append(self._router_sums(routed))
+                self.manual_backward(loss)
+            nll_sum = nll_sum + nll.detach()
         grad_norm = self._clip_gradients()
-        loss_value = total_nll / num_counted
+        loss_value = all_sum(nll_sum) / num_counted
         skipped = not bool(torch.isfinite(loss_value) & torch.isfinite(grad_norm))
         if not skipped:  # the same on every rank: both figures are global
             optimizer.step()
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
-        scale = num_micro * world_size()
         return {
             "loss": loss_value,
-            "balance_loss": total_balance / scale,
-            "z_loss": total_z / scale,
             "grad_norm": grad_norm,
             "lr_factor": factor,
             "skipped": skipped,
-            "picks": all_sum(picks) if isinstance(picks, Tensor) else None,
+            **router_figures(all_sum(torch.stack(router_sums).sum(0)) if router_sums else None),
         }
 
     def current_lr_factor(self) -> float:
@@ -131,30 +127,39 @@ class StudyModule(L.LightningModule):
         total = self.phase.num_steps() + self.schedule_offset
         return lr_factor(self.step + self.schedule_offset, total, self.phase.schedule)
 
-    def _router_losses(self, routing: list[Routing]) -> tuple[Tensor, Tensor, list[Tensor]]:
-        """Weighted balance and z-loss, each averaged over layers, and the picks per layer.
+    def _router_loss(self, routed: list[Routing]) -> Tensor:
+        """Balance and z-loss of one micro-batch, weighted and averaged over layers.
 
         The balance loss uses the picks of all ranks, so that its gradient does not depend on how
         a micro-batch is spread over them. Across micro-batches it is a mean of their losses.
         """
-        memory = self.model.config.memory
-        routed = [layer for layer in routing if layer.logits_BGC.shape[-1]]
-        zero = torch.zeros((), device=self.device)
-        if not routed or memory is None:
-            return zero, zero, []
-        balance = z = zero
-        picks = [_picks(layer, memory) for layer in routed]
-        shares = all_sum(torch.stack(picks)).to(zero.dtype) / world_size()
+        memory = self._memory()
+        balance = z = torch.zeros((), device=self.device)
+        picks = torch.stack([_picks(layer, memory) for layer in routed])
+        shares = all_sum(picks).to(balance.dtype) / world_size()
         for layer, picks_C in zip(routed, shares, strict=True):
             balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
             z = z + z_loss(layer.logits_BGC.flatten(0, 1))
         router = memory.router
         scale = 1 / len(routed)
-        return (
-            balance * router.balance_coefficient * scale,
-            z * router.z_loss_coefficient * scale,
-            picks,
-        )
+        return balance * router.balance_coefficient * scale + z * router.z_loss_coefficient * scale
+
+    def _router_sums(self, routed: list[Routing]) -> Tensor:
+        """What ``router_figures`` needs of one micro-batch on this rank, float64."""
+        memory = self._memory()
+        rows = []
+        for layer in routed:
+            logits_XC = layer.logits_BGC.detach().flatten(0, 1).double()
+            probs_XC = layer.probs_BGC.detach().flatten(0, 1).double()
+            squares_1 = logits_XC.logsumexp(-1).square().sum()[None]
+            groups_1 = torch.full_like(squares_1, len(logits_XC))
+            rows.append(torch.cat((_picks(layer, memory), probs_XC.sum(0), squares_1, groups_1)))
+        return torch.stack(rows)
+
+    def _memory(self) -> MemoryConfig:
+        memory = self.model.config.memory
+        assert memory is not None
+        return memory
 
     def _sync_gradients(self, sync: bool) -> AbstractContextManager[None]:
         """Only a step's last backward pass needs to talk to the other ranks."""
@@ -177,6 +182,26 @@ def masked_nll(logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor) -> Tenso
     """Sum of -log p(target) over the positions whose mask is set. Scalar float32, in nats."""
     nll = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none")
     return (nll * mask_BL.flatten()).sum()
+
+
+def router_figures(sums: Tensor | None) -> dict[str, Tensor | None]:
+    """Of each memory layer over a whole step: ``picks`` (layers, C), how many groups picked each
+    chapter, and the unweighted ``balance_loss`` and ``z_loss`` (layers,).
+
+    Args:
+        sums: (layers, 2 C + 2), over routing groups: picks of each chapter, their probabilities,
+            logsumexp(logits)^2, and the number of groups. None without a router.
+    """
+    if sums is None:
+        return {"picks": None, "balance_loss": None, "z_loss": None}
+    num_chapters = sums.shape[1] // 2 - 1
+    picks_LC, probs_LC = sums[:, :num_chapters], sums[:, num_chapters:-2]
+    squares_L, groups_L = sums[:, -2], sums[:, -1]
+    return {
+        "picks": picks_LC.long(),
+        "balance_loss": num_chapters * (picks_LC * probs_LC).sum(-1) / groups_L.square(),
+        "z_loss": squares_L / groups_L,
+    }
 
 
 def _picks(layer: Routing, memory: MemoryConfig) -> Tensor:

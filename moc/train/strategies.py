@@ -14,6 +14,11 @@ def accelerator_of(config: TrainerConfig) -> str:
     return config.accelerator
 
 
+def device_of(config: TrainerConfig) -> torch.device:
+    """Where a model goes that is used outside training."""
+    return torch.device("cuda" if accelerator_of(config) == "gpu" else "cpu")
+
+
 def num_devices(config: TrainerConfig) -> int:
     """Devices per node: as configured, else every GPU, or one CPU process."""
     if config.devices is not None:

@@ -72,7 +72,8 @@ def load_json(path: Path) -> dict[str, Any]:
 
 
 def test_the_studys_own_files(study: StudyConfig) -> None:
-    assert load_study(study.dir / "study.yaml") == study
+    counted = replace(study, trainer=replace(study.trainer, devices=1))
+    assert load_study(study.dir / "study.yaml") == counted
     assert set(load_json(study.dir / "plan.json")["arms"]) == {"moc", "backbone"}
     assert {"python", "torch", "lightning", "git_commit", "cpu_count", "gpu"} <= set(
         load_json(study.dir / "environment.json")
@@ -251,3 +252,17 @@ def test_two_processes_on_one_study(tmp_path: Path) -> None:
     study.dir.mkdir(parents=True)
     with FileLock(study.dir / ".lock"), pytest.raises(ConfigError, match="in use by another"):
         run_study(study)
+
+
+def test_forgetting_is_in_the_journal_from_the_second_phase_on(
+    study: StudyConfig, arm: str
+) -> None:
+    journal = read(run_dir(study, arm) / "metrics.jsonl")
+    (found,) = [r for r in journal if any(key.startswith("forgetting/") for key in r["metrics"])]
+    assert (found["phase"], found["tokens"]) == ("skills", 3584)
+    folders = [run_dir(study, arm) / "boundaries" / b for b in ("0-start", "1-facts", "2-skills")]
+    for task in TASKS:
+        first, second, last = (
+            load_json(folder / "evals.json")["tasks"][task]["value"] for folder in folders
+        )
+        assert found["metrics"][f"forgetting/{task}"] == max(first, second) - last

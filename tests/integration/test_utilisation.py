@@ -9,8 +9,11 @@ from typing import Any
 import pytest
 import torch
 
-from moc.callbacks.chapters import load_statistics
+from moc.callbacks.chapters import ChapterUtilisation, load_statistics
+from moc.callbacks.metrics import TrainingMetrics
+from moc.journal import Journal, read
 from moc.model.transformer import build_model
+from moc.train.module import router_figures
 from tests.helpers_training import Recorder, tiny_study, train_phase
 
 # nothing learns, so that every step can be recounted with the first weights
@@ -49,6 +52,58 @@ def test_counts_do_not_depend_on_how_a_step_is_computed(
 ) -> None:
     """Recomputing a block in the backward pass must not count it twice."""
     assert picks(tmp_path)[0] == picks(tmp_path, *overrides)[0]
+
+
+def test_router_losses_by_hand() -> None:
+    """Two layers, three chapters, four groups of one pick each."""
+    sums = [
+        # picks, sums of probabilities, sum of logsumexp^2, groups
+        [4, 0, 0, 2.0, 1.0, 1.0, 8.0, 4],  # collapsed: 3 * 1 * 1/2
+        [1, 2, 1, 1.0, 2.0, 1.0, 1.0, 4],  # 3 * (1/4 * 1/4 + 1/2 * 1/2 + 1/4 * 1/4)
+    ]
+    figures = router_figures(torch.tensor(sums, dtype=torch.float64))
+    assert {key: value.tolist() for key, value in figures.items() if value is not None} == {
+        "picks": [[4, 0, 0], [1, 2, 1]],
+        "balance_loss": [1.5, 1.125],
+        "z_loss": [2.0, 0.25],
+    }
+
+
+@pytest.mark.parametrize("micro_batch", [4, 1])
+def test_router_losses_are_those_of_the_whole_step(tmp_path: Path, micro_batch: int) -> None:
+    """Not a mean over micro-batches, whose balance loss is another, and without coefficients."""
+    study = tiny_study(tmp_path, *STILL, f"phases.facts.micro_batch={micro_batch}")
+    journals = [Journal(tmp_path / f"{name}.jsonl") for name in ("chapters", "metrics")]
+    callbacks = (TrainingMetrics(), ChapterUtilisation(journals[0]))
+    _, recorder = train_phase(study, tmp_path, callbacks=callbacks)
+    model = build_model(study.arms["moc"].model, seed=0)
+    for step, (result, batch) in enumerate(
+        zip(recorder.results, recorder.batches, strict=True), start=1
+    ):
+        tokens = batch["tokens"].flatten(0, 1)
+        with torch.no_grad():
+            routing = model(tokens[:, :-1]).routing
+        lines = [line for line in read(journals[0].path) if line["step"] == step]
+        balance, z = [], []
+        for layer in routing:
+            probs = layer.probs_BGC[:, 0].double().tolist()
+            index = layer.index_BGN[:, 0, 1:].tolist()  # 0 is shared
+            products = [
+                sum(c in row for row in index) / 8 * sum(row[c] for row in probs) / 8
+                for c in range(9)
+            ]
+            balance.append(9 * sum(products))
+            logits = layer.logits_BGC[:, 0].double().tolist()
+            z.append(sum(math.log(sum(map(math.exp, row))) ** 2 for row in logits) / 8)
+        for key, expected in (("balance_loss", balance), ("z_loss", z)):
+            assert result[key] == pytest.approx(expected, rel=1e-5)
+            assert [line[key] for line in lines] == result[key]
+            (logged,) = [
+                r["metrics"][f"facts/train/{key}"]
+                for r in read(journals[1].path)
+                if r["step"] == step
+            ]
+            assert logged == pytest.approx(sum(expected) / 2, rel=1e-5)
 
 
 def test_an_arm_without_memory_has_no_counts(tmp_path: Path) -> None:

@@ -66,10 +66,10 @@ def test_help_imports_nothing_heavy(words):
         (["run", "study.yaml", "model.dim=30"], "does not divide model.dim 30"),
         (["plan", "studdy.yaml"], "studdy.yaml: no such study file; did you mean 'study.yaml'?"),
         (["plan", "study.yaml", "--jsn"], "'--jsn' is no option of 'moc plan'"),
-        (["eval", "nowhere"], "nowhere: no such file or folder"),
+        (["eval", "nowhere"], "no 'nowhere' in "),
         (["eval", "nowhere", "model.dim=3"], "'moc eval' takes no 'model.dim=3'"),
-        (["report", "nowhere"], "nowhere: no such file or folder"),
-        (["generate", "nowhere", "--prompt", "x"], "nowhere: no such file or folder"),
+        (["report", "nowhere"], "no 'nowhere' in "),
+        (["generate", "nowhere", "--prompt", "x"], "no 'nowhere' in "),
     ],
 )
 def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, capsys, words, said):

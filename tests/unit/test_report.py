@@ -53,6 +53,35 @@ def test_the_delta_table_is_computed_by_hand_from_evals_json(study_dir: Path) ->
         assert shown in rows[label]
 
 
+def test_forgetting_is_the_best_earlier_boundary_minus_the_last(study_dir: Path) -> None:
+    """facts_choice of moc: 25, 83, 74 %; skills_answer: 0, 0, 42 %."""
+    row = cells_of(result_tables(study_dir), "Forgetting")["moc†"].split()
+    assert row[1:4] == ["+9.0", "+19.0", "−42.0"]
+    folder = study_dir / "arms/moc/seed-0/boundaries"
+    start, before, after = (
+        json.loads((folder / name / "evals.json").read_text())["bits_per_byte"]["people"]
+        for name in ("0-start", "1-pretrain", "2-ift")
+    )
+    assert row[4] == f"+{after - min(start, before):.3f}"
+    with (study_dir / "report/tables/forgetting.csv").open() as file:
+        rows = {(r["arm"], r["evaluation"]): r for r in csv.DictReader(file)}
+    assert float(rows["moc", "facts_answer"]["forgetting"]) == pytest.approx(0.71 - 0.52)
+    assert rows["moc", "people"]["unit"] == "bits_per_byte"
+    assert len(rows) == 3 * (3 + 2)  # arms, tasks and sources
+
+
+def test_forgetting_is_of_finished_runs_and_averaged_over_seeds(tmp_path: Path) -> None:
+    study = fake_study(tmp_path, seeds=(0, 1, 2), num_steps=(20, 10))
+    folder = write_study(study)
+    run = folder / "arms/moc/seed-1/boundaries/2-ift/evals.json"
+    record = json.loads(run.read_text())
+    record["tasks"]["facts_choice"]["value"] = 0.55  # best before: 0.83 and the seed's 0.02
+    write_json(run, record)
+    (folder / "arms/moc/seed-2/boundaries/2-ift/evals.json").unlink()
+    row = cells_of(result_tables(folder), "Forgetting")["moc†"].split()
+    assert row[1] == "+19.5"  # of 9 and 30
+
+
 def test_the_interval_of_a_score_is_wilsons(study_dir: Path) -> None:
     # 142 of 200: the formula as in Wilson (1927), equation for the two roots
     n, p, z = 200, 0.71, 1.959964

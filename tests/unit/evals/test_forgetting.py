@@ -65,6 +65,13 @@ def test_losses_forget_upwards():
     np.testing.assert_allclose(f.loss_forgetting(values), [0.3, -2.0])
 
 
+def test_forgetting_so_far_is_measured_from_the_second_phase_on():
+    assert f.forgetting_so_far(RUN[:1]) == f.forgetting_so_far(RUN[:2]) == {}
+    assert f.forgetting_so_far(RUN) == pytest.approx({"facts": 0.30, "skills": -0.65})
+    added = record(2, "tune", {"facts": 0.60, "new": 0.5}, {})  # nobody knows if new was forgotten
+    assert f.forgetting_so_far([*RUN[:2], added]) == pytest.approx({"facts": 0.30})
+
+
 def test_missing_scores_do_not_hide_or_invent_forgetting():
     values = np.array([[np.nan, np.nan], [0.9, np.nan], [0.6, 0.5]])
     np.testing.assert_allclose(f.forgetting(values), [0.3, np.nan])

@@ -167,6 +167,22 @@ def test_an_evaluation_leaves_random_states_modes_and_gradients_alone(model, tmp
     model.eval()
 
 
+def test_autocast_of_the_training_loop_does_not_reach_the_scores(model, tmp_path):
+    logits = []
+    hook = model.register_forward_hook(lambda *args: logits.append(args[-1].logits_BLV.clone()))
+    for task in ("facts_choice", "facts_answer"):
+        write_items(tmp_path, task, FACTS)
+        logits.clear()
+        run(model, tmp_path, task)
+        plain = logits[:]
+        logits.clear()
+        with torch.autocast("cpu", torch.bfloat16):
+            run(model, tmp_path, task)
+        assert len(plain) > 0
+        assert all(torch.equal(a, b) for a, b in zip(logits, plain, strict=True))
+    hook.remove()
+
+
 def test_autocast_of_the_training_loop_does_not_reach_bits_per_byte(model):
     tokens, mask = torch.arange(34).reshape(2, 17), torch.ones(2, 16)
     plain = bits_per_byte(model, tokens, mask, 32, batch_size=2)

@@ -5,6 +5,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from evals.observing import only_observing
 from evals.study_lm import StudyLM
 from moc.errors import ConfigError
 from tests.fake_language import (
@@ -20,6 +21,12 @@ from tests.fake_language import (
 @pytest.fixture(scope="module")
 def model():
     return routed_model()
+
+
+@pytest.fixture(autouse=True)
+def observing(model):
+    with only_observing(model):
+        yield
 
 
 def language_model(model, batch_size=4, context_length=64):
@@ -140,13 +147,6 @@ def test_generation_stops_at_the_token_that_opens_with_a_stop_string():
     chain = Chain(b"ab\ncdefgh")
     language_model(chain).generate_until([request("a", {"until": ["\n"], "max_gen_toks": 9})])
     assert max(len(row) for row in chain.shown) == 2  # "ab": the newline was not read again
-
-
-def test_autocast_of_the_training_loop_does_not_reach_the_scores(model):
-    pairs = [request(*pair) for pair in PAIRS]
-    plain = language_model(model).loglikelihood(pairs)
-    with torch.autocast("cpu", torch.bfloat16):
-        assert language_model(model).loglikelihood(pairs) == plain
 
 
 def test_sampling_tasks_are_refused(model):

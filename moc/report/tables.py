@@ -261,7 +261,7 @@ def _score(score: Score | None) -> str:
     if score is None:
         return MISSING
     mark = f"{NEAR} " if score.near else ""
-    return f"{mark}{_percent(score.value)} [{_percent(score.low)}, {_percent(score.high)}]"
+    return f"{mark}{_percent(score.value)} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
 
 
 def _change(before: Score | None, after: Score | None, change: float) -> str:

@@ -90,7 +90,7 @@ def test_the_interval_of_a_score_is_wilsons(study_dir: Path) -> None:
         for sign in (-1, 1)
     ]
     text = result_tables(study_dir)
-    assert f"71.0 [{100 * roots[0]:.1f}, {100 * roots[1]:.1f}]" in text
+    assert f"71.0 [{100 * roots[0]:.0f}, {100 * roots[1]:.0f}]" in text
 
 
 def test_scores_near_their_baseline_are_marked_and_others_are_not(study_dir: Path) -> None:

@@ -17,7 +17,7 @@ from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.throughput import RestartClock, Throughput
-from moc.config import ArmConfig, PhaseConfig, StudyConfig, config_hash
+from moc.config import ArmConfig, PhaseConfig, StudyConfig, config_hash, differences, load_study
 from moc.data.module import StudyDataModule, needed_tokens
 from moc.data.tokenizer import Tokenizer
 from moc.errors import CheckpointError, ConfigError, StudyInterrupted
@@ -89,8 +89,8 @@ class ArmRun:
                     continue  # whoever needs this folder explains
                 if manifest["config_hash"] != expected:
                     raise ConfigError(
-                        f"{folder} was trained with other settings; give the study another name, "
-                        f"or remove {self.run_dir.path}"
+                        f"{folder} was trained with other settings{self._what_differs()}; give "
+                        f"the study another name (name=...), or remove {self.study.dir / 'arms'}"
                     )
 
     def run(self) -> None:
@@ -111,6 +111,12 @@ class ArmRun:
             self._mark("failed")
             raise
         self._mark("finished")
+
+    def rescore(self) -> None:
+        """Score the boundaries that exist and were last scored in another way; train nothing."""
+        for index in range(len(self.phases) + 1):
+            if self.run_dir.boundary(index).is_dir():
+                self._evaluate_from_disk(index)
 
     def _phase(self, index: int) -> None:
         """Bring phase ``index`` to its end: trained, and evaluated at its boundaries."""
@@ -233,6 +239,21 @@ class ArmRun:
             tokens=manifest["tokens"],
             journal=self.run_dir.journal(),
         )
+
+    def _what_differs(self) -> str:
+        """The settings that changed since the study was last run, as far as they are known."""
+        path = self.study.dir / "study.yaml"
+        if not path.is_file():
+            return ""
+        before, now = load_study(path), self.study
+        parts: list[tuple[Any, Any, str]] = [
+            (before.arms.get(self.name), now.arms[self.name], f"arms.{self.name}"),
+            (before.data, now.data, "data"),
+            (before.tokenizer, now.tokenizer, "tokenizer"),
+        ]
+        found = [line for part in parts for line in differences(*part)]
+        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
+        return f" ({'; '.join(found[:2])}{more})" if found else ""
 
     def _name(self, index: int) -> str:
         return self.run_dir.phases[index]

@@ -17,6 +17,7 @@ from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from moc.errors import ConfigError, nearest
 from moc.model.config import ModelConfig, preset
@@ -53,6 +54,7 @@ __all__ = [
     "TrackingConfig",
     "TrainerConfig",
     "config_hash",
+    "differences",
     "load_study",
     "nearest",
     "save_study",
@@ -84,6 +86,19 @@ def config_hash(*parts: Any) -> str:
     return hashlib.sha256(encoded.encode()).hexdigest()[:12]
 
 
+def differences(before: Any, after: Any, path: str = "") -> list[str]:
+    """``key: old, now new`` for every setting that two configs (or parts of them) differ in."""
+    if is_dataclass(before) and is_dataclass(after):
+        before, after = vars(before), vars(after)
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return [] if before == after else [f"{path}: {before}, now {after}"]
+    found = []
+    for key in [*before, *(key for key in after if key not in before)]:
+        where = f"{path}.{key}" if path else str(key)
+        found += differences(before.get(key), after.get(key), where)
+    return found
+
+
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
     if not path.is_file():
         places = path.parent.glob("[!.]*.yaml"), Path("experiments").rglob("[!.]*.yaml")
@@ -109,9 +124,13 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     """One ``key=value``, checked against the entries that ``raw`` has."""
     if "=" not in override:
         raise ConfigError(f"{override!r}: an override is key=value")
+    key, _, value = override.partition("=")
     try:
         read = OmegaConf.from_dotlist([override])
-    except Exception as error:
+    except YAMLError:  # such as a path that begins with '*'
+        read = OmegaConf.create()
+        OmegaConf.update(read, key, value)
+    except OmegaConfBaseException as error:
         raise ConfigError(f"{override!r}: {_one_line(error)}") from error
     _check(read, "command line")
     for section, entry in (("phases", "phase"), ("arms", "arm"), ("data", "data source")):

@@ -21,8 +21,8 @@ class StudyInterrupted(Exception):
 
 
 def nearest(word: str, choices: Sequence[str]) -> str:
-    """``did you mean 'x'?``, or the list of choices when nothing is near."""
+    """A hint for a mistyped word: the nearest choice, or all of them when none is near."""
     close = difflib.get_close_matches(word, choices, n=1, cutoff=0.5)
     if close:
         return f"did you mean {close[0]!r}?"
-    return f"choose from {', '.join(choices)}" if choices else "there is none"
+    return f"choose from {', '.join(choices)}" if choices else "there is nothing to choose from"

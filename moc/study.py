@@ -91,6 +91,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
             if seed in (seeds or study.seeds) and name in (arms or study.arms):
                 run.peak_flops = peak_flops
                 run.run()
+            else:
+                run.rescore()  # the study's tables must not mix two evaluations
         return build_report(study.dir) if is_main_process() else study.dir
     finally:
         if tracker is not None and (message := tracker.close()):

@@ -219,10 +219,10 @@ class Results:
         series = [run.series(name)[1] for run in self.runs_of(arm)]
         return _mean(statistics.median(values) if values else None for values in series)
 
-    def last_loss(self, arm: str, phase: str, window: int = 10) -> float | None:
-        """Training loss over the last ``window`` logged values of ``phase``, over seeds."""
+    def last_loss(self, arm: str, phase: str) -> float | None:
+        """Training loss over the last tenth of what was logged in ``phase``, over seeds."""
         series = [run.series(f"{phase}/train/loss")[1] for run in self.runs_of(arm)]
-        return _mean(_mean(values[-window:]) for values in series)
+        return _mean(_mean(values[-max(1, len(values) // 10) :]) for values in series)
 
     def phase_ends(self) -> list[tuple[str, int]]:
         """Name of each phase and the training tokens seen when it ends."""

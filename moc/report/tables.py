@@ -70,7 +70,7 @@ def cost(results: Results) -> Table:
         planned("flops", "hardware_train_per_token"),
     )
     add(
-        "deviation from iso-FLOP",
+        "deviation from iso-FLOP (training, per token)",
         lambda arm: _iso_flop(results, arm),
     )
     for phase in results.phases:
@@ -187,7 +187,10 @@ def bits_per_byte(results: Results) -> Table:
             rows.append([source, results.label(arm), *cells])
     header = ["source", "arm", *results.boundaries]
     header += [f"{before} → {after}" for before, after in results.transitions]
-    caption = f"Bits per byte of validation text at each boundary (lower is better){_over(results)}"
+    caption = (
+        "Bits per byte of validation text (of facts: phrasings never trained) at each boundary, "
+        f"lower is better{_over(results)}"
+    )
     raw = results.all_bits_per_byte()
     return _table(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
 
@@ -203,7 +206,7 @@ def losses(results: Results) -> Table:
     ]
     header = ["arm", *(f"loss, {phase}" for phase in results.phases)]
     header += [f"tokens/s, {phase}" for phase in results.phases]
-    caption = "Training loss (mean of the last 10 logged values of a phase) and throughput"
+    caption = "Training loss (mean over the last tenth of a phase) and throughput"
     return _table(results, "losses", caption, header, rows)
 
 

@@ -254,6 +254,7 @@ def test_two_processes_on_one_study(tmp_path: Path) -> None:
         run_study(study)
 
 
+@pytest.mark.parametrize("arm", ["moc", "backbone"])
 def test_forgetting_is_in_the_journal_from_the_second_phase_on(
     study: StudyConfig, arm: str
 ) -> None:

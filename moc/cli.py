@@ -94,10 +94,12 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 
 def _plan(arguments: argparse.Namespace) -> int:
     from moc.config import load_study
+    from moc.data.facts import knowledge
     from moc.plan import plan_study, render_plan, violations
 
-    plan = plan_study(load_study(arguments.study, arguments.overrides))
-    print(plan.to_json() if arguments.json else render_plan(plan))
+    study = load_study(arguments.study, arguments.overrides)
+    plan = plan_study(study)
+    print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
     problems = violations(plan)
     for problem in problems:
         print(f"moc: {problem}", file=sys.stderr)
@@ -106,6 +108,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     from moc.config import load_study, nearest
+    from moc.data.facts import knowledge
     from moc.plan import plan_study, render_plan, violations
     from moc.train.distributed import is_main_process
     from moc.train.strategies import num_devices
@@ -119,7 +122,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if problems := violations(plan):
         return _fail(problems[0], 1)
     if is_main_process():
-        print(render_plan(plan), flush=True)
+        print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
     from moc.report import result_tables
     from moc.study import run_study
 

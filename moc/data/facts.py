@@ -12,7 +12,7 @@ from itertools import count
 from math import floor, log2
 from typing import NamedTuple
 
-from moc.config import ConfigError, SourceConfig
+from moc.config import ConfigError, SourceConfig, StudyConfig
 from moc.data import facts_text as text
 from moc.data.document import Document, plain_document
 from moc.data.hashing import Draws, stable_hash
@@ -81,6 +81,16 @@ def bits_per_person(config: SourceConfig) -> float:
     configuration so far, as the pools do not depend on it.
     """
     return sum(log2(size) for name, size in POOL_SIZES.items() if name != "employer_city")
+
+
+def knowledge(study: StudyConfig) -> list[str]:
+    """A line for every facts source: how many bits there are to know."""
+    return [
+        f"{name}: {source.num_people:,} people x {bits_per_person(source):.1f} bits of knowledge "
+        f"= {source.num_people * bits_per_person(source):,.0f} bits"
+        for name, source in study.data.items()
+        if source.kind == "facts"
+    ]
 
 
 def fact_documents(config: SourceConfig, split: str) -> Iterator[Document]:

@@ -10,7 +10,7 @@ from math import log2
 
 import pytest
 
-from moc.config import ConfigError, SourceConfig
+from moc.config import ConfigError, SourceConfig, StudyConfig
 from moc.data import facts, facts_text
 from moc.data.document import document_text
 
@@ -60,6 +60,12 @@ def test_values_are_drawn_evenly_and_the_city_follows_from_the_employer() -> Non
 def test_bits_per_person_by_hand() -> None:
     by_hand = log2(28 * 12 * 100) + 2 * log2(200) + log2(64) + log2(160)
     assert facts.bits_per_person(CONFIG) == pytest.approx(by_hand)
+
+
+def test_the_plan_says_how_much_there_is_to_know() -> None:
+    sources = {"people": SourceConfig(num_people=100), "other": SourceConfig(kind="skills")}
+    (line,) = facts.knowledge(StudyConfig(data=sources))
+    assert line.startswith("people: 100 people x 43.6 bits") and line.endswith("= 4,365 bits")
 
 
 def test_a_biography_states_every_attribute_once_with_the_full_name() -> None:

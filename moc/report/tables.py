@@ -187,10 +187,7 @@ def bits_per_byte(results: Results) -> Table:
             rows.append([source, results.label(arm), *cells])
     header = ["source", "arm", *results.boundaries]
     header += [f"{before} → {after}" for before, after in results.transitions]
-    caption = (
-        "Bits per byte of validation text (of facts: phrasings never trained) at each boundary, "
-        f"lower is better{_over(results)}"
-    )
+    caption = f"Bits per byte of validation text, lower is better (facts: unseen phrasings){_over(results)}"
     raw = results.all_bits_per_byte()
     return _table(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
 

@@ -195,7 +195,7 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ("tokenizer.vocab_size=9999", "tokenizer.vocab_size 9999 is more than"),
         ("name=../up", "'../up' cannot name a study"),
         ("model.dim=${nowhere}", "model.dim: Interpolation key 'nowhere' not found"),
-        ("model.dim={a", "'model.dim={a': while parsing"),
+        ("model.dim={a", "model.dim: Value '{a'"),
         ("model.dim", "'model.dim': an override is key=value"),
     ],
 )
@@ -245,7 +245,7 @@ def test_extends_in_a_circle_is_noticed(write, length):
 def test_nearest_lists_the_choices_when_none_is_near():
     assert nearest("xyz", ["alpha", "beta"]) == "choose from alpha, beta"
     assert nearest("alpa", ["alpha", "beta"]) == "did you mean 'alpha'?"
-    assert nearest("x", []) == "there is none"
+    assert nearest("x", []) == "there is nothing to choose from"
 
 
 # hashes

@@ -187,7 +187,8 @@ def bits_per_byte(results: Results) -> Table:
             rows.append([source, results.label(arm), *cells])
     header = ["source", "arm", *results.boundaries]
     header += [f"{before} → {after}" for before, after in results.transitions]
-    caption = f"Bits per byte of validation text, lower is better (facts: unseen phrasings){_over(results)}"
+    what = "Bits per byte of validation text (facts: unseen phrasings); lower is better"
+    caption = f"{what}{_over(results)}"
     raw = results.all_bits_per_byte()
     return _table(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
 

@@ -1,0 +1,46 @@
+"""What the README shows works as written."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from moc.cli import _parser
+from moc.config import load_study
+from moc.plan import plan_study, violations
+
+ROOT = Path(__file__).parents[2]
+README = (ROOT / "README.md").read_text()
+CONSOLE = "\n".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
+COMMANDS = [line for line in CONSOLE.splitlines() if line.startswith(("moc ", "make "))]
+
+
+def test_its_study_loads_and_plans(tmp_path: Path) -> None:
+    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    (tmp_path / "my-study.yaml").write_text(example)
+    plan = plan_study(load_study(tmp_path / "my-study.yaml"))
+    assert list(plan.arms) == ["moc", "iso_flop", "backbone"] and not violations(plan)
+    override = "phases.tune.tokens=1_000_000"
+    assert f"name=longer {override}" in README
+    longer = load_study(tmp_path / "my-study.yaml", ["name=longer", override])
+    assert longer.phases["tune"].tokens == 1_000_000
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_its_commands_are_understood(command: str) -> None:
+    program, *words = shlex.split(command, comments=True)
+    if program == "make":
+        assert f"\n{words[0]}:" in (ROOT / "Makefile").read_text()
+        return
+    _, extra = _parser().parse_known_args(words)
+    assert all("=" in word and not word.startswith("-") for word in extra)
+
+
+def test_its_links_lead_somewhere() -> None:
+    targets = re.findall(r"\]\((?!https?:)([^)#]+)\)", README)
+    assert len(targets) >= 4
+    for target in targets:
+        assert (ROOT / target).exists(), target

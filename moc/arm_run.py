@@ -115,7 +115,7 @@ class ArmRun:
     def rescore(self) -> None:
         """Score the boundaries that exist and were last scored in another way; train nothing."""
         for index in range(len(self.phases) + 1):
-            if self.run_dir.boundary(index).is_dir():
+            if is_main_process() and self.run_dir.boundary(index).is_dir():
                 self._evaluate_from_disk(index)
 
     def _phase(self, index: int) -> None:

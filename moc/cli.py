@@ -65,8 +65,8 @@ def _parser() -> argparse.ArgumentParser:
     verb.set_defaults(run=_eval)
 
     verb = verbs.add_parser("generate", help="continue a prompt")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries")
-    verb.add_argument("--prompt", required=True)
+    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
+    verb.add_argument("--prompt", required=True, help="the text to go on from")
     verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")

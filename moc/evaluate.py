@@ -31,9 +31,6 @@ def check_evals(study: StudyConfig) -> None:
     for name in study.evals.tasks:
         if name not in known:
             raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
-    for key in ("num_items", "batch_size"):
-        if getattr(study.evals, key) < 1:
-            raise ConfigError(f"evals.{key} must be at least 1, not {getattr(study.evals, key)}")
 
 
 class BoundaryEvaluator:

@@ -79,13 +79,13 @@ def continue_prompt(
     temperature: float,
     seed: int,
 ) -> str:
-    """The model's continuation of ``prompt``.
+    """The model's continuation of ``prompt``; of a seed's folder, by its last boundary's model.
 
     Raises:
         ConfigError: if ``path`` is no boundary or the prompt is empty.
         CheckpointError: if the files are damaged.
     """
-    (folder,) = _boundaries(path)[:1]
+    folder = _boundaries(path)[-1]
     study, study_dir = _study_of(path)
     if not prompt:
         raise ConfigError("--prompt is empty")
@@ -116,10 +116,10 @@ def _boundaries(path: Path) -> list[Path]:
     _check_exists(path)
     if (path / "model.json").is_file():
         return [path]
-    found = sorted((path / "boundaries").glob("*/model.json"))
+    found = [file.parent for file in (path / "boundaries").glob("*/model.json")]
     if not found:
         raise ConfigError(f"{path} holds no model; name a seed's folder or one below boundaries/")
-    return [file.parent for file in found]
+    return sorted(found, key=lambda folder: int(folder.name.partition("-")[0]))
 
 
 def _study_of(path: Path) -> tuple[StudyConfig, Path]:

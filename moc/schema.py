@@ -90,6 +90,7 @@ class PhaseConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
+    revive_every_steps: int = 0  # restart the chapters unread for so many steps; 0: never
 
     def num_steps(self) -> int:
         return self.tokens // self.tokens_per_step
@@ -122,6 +123,9 @@ class EvalConfig:
     context_length: int = 128  # one length for all phases: changing it changes the task
     batch_size: int = 64  # speed only; scores do not depend on it
     validation_tokens: int = 16_384  # per source, for bits per byte
+    # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
+    route_on: Literal["context", "full", "both"] = "context"
+    leakage_windows: int = 32  # per source, to measure what looking ahead is worth; 0: do not
 
 
 @dataclass

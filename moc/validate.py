@@ -15,6 +15,7 @@ _STUDY_MINIMA: dict[str, float] = {
     "evals.batch_size": 1,
     "evals.context_length": 2,
     "evals.validation_tokens": 1,
+    "evals.leakage_windows": 0,
     "tokenizer.vocab_size": 260,  # every byte and the control tokens
     "tokenizer.training_bytes": 1,
     "trainer.devices": 1,
@@ -36,6 +37,7 @@ _PHASE_MINIMA: dict[str, float] = {
     "tokens_per_step": 1,
     "context_length": 2,
     "micro_batch": 1,
+    "revive_every_steps": 0,
     "optimizer.clip_norm": 0,
     "schedule.warmup_steps": 0,
     "schedule.decay_fraction": 0,

@@ -7,12 +7,14 @@ from moc.model.config import (
     MemoryConfig,
     ModelConfig,
     RouterConfig,
+    is_causal,
     parse_layers,
     preset,
+    routing_scope,
     validate_model,
 )
 from moc.model.files import load_model, read_safetensors, save_model, write_safetensors
-from moc.model.generate import generate
+from moc.model.generate import generate, stream
 from moc.model.router import Routing
 from moc.model.transformer import ModelOutput, Transformer, build_model
 
@@ -25,11 +27,14 @@ __all__ = [
     "Transformer",
     "build_model",
     "generate",
+    "is_causal",
     "load_model",
     "parse_layers",
     "preset",
     "read_safetensors",
+    "routing_scope",
     "save_model",
+    "stream",
     "validate_model",
     "write_safetensors",
 ]

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from typing import Literal, get_args
 
 Preset = Literal["paper", "small", "tiny"]
-Scope = Literal["sequence"]
+Scope = Literal["sequence", "segment", "token"]
 Tap = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
 Variant = Literal["A", "B"]
@@ -20,10 +20,14 @@ OutputInit = Literal["zero", "normal"]
 class RouterConfig:
     """How a routing group chooses its chapters."""
 
-    scope: Scope = "sequence"  # positions sharing one choice; "sequence" looks ahead (non-causal)
+    scope: Scope = "segment"  # positions sharing one choice; "sequence" looks ahead (non-causal)
+    segment_tokens: int = 32  # W, positions per segment
+    window_tokens: int | None = None  # segment: pool the last so many positions; null: all so far
     tap: Tap = "block_input"  # what is pooled: the block's input, or the stream after attention
-    balance_coefficient: float = 0.01  # weight of the load-balancing loss
+    balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
+    bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
     z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
+    forced_uniform: bool = False  # for benchmarks: groups take chapters in turn, unasked
 
 
 @dataclass
@@ -67,6 +71,17 @@ class ModelConfig:
     def memory_layers(self) -> list[int]:
         """Indices of the blocks that read memory, ascending; empty without memory."""
         return [] if self.memory is None else parse_layers(self.memory.layers, self.num_layers)
+
+
+def routing_scope(config: ModelConfig) -> str:
+    """``sequence``, ``segment``, ``token``, or ``none`` without a router."""
+    memory = config.memory
+    return memory.router.scope if memory is not None and memory.num_routed is not None else "none"
+
+
+def is_causal(config: ModelConfig) -> bool:
+    """Whether logits depend on no later token (``sequence`` routing pools them)."""
+    return routing_scope(config) != "sequence"
 
 
 def parse_layers(spec: str, num_layers: int) -> list[int]:
@@ -126,6 +141,7 @@ def validate_model(config: ModelConfig) -> None:
         _check_choice(f"memory.{name}", getattr(memory, name), get_args(choices))
     for name, choices in (("scope", Scope), ("tap", Tap)):
         _check_choice(f"memory.router.{name}", getattr(memory.router, name), get_args(choices))
+    _check_router(memory.router)
     parse_layers(memory.layers, config.num_layers)
     for name in ("dim", "num_heads", "num_kv_heads"):
         if (value := getattr(memory, name)) is not None and value < 1:
@@ -167,7 +183,11 @@ def preset(name: str) -> ModelConfig:
                 mlp_dim=2304,
                 residual_init_std=0.00378,
                 memory=MemoryConfig(
-                    num_chapters=4097, num_routed=64, chapter_tokens=64, layers="2,6,10,14"
+                    num_chapters=4097,
+                    num_routed=64,
+                    chapter_tokens=64,
+                    layers="2,6,10,14",
+                    router=RouterConfig(scope="sequence"),
                 ),
             )
         case "small":
@@ -186,6 +206,25 @@ def preset(name: str) -> ModelConfig:
         case "tiny":
             return ModelConfig(preset="tiny")
     raise ValueError(f"model.preset {name!r} is none of paper, small, tiny")
+
+
+def _check_router(router: RouterConfig) -> None:
+    where = "model.memory.router"
+    if router.segment_tokens < 1:
+        raise ValueError(f"{where}.segment_tokens must be at least 1, not {router.segment_tokens}")
+    if router.window_tokens is not None:
+        if router.window_tokens < 1:
+            raise ValueError(
+                f"{where}.window_tokens must be at least 1, or null; it is {router.window_tokens}"
+            )
+        if router.scope != "segment":
+            raise ValueError(
+                f"{where}.window_tokens limits what scope segment looks back on; "
+                f"set it to null for scope {router.scope}"
+            )
+    for name in ("balance_coefficient", "z_loss_coefficient", "bias_rate"):
+        if getattr(router, name) < 0:
+            raise ValueError(f"{where}.{name} must not be negative, but is {getattr(router, name)}")
 
 
 def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moc.model.bank import gather_distinct
+from moc.model.cache import MemoryState
 from moc.model.config import ModelConfig
 from moc.model.layers import NORM_EPS, RMSNorm
 from moc.model.router import Router, Routing, read_everything
@@ -43,33 +44,55 @@ class MemoryRead(nn.Module):
         x_BLD: Tensor,
         tapped_BLD: Tensor,
         bank_CTM: Tensor,
-        valid_BL: Tensor | None,
+        pooled_BL: Tensor | None,
         *,
+        state: MemoryState | None = None,
         measure_mass: bool = False,
     ) -> tuple[Tensor, Routing]:
         """What the positions read, (B, L, D), and how they were routed.
 
-        ``tapped_BLD`` is what the router pools. ``measure_mass`` also fills
-        ``routing.shared_mass``, which materialises the attention scores: for diagnostics.
+        ``tapped_BLD`` is what the router pools. With ``state``, the positions go on from those that
+        it has seen. ``measure_mass`` also fills ``routing.shared_mass``, which materialises the
+        attention scores: for diagnostics.
         """
-        if self.router is not None:
-            routing = self.router(tapped_BLD, valid_BL)
+        if self.router is None:
+            batch, length, _ = x_BLD.shape
+            routing = read_everything(bank_CTM.shape[0], batch, length, x_BLD)
+        elif state is None:
+            routing = self.router(tapped_BLD, pooled_BL)
         else:
-            routing = read_everything(bank_CTM.shape[0], x_BLD.shape[0], x_BLD)
-        chapters_UTM, row_BGN = gather_distinct(bank_CTM, routing.index_BGN)
-        if self.normalise:
-            chapters_UTM = F.rms_norm(chapters_UTM, chapters_UTM.shape[-1:], None, NORM_EPS)
+            routing = state.route(self.router, tapped_BLD)
+        if state is None:
+            chapters_UTM, row_BGN = gather_distinct(bank_CTM, routing.index_BGN)
+            k_UTJE, v_UTJE = self.project(chapters_UTM)
+        else:
+            k_UTJE, v_UTJE = state.chapters.fetch(routing.index_BGN, bank_CTM, self.project)
+            row_BGN = routing.index_BGN
         q_BLHE = self.q(self.norm(x_BLD)).unflatten(-1, (self.num_heads, self.head_dim))
-        k_UTJE = self.k(chapters_UTM).unflatten(-1, (self.num_kv_heads, self.head_dim))
-        v_UTJE = self.v(chapters_UTM).unflatten(-1, (self.num_kv_heads, self.head_dim))
         # Without a router there is nothing to weigh: equal weights in the joint softmax would only
         # shrink keys and values by 1/C, so the tokens enter as they are.
         mixing = "unweighted" if self.router is None and self.mixing == "joint" else self.mixing
         weight_BGN = routing.weight_BGN.to(q_BLHE.dtype)
-        out_BLHE = routed_attention(q_BLHE, k_UTJE, v_UTJE, row_BGN, weight_BGN, mixing=mixing)
+        width = routing.group_tokens
+        out_BLHE = routed_attention(
+            q_BLHE, k_UTJE, v_UTJE, row_BGN, weight_BGN, mixing=mixing, group_tokens=width
+        )
         if measure_mass:
             mass = shared_attention_mass(
-                q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, mixing=mixing
+                q_BLHE,
+                k_UTJE,
+                row_BGN,
+                weight_BGN,
+                self.num_shared,
+                mixing=mixing,
+                group_tokens=width,
             )
             routing = routing._replace(shared_mass=mass)
         return self.out(out_BLHE.flatten(2)), routing
+
+    def project(self, chapters_UTM: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values (U, T, J, E) of chapters."""
+        if self.normalise:
+            chapters_UTM = F.rms_norm(chapters_UTM, chapters_UTM.shape[-1:], None, NORM_EPS)
+        shape = (self.num_kv_heads, self.head_dim)
+        return self.k(chapters_UTM).unflatten(-1, shape), self.v(chapters_UTM).unflatten(-1, shape)

@@ -11,71 +11,136 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moc.model.config import MemoryConfig
+from moc.model.config import MemoryConfig, RouterConfig
 
 
 class Routing(NamedTuple):
-    """One memory layer's choice for a batch. Groups are consecutive, equal parts of a sequence."""
+    """One memory layer's choice for a batch. Groups are consecutive positions of a sequence."""
 
     logits_BGC: Tensor  # before the shared chapters are masked out; empty (C = 0) without a router
     probs_BGC: Tensor  # softmax over the routed chapters; 0 at shared ones
     index_BGN: Tensor  # chapters read, the shared ones first
     weight_BGN: Tensor  # mixing weights, summing to 1
+    group_tokens: int  # positions per group; the last may have fewer
     shared_mass: Tensor | None = None  # share of attention on shared chapters, when asked for
 
 
 class Router(nn.Module):
     """Pool, project, pick the top K of the C - S chapters that are not shared.
 
-    Source: arXiv 2603.21096, sections 3.2 and 3.3. Everything is float32 under autocast.
+    Source: arXiv 2603.21096, sections 3.2 and 3.3; the selection bias is that of balancing without
+    an auxiliary loss (arXiv 2408.15664), added to the logits. Everything is float32 under autocast.
     """
+
+    selection_bias: Tensor | None
 
     def __init__(self, config: MemoryConfig, dim: int) -> None:
         super().__init__()
         assert config.num_routed is not None
         self.num_shared, self.num_routed = config.num_shared, config.num_routed
         self.routed_scale = config.routed_scale
-        self.scope = config.router.scope
+        self.config = config.router
         self.linear = nn.Linear(dim, config.num_chapters)
+        # moved by training; changes which chapters are picked, never their weights
+        biased = self.config.bias_rate > 0
+        self.register_buffer("selection_bias", torch.zeros(config.num_chapters) if biased else None)
 
-    def forward(self, x_BLD: Tensor, valid_BL: Tensor | None) -> Routing:
+    def forward(self, x_BLD: Tensor, pooled_BL: Tensor | None) -> Routing:
+        """Route a whole batch of sequences; ``pooled_BL``: what ``sequence`` scope may pool."""
+        width = group_tokens(self.config, x_BLD.shape[1])
         with torch.autocast(x_BLD.device.type, enabled=False):
-            wide = self.linear.weight.dtype
-            logits_BGC = self.linear(pool_groups(x_BLD.to(wide), valid_BL, self.scope))
-            masked_BGC = logits_BGC.clone()
-            masked_BGC[..., : self.num_shared] = float("-inf")
-            probs_BGC = masked_BGC.softmax(-1)
-            top_BGK, index_BGK = probs_BGC.topk(self.num_routed, dim=-1)
-            routed_BGK = self.routed_scale * top_BGK / top_BGK.sum(-1, keepdim=True)
-            shared_S = torch.arange(self.num_shared, device=x_BLD.device)
-            index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
-            weight_BGN = F.pad(routed_BGK, (self.num_shared, 0), value=1.0)
-            weight_BGN = weight_BGN / weight_BGN.sum(-1, keepdim=True)
-        return Routing(logits_BGC, probs_BGC, index_BGN, weight_BGN)
+            r_BGD = pool_groups(x_BLD.to(self.linear.weight.dtype), pooled_BL, self.config)
+            group_G = torch.arange(r_BGD.shape[1], device=r_BGD.device)
+            return self.choose(r_BGD, group_G, width)
+
+    def choose(self, r_BGD: Tensor, group_G: Tensor, width: int) -> Routing:
+        """Chapters and mixing weights for groups numbered ``group_G`` (or (B, G)), of ``width``."""
+        logits_BGC = self.linear(r_BGD)
+        masked_BGC = logits_BGC.clone()
+        masked_BGC[..., : self.num_shared] = float("-inf")
+        probs_BGC = masked_BGC.softmax(-1)
+        biased = masked_BGC if self.selection_bias is None else masked_BGC + self.selection_bias
+        index_BGK = biased.topk(self.num_routed, dim=-1).indices
+        if self.config.forced_uniform:
+            index_BGK = self._in_turn(index_BGK, group_G)
+        top_BGK = probs_BGC.gather(-1, index_BGK)
+        # all of a group's picks can have underflowed when they were not the router's own
+        total_BG1 = top_BGK.sum(-1, keepdim=True).clamp(min=torch.finfo(top_BGK.dtype).tiny)
+        routed_BGK = self.routed_scale * top_BGK / total_BG1
+        shared_S = torch.arange(self.num_shared, device=r_BGD.device)
+        index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
+        weight_BGN = F.pad(routed_BGK, (self.num_shared, 0), value=1.0)
+        weight_BGN = weight_BGN / weight_BGN.sum(-1, keepdim=True)
+        return Routing(logits_BGC, probs_BGC, index_BGN, weight_BGN, width)
+
+    def _in_turn(self, index_BGK: Tensor, group_G: Tensor) -> Tensor:
+        """K consecutive chapters each, from row to row and group to group: a uniform load."""
+        device = index_BGK.device
+        num_routable = self.linear.out_features - self.num_shared
+        turn_BG = torch.arange(index_BGK.shape[0], device=device)[:, None] + group_G
+        step_K = torch.arange(self.num_routed, device=device)
+        in_turn_BGK = (turn_BG[..., None] * self.num_routed + step_K) % num_routable
+        return (in_turn_BGK + self.num_shared).expand_as(index_BGK)
 
 
-def read_everything(num_chapters: int, batch: int, like: Tensor) -> Routing:
+def read_everything(num_chapters: int, batch: int, length: int, like: Tensor) -> Routing:
     """The routing of a layer without a router: every chapter, equally."""
     index_BGN = torch.arange(num_chapters, device=like.device).expand(batch, 1, -1)
     wide = torch.promote_types(like.dtype, torch.float32)
     weight_BGN = torch.full(index_BGN.shape, 1 / num_chapters, dtype=wide, device=like.device)
     none_BGC = like.new_zeros(batch, 1, 0)
-    return Routing(none_BGC, none_BGC, index_BGN, weight_BGN)
+    return Routing(none_BGC, none_BGC, index_BGN, weight_BGN, length)
 
 
-def pool_groups(x_BLD: Tensor, valid_BL: Tensor | None, scope: str) -> Tensor:
-    """Mean over the positions that each routing group sees: (B, G, D).
-
-    ``sequence``: one group, all valid positions, later ones included: not causal.
-    """
-    match scope:
+def group_tokens(config: RouterConfig, length: int) -> int:
+    """Positions per routing group in sequences of ``length``."""
+    match config.scope:
         case "sequence":
-            if valid_BL is None:
+            return length
+        case "segment":
+            return min(config.segment_tokens, length)
+        case "token":
+            return 1
+
+
+def pool_groups(x_BLD: Tensor, pooled_BL: Tensor | None, config: RouterConfig) -> Tensor:
+    """Mean over the positions that each routing group's router sees: (B, G, D).
+
+    ``sequence``: one group; all positions where ``pooled_BL`` is set, later ones included: not
+    causal. ``segment``: positions up to and including the segment's first, at most the last
+    ``window_tokens``. ``token``: the position itself. The causal scopes need no ``pooled_BL``:
+    padding is on the right, where they do not look.
+    """
+    match config.scope:
+        case "sequence":
+            if pooled_BL is None:
                 return x_BLD.mean(1, keepdim=True)
-            kept_BLD = x_BLD.masked_fill(~valid_BL[..., None], 0.0)
-            count_B11 = valid_BL.sum(1)[:, None, None].clamp(min=1)
+            kept_BLD = x_BLD.masked_fill(~pooled_BL[..., None], 0.0)
+            count_B11 = pooled_BL.sum(1)[:, None, None].clamp(min=1)
             return kept_BLD.sum(1, keepdim=True) / count_B11
-    raise ValueError(f"router.scope {scope!r} is not one of: sequence")
+        case "segment":
+            first_G = torch.arange(0, x_BLD.shape[1], config.segment_tokens, device=x_BLD.device)
+            sums_BLD = x_BLD.cumsum(1)
+            return mean_of_last(sums_BLD, first_G.expand(len(x_BLD), -1), config.window_tokens)
+        case "token":
+            return x_BLD
+
+
+def mean_of_last(sums_BLD: Tensor, position_BG: Tensor, window: int | None) -> Tensor:
+    """Means over the last ``window`` positions (None: all) up to each of ``position_BG``.
+
+    Args:
+        sums_BLD: sums over the positions up to and including each.
+    """
+    row_B1 = torch.arange(len(sums_BLD), device=sums_BLD.device)[:, None]
+    sum_BGD = sums_BLD[row_B1, position_BG]  # unlike gather, keeps no copy for backward
+    count_BG = position_BG + 1
+    if window is not None:
+        before_BG = position_BG - window
+        earlier_BGD = sums_BLD[row_B1, before_BG.clamp(min=0)]
+        sum_BGD = sum_BGD - earlier_BGD.masked_fill((before_BG < 0)[..., None], 0.0)
+        count_BG = count_BG.clamp(max=window)
+    return sum_BGD / count_BG[..., None]
 
 
 def balance_loss(probs_XC: Tensor, picks_C: Tensor) -> Tensor:

@@ -14,6 +14,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moc.model.bank import Bank
+from moc.model.cache import BlockState, Cache, DecodePolicy
 from moc.model.config import ModelConfig, validate_model
 from moc.model.layers import RMSNorm, SelfAttention, SwiGLU, rotary_tables
 from moc.model.read import MemoryRead
@@ -50,11 +51,13 @@ class Block(nn.Module):
         x_BLD: Tensor,
         rotary: tuple[Tensor, Tensor],
         bank_CTM: Tensor | None,
-        valid_BL: Tensor | None,
+        pooled_BL: Tensor | None,
+        state: BlockState | None,
         measure_mass: bool,
     ) -> tuple[Tensor, Routing | None]:
         tapped_BLD = x_BLD
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary)
+        attended = state.attention if state else None
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, attended)
         if self.tap == "post_attention":
             tapped_BLD = x_BLD
         if self.variant == "B":
@@ -63,7 +66,12 @@ class Block(nn.Module):
         if self.memory is not None:
             assert bank_CTM is not None
             read_BLD, routing = self.memory(
-                x_BLD, tapped_BLD, bank_CTM, valid_BL, measure_mass=measure_mass
+                x_BLD,
+                tapped_BLD,
+                bank_CTM,
+                pooled_BL,
+                state=state.memory if state else None,
+                measure_mass=measure_mass,
             )
             x_BLD = x_BLD + read_BLD
         if self.variant == "A":
@@ -94,32 +102,66 @@ class Transformer(nn.Module):
                 self.banks.append(Bank(memory.num_chapters, memory.chapter_tokens, width))
 
     def forward(
-        self, tokens_BL: Tensor, valid_BL: Tensor | None = None, *, measure_mass: bool = False
+        self,
+        tokens_BL: Tensor,
+        pooled_BL: Tensor | None = None,
+        *,
+        cache: Cache | None = None,
+        measure_mass: bool = False,
     ) -> ModelOutput:
         """Logits (B, L, V) at every position, and the routing of every memory layer.
 
         Args:
-            tokens_BL: int64 ids.
-            valid_BL: bool, False at padding, which must be on the right; None: no padding.
-                Logits at valid positions do not depend on the padding.
+            tokens_BL: int64 ids. Padding must be on the right, where no other position looks.
+            pooled_BL: bool, which positions ``sequence`` routing may pool: False at padding, and at
+                an answer that must not steer. None: all. The causal scopes look at nothing to the
+                right, so to them it makes no difference.
+            cache: the positions follow those that it holds, and are added to it; ``pooled_BL``
+                then says which tokens are real. Routing is returned per position.
             measure_mass: also fill ``Routing.shared_mass`` (diagnostics; slow).
         """
         x_BLD = self.embedding(tokens_BL)
+        if cache is None:
+            position_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+        else:
+            position_L = cache.begin(tokens_BL, pooled_BL)
         head_dim = self.config.dim // self.config.num_heads
-        rotary = rotary_tables(tokens_BL.shape[1], head_dim, self.config.rope_theta, x_BLD)
+        rotary = rotary_tables(position_L, head_dim, self.config.rope_theta, x_BLD)
         routings = []
         for layer, block in enumerate(self.blocks):
             bank = self.bank_of_layer.get(layer)
             bank_CTM = None if bank is None else self.banks[bank].tokens
-            arguments = (x_BLD, rotary, bank_CTM, valid_BL, measure_mass)
+            state = cache.blocks[layer] if cache is not None else None
+            arguments = (x_BLD, rotary, bank_CTM, pooled_BL, state, measure_mass)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False)
             else:
                 x_BLD, routing = block(*arguments)
             if routing is not None:
                 routings.append(routing)
+        if cache is not None:
+            cache.end()
         logits_BLV = F.linear(self.norm(x_BLD), self.embedding.weight)
         return ModelOutput(logits_BLV, routings)
+
+    def new_cache(
+        self,
+        batch: int,
+        max_length: int,
+        *,
+        policy: DecodePolicy = "prompt",
+        window_tokens: int | None = None,
+    ) -> Cache:
+        """An empty cache for ``batch`` rows of at most ``max_length`` tokens; see ``Cache``."""
+        weight = self.embedding.weight
+        return Cache(
+            self.config,
+            batch,
+            max_length,
+            policy=policy,
+            window_tokens=window_tokens,
+            device=weight.device,
+        )
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Transformer:

@@ -17,16 +17,16 @@ def reference_attention(
     weight_BGN: Tensor,
     *,
     mixing: str,
+    group_tokens: int,
 ) -> Tensor:
     """Same arguments and result as ``routed_attention``."""
     batch, length, num_heads, head_dim = q_BLHE.shape
-    width = length // row_BGN.shape[1]
     per_kv_head = num_heads // k_UTJE.shape[2]
     out = torch.zeros_like(q_BLHE)
     for b in range(batch):
         for position in range(length):
-            rows_N = row_BGN[b, position // width]
-            weight_N = weight_BGN[b, position // width]
+            rows_N = row_BGN[b, position // group_tokens]
+            weight_N = weight_BGN[b, position // group_tokens]
             for head in range(num_heads):
                 q_E = q_BLHE[b, position, head]
                 k_NTE = k_UTJE[rows_N, :, head // per_kv_head]

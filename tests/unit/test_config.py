@@ -150,11 +150,17 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         "tracking.uri=http://localhost:1",
         "arms.moc.model.preset=small",
         "evals.tasks=[facts_choice]",
+        "evals.route_on=both",
+        "evals.leakage_windows=0",
+        "phases.ift.revive_every_steps=50",  # of the dense arm too, which has nothing to revive
+        "model.memory.router={segment_tokens: 16, window_tokens: 48, bias_rate: 0.001}",
+        "arms.moc.model.memory.router.forced_uniform=true",
     ]
     study = load_study(write(), overrides)
     save_study(study, tmp_path / "saved.yaml")
     assert load_study(tmp_path / "saved.yaml") == study
     assert study.seeds == [3, -1] and study.model.memory.layers == "1,3"
+    assert study.arms["dense"].phases["ift"].revive_every_steps == 50
 
 
 # typos
@@ -191,6 +197,18 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ("phases.ift.mixture.skills=0", "mixture.skills must be positive, not 0"),
         ("model.dim=-4", "model.dim must be at least 1, not -4"),
         ("arms.moc.model.num_heads=3", "arms.moc: model.num_heads 3 does not divide"),
+        ("model.memory.router.scope=segmnt", "cannot be 'segmnt'; did you mean 'segment'?"),
+        ("model.memory.router.segment_tokens=0", "segment_tokens must be at least 1, not 0"),
+        ("model.memory.router.window_tokens=0", "window_tokens must be at least 1, or null; it is"),
+        (
+            "model.memory.router={scope: token, window_tokens: 8}",
+            "what scope segment looks back on; set it to null for scope token",
+        ),
+        ("model.memory.router.bias_rate=-1", "bias_rate must not be negative, but is -1"),
+        ("arms.moc.model.memory.router.z_loss_coefficient=-1", "arms.moc: model.memory.router.z_l"),
+        ("evals.route_on=contxt", "evals.route_on cannot be 'contxt'; did you mean 'context'?"),
+        ("evals.leakage_windows=-1", "evals.leakage_windows must be at least 0, not -1"),
+        ("phases.ift.revive_every_steps=-1", "ift.revive_every_steps must be at least 0, not -1"),
         ("model.memory.layers=evry 2", "model.memory.layers 'evry 2' is none of"),
         ("tokenizer.vocab_size=9999", "tokenizer.vocab_size 9999 is more than"),
         ("name=../up", "'../up' cannot name a study"),

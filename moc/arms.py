@@ -14,7 +14,8 @@ from moc.config import (
     StudyConfig,
     TrainerConfig,
 )
-from moc.flops import hardware_train_flops_per_token, paper_forward_flops, solve_iso_flop
+from moc.flops import hardware_train_flops_per_token, paper_forward_flops
+from moc.iso_flop import solve_iso_flop
 from moc.model.config import ModelConfig
 
 Accounting = Literal["paper", "hardware"]

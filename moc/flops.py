@@ -1,21 +1,23 @@
-"""What a model costs: parameters, FLOPs in two accountings, and the iso-FLOP solver.
+"""What a model costs: parameters, and FLOPs in two accountings.
 
 ``paper`` counts what arXiv 2603.21096 (appendix A.2) counts, element-wise work included, with every
-chapter projected for every sequence that reads it. ``hardware`` counts the matrix products that
-``moc.model`` executes, as ``torch.utils.flop_counter`` does. Both are closed forms: no torch.
+chapter projected for every sequence that reads it. The paper routes whole sequences; of several
+routing groups, each chooses and weights its own chapters, and a sequence's share projections.
+``hardware`` counts the matrix products that ``moc.model`` executes, as ``torch.utils.flop_counter``
+does. Both are closed forms.
 
 B batch, L sequence length, D model dim, M memory width, V vocabulary, C chapters, T tokens per
-chapter, S shared chapters, K routed chapters, N chapters read, U distinct chapters in a batch.
+chapter, S shared chapters, K routed chapters, N chapters read, U distinct chapters in a batch,
+G routing groups per sequence.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
-from moc.model.config import MemoryConfig, ModelConfig, validate_model
-
-FlopsFunction = Callable[[ModelConfig], float]
+from moc.model.config import MemoryConfig, ModelConfig
+from moc.model.router import group_tokens
+from moc.ops.shapes import moves_queries, query_blocks
 
 
 @dataclass(frozen=True)
@@ -34,14 +36,14 @@ class Parameters:
 def parameter_counts(config: ModelConfig) -> Parameters:
     """Exact parameter counts; the tied embedding counts once, in the backbone."""
     dim = config.dim
-    attention = 2 * dim * dim + 2 * dim * _kv_dim(config)
+    attention = 2 * dim * dim + 2 * dim * kv_dim(config)
     mlp = 3 * dim * config.mlp_dim
     backbone = config.vocab_size * dim + config.num_layers * (attention + mlp + 2 * dim) + dim
     memory = config.memory
     if memory is None:
         return Parameters(backbone, 0, 0)
     memory_dim = memory.dim or dim
-    layer = dim + 2 * dim * dim + 2 * memory_dim * _memory_kv_dim(config, memory)
+    layer = dim + 2 * dim * dim + 2 * memory_dim * memory_kv_dim(config, memory)
     if memory.num_routed is not None:
         layer += dim * memory.num_chapters + memory.num_chapters
     if memory.variant == "B":
@@ -61,9 +63,9 @@ def paper_forward_flops(config: ModelConfig, context_length: int, batch: int = 1
     dim, tokens = config.dim, batch * context_length
     block = (
         2 * _linear(tokens, dim, dim)
-        + 2 * _linear(tokens, dim, _kv_dim(config))
+        + 2 * _linear(tokens, dim, kv_dim(config))
         + _scores(batch, context_length, context_length, dim, config.num_heads)
-        + 3 * tokens * (dim + _kv_dim(config))  # rotary embedding
+        + 3 * tokens * (dim + kv_dim(config))  # rotary embedding
         + _paper_norm(tokens, dim)
         + tokens * dim  # residual
         + _paper_mlp(config, tokens)
@@ -82,36 +84,42 @@ def hardware_train_flops_per_token(
     """FLOPs per token of one forward and backward pass over ``micro_batch`` sequences.
 
     Matrix products only, a multiply-add counting as two, nothing frozen, causal scores in full. A
-    layer projects U = min(C, B * N) chapters once per micro-batch. ``fused_attention``: kernels
+    layer projects U = min(C, B * G * N) chapters once per micro-batch. ``fused_attention``: kernels
     that recompute the scores in their backward pass (flash, memory-efficient), 2.5 instead of 2
     forward passes; flop_counter does not see the fused kernel of the CPU at all.
     """
     dim, tokens = config.dim, micro_batch * context_length
     mlp = 3 * _linear(tokens, dim, config.mlp_dim)
     linear = config.num_layers * (
-        2 * _linear(tokens, dim, dim) + 2 * _linear(tokens, dim, _kv_dim(config)) + mlp
+        2 * _linear(tokens, dim, dim) + 2 * _linear(tokens, dim, kv_dim(config)) + mlp
     )
     attention = config.num_layers * 4 * tokens * context_length * dim
     head = _linear(tokens, dim, config.vocab_size)
     skipped = 0
     memory = config.memory
     if memory is not None:
-        num_layers, num_read = len(config.memory_layers()), chapters_read(memory)
-        distinct = min(memory.num_chapters, micro_batch * num_read)
+        num_layers = len(config.memory_layers())
+        read = executed_read(memory, context_length, micro_batch)
+        attended = num_layers * 4 * read.num_pairs * memory.chapter_tokens * dim
         projection = _linear(
-            distinct * memory.chapter_tokens, memory.dim or dim, _memory_kv_dim(config, memory)
+            read.num_chapters * memory.chapter_tokens,
+            memory.dim or dim,
+            memory_kv_dim(config, memory),
         )
         linear += num_layers * (2 * _linear(tokens, dim, dim) + 2 * projection)
         if memory.variant == "B":
             linear += num_layers * mlp
         if memory.num_routed is not None:
-            linear += num_layers * _linear(micro_batch, dim, memory.num_chapters)
-        if memory.mixing == "per_chapter":
-            mixed = num_layers * _linear(tokens, num_read, dim)
-            linear += mixed
-            if memory.num_routed is None:
-                skipped += mixed  # without a router the mixing weights need no gradient
-        attention += num_layers * 4 * tokens * num_read * memory.chapter_tokens * dim
+            linear += num_layers * _linear(read.num_groups, dim, memory.num_chapters)
+        if read.num_blocks:
+            linear += attended  # plain products, in blocks
+        else:
+            attention += attended
+            if memory.mixing == "per_chapter":
+                mixed = num_layers * _linear(read.num_pairs, 1, dim)
+                linear += mixed
+                if memory.num_routed is None:
+                    skipped += mixed  # without a router the mixing weights need no gradient
     passes, attention_passes = 3.0, 3.5 if fused_attention else 3.0
     if config.activation_checkpointing:
         passes, attention_passes = passes + 1, attention_passes + 1
@@ -121,38 +129,38 @@ def hardware_train_flops_per_token(
     return (passes * linear + attention_passes * attention + 3 * head - skipped) / tokens
 
 
-def activation_bytes(
-    config: ModelConfig, context_length: int, micro_batch: int, *, bf16: bool = False
-) -> int:
-    """Roughly what a forward pass keeps for its backward pass, on one device.
+@dataclass(frozen=True)
+class ExecutedRead:
+    """What ``moc.ops.routed_attention`` makes of one memory layer's forward pass."""
 
-    Counted: what autograd saves (norms in float32, the rest in the compute precision), three
-    float32 copies of the logits (values, softmax, gradient), and bfloat16 copies of the weights.
-    """
-    dim, tokens, width = config.dim, micro_batch * context_length, 2 if bf16 else 4
-    mlp = 2 * 4 * dim + width * (dim + 4 * config.mlp_dim)
-    block = tokens * (2 * 4 * dim + width * (3 * dim + 2 * _kv_dim(config)) + mlp)
-    read = 0
-    memory = config.memory
-    if memory is not None:
-        num_read = chapters_read(memory)
-        distinct = min(memory.num_chapters, micro_batch * num_read) * memory.chapter_tokens
-        taken = micro_batch * num_read * memory.chapter_tokens * _memory_kv_dim(config, memory)
-        copies = 4 if memory.mixing == "joint" else 2  # keys and values; also weighted
-        read = tokens * (2 * 4 * dim + width * 3 * dim) + width * copies * taken
-        read += distinct * (memory.dim or dim) * (4 + width)
-        if memory.mixing == "per_chapter":
-            read += width * tokens * 2 * (num_read - 1) * dim  # queries and outputs per chapter
-        if memory.variant == "B":
-            read += tokens * mlp
-    num_reads = len(config.memory_layers())
-    if config.activation_checkpointing:
-        kept = config.num_layers * tokens * 4 * dim + block + read
-    else:
-        kept = config.num_layers * block + num_reads * read
-    counts = parameter_counts(config)
-    weights = 2 * (counts.backbone + counts.memory_layers) if bf16 else 0
-    return kept + weights + tokens * (3 * 4 * dim + 12 * config.vocab_size)
+    num_groups: int  # of the batch
+    num_chapters: int  # U, projected
+    num_blocks: int  # of queries sorted by chapter; 0: chapters are copied to the queries
+    num_pairs: int  # of a query and a chapter, padding included
+
+
+def executed_read(memory: MemoryConfig, context_length: int, batch: int) -> ExecutedRead:
+    """The sizes of one layer's routed attention over ``batch`` sequences."""
+    num_read = chapters_read(memory)
+    per_sequence = routing_groups(memory, context_length)
+    num_groups = batch * per_sequence
+    distinct = min(memory.num_chapters, num_groups * num_read)
+    if moves_queries(
+        batch, context_length, per_sequence, num_read, memory.chapter_tokens, distinct
+    ):
+        num_blocks, size = query_blocks(batch * context_length * num_read, distinct)
+        return ExecutedRead(num_groups, distinct, num_blocks, num_blocks * size)
+    width = context_length
+    if memory.num_routed is not None:
+        width = group_tokens(memory.router, context_length)  # a shorter last group is padded
+    return ExecutedRead(num_groups, distinct, 0, num_groups * width * num_read)
+
+
+def routing_groups(memory: MemoryConfig, context_length: int) -> int:
+    """G: choices of chapters that a sequence makes; 1 where there is nothing to choose."""
+    if memory.num_routed is None:
+        return 1
+    return -(-context_length // group_tokens(memory.router, context_length))
 
 
 def chapters_read(memory: MemoryConfig) -> int:
@@ -162,84 +170,33 @@ def chapters_read(memory: MemoryConfig) -> int:
     return memory.num_shared + memory.num_routed
 
 
-def solve_iso_flop(
-    config: ModelConfig, target: float, flops: FlopsFunction, *, tolerance: float = 0.005
-) -> tuple[ModelConfig, float]:
-    """The shape whose ``flops`` come nearest to ``target``, and its relative error.
-
-    Depth first: the most layers that stay at or below the target with the MLP as it is. Then MLP
-    width, in multiples of 8, or of 1 where those miss ``tolerance``. Fewer layers are tried
-    when the width is too coarse for ``tolerance``.
-
-    Raises:
-        ValueError: if no shape comes within ``tolerance``.
-    """
-    best: tuple[ModelConfig, float] | None = None
-    for num_layers in range(_deepest(config, target, flops), 0, -1):
-        shape = replace(config, num_layers=num_layers)
-        solved = _solve_width(shape, target, flops, tolerance)
-        if solved is None:
-            continue
-        if abs(solved[1]) <= tolerance:
-            return solved
-        if best is None or abs(solved[1]) < abs(best[1]):
-            best = solved
-    nearest = "none fits" if best is None else f"the nearest is off by {best[1]:+.2%}"
-    raise ValueError(
-        f"no num_layers and mlp_dim reach {target:.4g} FLOPs per token to within {tolerance:g} "
-        f"({nearest}); change the arm's dim, or set iso_flop.solve: false and iso_flop.tolerance"
-    )
+def kv_dim(config: ModelConfig) -> int:
+    """Width of self-attention's keys, and of its values."""
+    return config.num_kv_heads * (config.dim // config.num_heads)
 
 
-def _deepest(config: ModelConfig, target: float, flops: FlopsFunction) -> int:
-    """The most layers at or below ``target``; the fewest possible when all are above it."""
-    deepest, num_layers = 0, 1
-    while True:
-        deeper = replace(config, num_layers=num_layers)
-        if _is_valid(deeper):
-            if deepest and flops(deeper) > target:
-                return deepest
-            deepest = num_layers
-        elif num_layers > config.num_layers:
-            return deepest
-        num_layers += 1
-
-
-def _solve_width(
-    config: ModelConfig, target: float, flops: FlopsFunction, tolerance: float
-) -> tuple[ModelConfig, float] | None:
-    """``config`` with the best ``mlp_dim`` (FLOPs are linear in it); None where there is none."""
-    if not _is_valid(config):
-        return None
-    narrow, wider = (flops(replace(config, mlp_dim=width)) for width in (1, 2))
-    exact = 1 + (target - narrow) / (wider - narrow)
-    solved = None
-    for unit in (8, 1):
-        shape = replace(config, mlp_dim=round(exact / unit) * unit)
-        if shape.mlp_dim >= 1:
-            solved = shape, flops(shape) / target - 1
-            if abs(solved[1]) <= tolerance:  # odd widths are slow on matrix units
-                break
-    return solved
-
-
-def _is_valid(config: ModelConfig) -> bool:
-    try:
-        validate_model(config)
-    except ValueError:
-        return False
-    return True
+def memory_kv_dim(config: ModelConfig, memory: MemoryConfig) -> int:
+    """Width of a memory token's key, and of its value."""
+    num_heads = memory.num_heads or config.num_heads
+    return (memory.num_kv_heads or num_heads) * (config.dim // num_heads)
 
 
 def _paper_memory_layer(
     config: ModelConfig, memory: MemoryConfig, context_length: int, batch: int
 ) -> int:
     dim, tokens = config.dim, batch * context_length
-    memory_dim, kv_dim = memory.dim or dim, _memory_kv_dim(config, memory)
-    read = chapters_read(memory) * memory.chapter_tokens  # tokens per sequence
+    memory_dim, kv_width = memory.dim or dim, memory_kv_dim(config, memory)
+    num_groups = routing_groups(memory, context_length)
+    groups = batch * num_groups
+    read = chapters_read(memory) * memory.chapter_tokens  # tokens per group
+    distinct = chapters_read(memory)  # chapters per sequence, at most
+    if memory.num_routed is not None:
+        routable = memory.num_chapters - memory.num_shared
+        distinct = memory.num_shared + min(routable, num_groups * memory.num_routed)
+    projected = batch * distinct * memory.chapter_tokens
     total = (
         2 * _linear(tokens, dim, dim)
-        + 2 * _linear(batch * read, memory_dim, kv_dim)
+        + 2 * _linear(projected, memory_dim, kv_width)
         + _scores(batch, context_length, read, dim, memory.num_heads or config.num_heads)
         + _paper_norm(tokens, dim)
         + tokens * dim  # residual
@@ -249,13 +206,32 @@ def _paper_memory_layer(
     if memory.num_routed is None:
         return total
     chapters = memory.num_chapters
-    total += batch * dim * context_length  # pooling: L - 1 additions and a division per dim
-    total += _linear(batch, dim, chapters) + 5 * batch * chapters
-    total += batch * chapters * (memory.num_routed - 1).bit_length()  # C * ceil(log2 K)
-    total += batch * read * memory_dim  # weighting
+    total += batch * dim * _pooling(memory, context_length)
+    total += _linear(groups, dim, chapters) + 5 * groups * chapters
+    total += groups * chapters * (memory.num_routed - 1).bit_length()  # C * ceil(log2 K)
+    total += groups * read * memory_dim  # weighting
     if memory.num_shared:
-        total += _paper_norm(batch * read, memory_dim)
-    return total + _paper_router_losses(batch, chapters, memory.num_routed)
+        total += _paper_norm(projected, memory_dim)
+    return total + _paper_router_losses(groups, chapters, memory.num_routed)
+
+
+def _pooling(memory: MemoryConfig, context_length: int) -> int:
+    """Operations per dim to pool one sequence for its router."""
+    num_groups = routing_groups(memory, context_length)
+    match memory.router.scope:
+        case "sequence":
+            return context_length  # L - 1 additions and a division
+        case "segment":
+            # running sums up to the last segment's first position, and a division per segment;
+            # a limited look-back takes the difference of two running sums
+            width, window = memory.router.segment_tokens, memory.router.window_tokens
+            last = (num_groups - 1) * width
+            limited = 0
+            if window is not None:
+                limited = sum(start >= window for start in range(0, last + 1, width))
+            return last + num_groups + limited
+        case _:
+            return 0  # a token's router reads that token
 
 
 def _paper_router_losses(groups: int, chapters: int, num_routed: int) -> int:
@@ -287,12 +263,3 @@ def _scores(batch: int, queries: int, keys: int, dim: int, num_heads: int) -> in
 
 def _linear(rows: int, dim_in: int, dim_out: int) -> int:
     return 2 * rows * dim_in * dim_out
-
-
-def _kv_dim(config: ModelConfig) -> int:
-    return config.num_kv_heads * (config.dim // config.num_heads)
-
-
-def _memory_kv_dim(config: ModelConfig, memory: MemoryConfig) -> int:
-    num_heads = memory.num_heads or config.num_heads
-    return (memory.num_kv_heads or num_heads) * (config.dim // num_heads)

@@ -1,4 +1,7 @@
-"""What a study will cost before it starts: parameters, FLOPs, steps, memory, checkpoints."""
+"""What a study will cost before it starts: parameters, FLOPs, steps, memory, checkpoints.
+
+``moc.plan_text`` writes it for a terminal.
+"""
 
 from __future__ import annotations
 
@@ -6,6 +9,7 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
+from moc.activations import activation_bytes
 from moc.arms import (
     Accounting,
     micro_batch,
@@ -15,9 +19,8 @@ from moc.arms import (
     world_size,
 )
 from moc.config import ArmConfig, PhaseConfig, StudyConfig
-from moc.flops import Parameters, activation_bytes, paper_forward_flops, parameter_counts
-from moc.model.config import ModelConfig
-from moc.text import human, table
+from moc.flops import Parameters, paper_forward_flops, parameter_counts
+from moc.model.config import ModelConfig, is_causal, routing_scope
 
 __all__ = [
     "ArmPlan",
@@ -26,7 +29,6 @@ __all__ = [
     "StudyPlan",
     "micro_batch",
     "plan_study",
-    "render_plan",
     "resolve_arms",
     "violations",
 ]
@@ -80,6 +82,16 @@ class ArmPlan:
     def paper_train_flops(self) -> float:
         return self.tokens * self.paper_train_flops_per_token
 
+    def num_parameters(self) -> dict[str, int]:
+        """Numbers of parameters, by what the plan calls them."""
+        return {
+            "total": self.parameters.total,
+            "trainable": self.trainable,
+            "backbone": self.parameters.backbone,
+            "memory_layers": self.parameters.memory_layers,
+            "bank": self.parameters.bank,
+        }
+
 
 @dataclass(frozen=True)
 class StudyPlan:
@@ -122,52 +134,6 @@ def violations(plan: StudyPlan) -> list[str]:
         for name, arm in plan.arms.items()
         if arm.iso_flop is not None and not arm.iso_flop.within_tolerance
     ]
-
-
-def render_plan(plan: StudyPlan, width: int = 100) -> str:
-    """The plan as plain text, for a terminal of ``width`` columns."""
-    arms = plan.arms
-    total = sum(arm.paper_train_flops for arm in arms.values()) * plan.num_seeds
-    lines = [
-        f"{plan.study}: {_count(len(arms), 'arm')} x {_count(plan.num_seeds, 'seed')} on "
-        f"{_count(plan.num_devices, 'device')} ({plan.strategy}, {plan.precision}), "
-        f"{human(total, 'FLOP')} of training"
-    ]
-    rows = {
-        name: [str(arm.model.num_layers), str(arm.model.mlp_dim), _routing(arm.model)]
-        for name, arm in arms.items()
-    }
-    lines += ["", *table(["arm", "layers", "MLP", "routing"], rows, width)]
-    rows = {name: [f"{n:,}" for n in _counts(arm).values()] for name, arm in arms.items()}
-    header = ["parameters", "total", "trainable", "backbone", "memory layers", "bank"]
-    lines += ["", *table(header, rows, width)]
-    rows = {
-        name: [
-            human(arm.paper_forward_flops),
-            human(arm.paper_train_flops_per_token),
-            human(arm.hardware_train_flops_per_token),
-            human(arm.tokens),
-            human(arm.paper_train_flops),
-        ]
-        for name, arm in arms.items()
-    }
-    header = ["FLOPs", "forward/sequence", "train/token", "(hardware)", "tokens", "train, one seed"]
-    lines += ["", *table(header, rows, width), "hardware: products executed, recomputed ones too"]
-    header = ["phase", "steps", "tokens", "context", "micro-batch x accumulation x devices"]
-    lines += ["", *table(header, _phase_rows(plan), width)]
-    rows = {
-        name: [
-            human(arm.state_bytes, "B"),
-            human(arm.activation_bytes, "B"),
-            human(arm.checkpoint_bytes, "B"),
-            human(4 * arm.parameters.total, "B"),
-        ]
-        for name, arm in arms.items()
-    }
-    header = ["bytes", "weights+grads+Adam", "activations, roughly", "checkpoint", "boundary"]
-    lines += ["", *table(header, rows, width)]
-    notes = [line for name, arm in arms.items() for line in _iso_flop_lines(name, arm)]
-    return "\n".join([*lines, "", *notes] if notes else lines)
 
 
 def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmPlan:
@@ -227,20 +193,12 @@ def _trainable(parameters: Parameters, phase: PhaseConfig) -> int:
     )
 
 
-def _counts(arm: ArmPlan) -> dict[str, int]:
-    return {
-        "total": arm.parameters.total,
-        "trainable": arm.trainable,
-        "backbone": arm.parameters.backbone,
-        "memory_layers": arm.parameters.memory_layers,
-        "bank": arm.parameters.bank,
-    }
-
-
 def _arm_json(arm: ArmPlan) -> dict[str, Any]:
     iso = arm.iso_flop
     return {
-        "parameters": _counts(arm),
+        "scope": routing_scope(arm.model),
+        "causal": is_causal(arm.model),
+        "parameters": arm.num_parameters(),
         "flops": {
             "paper_forward_per_sequence": arm.paper_forward_flops,
             "hardware_train_per_token": arm.hardware_train_flops_per_token,
@@ -251,50 +209,3 @@ def _arm_json(arm: ArmPlan) -> dict[str, Any]:
         },
         "steps": {name: phase.num_steps for name, phase in arm.phases.items()},
     }
-
-
-def _routing(model: ModelConfig) -> str:
-    if model.memory is None:
-        return "no memory"
-    if model.memory.num_routed is None:
-        return "every chapter"
-    return f"{model.memory.router.scope} (non-causal)"
-
-
-def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:
-    """A row per phase, named with its arms where they differ."""
-    arms_of: dict[tuple[str, PhasePlan], list[str]] = {}
-    for phase_name in next(iter(plan.arms.values())).phases:
-        for arm_name, arm in plan.arms.items():
-            arms_of.setdefault((phase_name, arm.phases[phase_name]), []).append(arm_name)
-    return {
-        name if len(arms) == len(plan.arms) else f"{name} ({', '.join(arms)})": [
-            f"{phase.num_steps:,}",
-            f"{phase.tokens:,}",
-            f"{phase.context_length:,}",
-            f"{phase.micro_batch} x {phase.accumulation} x {plan.num_devices}",
-        ]
-        for (name, phase), arms in arms_of.items()
-    }
-
-
-def _iso_flop_lines(name: str, arm: ArmPlan) -> list[str]:
-    iso = arm.iso_flop
-    if iso is None:
-        return []
-    lines = [
-        f"{name} against {iso.target}: {iso.relative_error:+.2%} training FLOPs per token "
-        f"({iso.accounting} accounting), tolerance {iso.tolerance:.2%}: "
-        f"{'OK' if iso.within_tolerance else 'OFF'}"
-    ]
-    if iso.original is not None:
-        was, now = iso.original, arm.model
-        lines.append(
-            f"  the solver chose {now.num_layers} layers (from {was.num_layers}) "
-            f"and MLP {now.mlp_dim} (from {was.mlp_dim})"
-        )
-    return lines
-
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}{'' if number == 1 else 's'}"

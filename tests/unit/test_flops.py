@@ -5,14 +5,15 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode, sdpa_backward_flop_count, sdpa_flop_count
 
+from moc.activations import activation_bytes
 from moc.flops import (
-    activation_bytes,
+    executed_read,
     hardware_train_flops_per_token,
     paper_forward_flops,
     parameter_counts,
-    solve_iso_flop,
 )
-from moc.model import MemoryConfig, ModelConfig, build_model, preset
+from moc.iso_flop import solve_iso_flop
+from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
 from moc.model.transformer import parameter_group
 
 PAPER = preset("paper")
@@ -37,6 +38,15 @@ SHAPES = {
     "narrow memory, own heads": with_memory(dim=20, num_heads=6, num_kv_heads=3),
     "bank per layer": with_memory(layers="all", layers_per_bank=1),
     "bank per two layers": with_memory(layers="all", layers_per_bank=2),
+}
+SCOPES = {  # settings, and whether queries go to the chapters instead of chapters to the queries
+    "sequence": ({"router": RouterConfig(scope="sequence")}, False),
+    "short sequence": ({"router": RouterConfig(scope="sequence"), "chapter_tokens": 64}, True),
+    "segments": ({"router": RouterConfig(segment_tokens=8)}, False),
+    "uneven segments": ({"router": RouterConfig(segment_tokens=7, window_tokens=3)}, False),
+    "short segments": ({"router": RouterConfig(segment_tokens=7), "chapter_tokens": 16}, True),
+    "tokens": ({"router": RouterConfig(scope="token")}, True),
+    "tokens, tiny chapters": ({"router": RouterConfig(scope="token"), "chapter_tokens": 1}, False),
 }
 
 
@@ -73,7 +83,14 @@ def test_paper_accounting_by_hand():
     assert paper_forward_flops(dense, 2, batch=2) == backbone
 
     memory = MemoryConfig(
-        num_chapters=5, num_shared=1, num_routed=2, chapter_tokens=1, dim=6, num_heads=1, layers="0"
+        num_chapters=5,
+        num_shared=1,
+        num_routed=2,
+        chapter_tokens=1,
+        dim=6,
+        num_heads=1,
+        layers="0",
+        router=RouterConfig(scope="sequence"),
     )
     read = 256 + 576 + 192 + 84 + 80 + 16  # q and out, k and v, products, softmax, norm, residual
     router = 16 + 80 + 50 + 10  # pooling, linear, softmax, top 2
@@ -91,6 +108,49 @@ def test_paper_accounting_by_hand():
     no_shared = replace(memory, num_shared=0, num_routed=3)  # three read, nothing to normalise
     extra = 10 + 10  # a second bit in ceil(log2 K); a third pick in the load statistics
     assert paper_forward_flops(replace(dense, memory=no_shared), 2, batch=2) == routed - 168 + extra
+
+
+def test_paper_accounting_of_routing_groups_by_hand():
+    """An iso-FLOP baseline of a causal arm is only as fair as this count."""
+    # 2 sequences of 5 positions, D = 4; 8 chapters of one token of width 6, 1 + 2 read per group
+    dense = ModelConfig(
+        vocab_size=10, num_layers=1, dim=4, num_heads=2, num_kv_heads=1, mlp_dim=3, memory=None
+    )
+
+    def layer(**router):
+        memory = MemoryConfig(
+            num_chapters=8,
+            num_shared=1,
+            num_routed=2,
+            chapter_tokens=1,
+            dim=6,
+            num_heads=1,
+            layers="0",
+            router=RouterConfig(**router),
+        )
+        read = paper_forward_flops(replace(dense, memory=memory), 5, batch=2)
+        return read - paper_forward_flops(dense, 5, batch=2)
+
+    read = 640 + 480 + 210 + 200 + 40  # q and out, products, softmax, norm, residual
+    # 3 segments start at 0, 2, 4: 4 additions and 3 divisions for each of 4 dims and 2 sequences;
+    # they route 6 groups to at most 1 + 6 chapters per sequence
+    pooling = 7 * 8
+    router = 384 + 240 + 48 + 108  # linear, softmax, top 2, weighting of 3 tokens per group
+    tokens = 2 * 14 * 48 + 14 * 28  # keys, values and norm of 2 x 7 chapters
+    losses = 96 + 48 + 16 + 96 + 24 + 240 + 12 + 192
+    segments = layer(scope="segment", segment_tokens=2)
+    assert segments == read + pooling + router + tokens + losses
+    # a window of 2 leaves something out at the starts 2 and 4: one subtraction each
+    assert layer(scope="segment", segment_tokens=2, window_tokens=2) == segments + 2 * 8
+
+    # 10 groups; all 8 chapters may be read in each sequence; nothing to pool
+    router = 640 + 400 + 80 + 180
+    tokens = 2 * 16 * 48 + 16 * 28
+    losses = 160 + 80 + 16 + 160 + 24 + 400 + 20 + 320
+    assert layer(scope="token") == read + router + tokens + losses
+
+    # one segment routes like a sequence, on its first position: a division instead of 5 operations
+    assert layer(scope="segment", segment_tokens=9) == layer(scope="sequence") - 4 * 8
 
 
 @pytest.mark.parametrize("name", SHAPES)
@@ -111,6 +171,22 @@ def test_parameter_counts_are_those_of_the_model(name):
 @pytest.mark.parametrize("name", SHAPES)
 def test_hardware_accounting_is_what_flop_counter_sees(name, micro_batch, checkpointing):
     config = replace(SHAPES[name], activation_checkpointing=checkpointing)
+    check_hardware_accounting(config, micro_batch)
+
+
+@pytest.mark.parametrize("mixing", ["joint", "per_chapter", "log_bias"])
+@pytest.mark.parametrize("name", SCOPES)
+def test_hardware_accounting_follows_the_routing_scope(name, mixing):
+    """Otherwise the plan and the MFU of a causal arm are those of another model."""
+    settings, moved = SCOPES[name]
+    config = with_memory(mixing=mixing, **settings)
+    assert bool(executed_read(config.memory, 24, 3).num_blocks) == moved
+    check_hardware_accounting(config, 3)
+    other = with_memory(mixing=mixing, num_heads=6, num_kv_heads=3, num_chapters=99, **settings)
+    check_hardware_accounting(replace(other, activation_checkpointing=True), 1)
+
+
+def check_hardware_accounting(config, micro_batch):
     model = build_model(config)
     tokens = torch.randint(config.vocab_size, (micro_batch, 24))
     # flop_counter does not know the fused attention kernel of the CPU
@@ -125,19 +201,35 @@ def test_hardware_accounting_is_what_flop_counter_sees(name, micro_batch, checkp
 
 def test_fused_attention_counts_the_recomputed_scores():
     queries, memory = (2, 4, 24, 12), (2, 4, 4 * 4, 12)  # B, H, L, E; three layers, two reads
-    recomputed = 0
-    for keys, num_layers in ((queries, 3), (memory, 2)):
+
+    def recomputed(keys):
         backward = sdpa_backward_flop_count(queries, queries, keys, keys)
-        recomputed += num_layers * (backward - 2 * sdpa_flop_count(queries, keys, keys))
-    config = with_memory()
-    plain = hardware_train_flops_per_token(config, 24, 2)
-    fused = hardware_train_flops_per_token(config, 24, 2, fused_attention=True)
-    assert (fused - plain) * 2 * 24 == pytest.approx(recomputed)
+        return backward - 2 * sdpa_flop_count(queries, keys, keys)
+
+    def counted(scope):
+        config = with_memory(router=RouterConfig(scope=scope))
+        plain = hardware_train_flops_per_token(config, 24, 2)
+        fused = hardware_train_flops_per_token(config, 24, 2, fused_attention=True)
+        return (fused - plain) * 2 * 24
+
+    assert counted("sequence") == pytest.approx(3 * recomputed(queries) + 2 * recomputed(memory))
+    # queries that are sorted by chapter meet them in plain products: nothing to recompute
+    assert counted("token") == pytest.approx(3 * recomputed(queries))
 
 
 @pytest.mark.parametrize("name", SHAPES)
 def test_activation_estimate_is_near_what_autograd_saves(name):
-    model = build_model(SHAPES[name])
+    check_activation_estimate(SHAPES[name])
+
+
+@pytest.mark.parametrize("mixing", ["joint", "per_chapter", "log_bias"])
+@pytest.mark.parametrize("name", SCOPES)
+def test_activation_estimate_follows_the_routing_scope(name, mixing):
+    check_activation_estimate(with_memory(mixing=mixing, **SCOPES[name][0]))
+
+
+def check_activation_estimate(config):
+    model = build_model(config)
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 
@@ -152,7 +244,7 @@ def test_activation_estimate_is_near_what_autograd_saves(name):
         for pointer, tensor in saved.items()
         if pointer not in parameters
     )
-    estimate = activation_bytes(SHAPES[name], 64, 4) - 3 * output.logits_BLV.nbytes
+    estimate = activation_bytes(config, 64, 4) - 3 * output.logits_BLV.nbytes
     assert estimate == pytest.approx(num_bytes, rel=0.15)
 
 

@@ -6,7 +6,8 @@ import pytest
 
 from moc.config import ConfigError, PhaseConfig, load_study
 from moc.flops import paper_forward_flops
-from moc.plan import micro_batch, plan_study, render_plan, resolve_arms, violations
+from moc.plan import micro_batch, plan_study, resolve_arms, violations
+from moc.plan_text import render_plan
 from moc.text import human
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"
@@ -84,6 +85,7 @@ def test_json_has_exactly_the_documented_keys(study_file):
     plan = json.loads(plan_study(load_study(study_file)).to_json())
     assert set(plan) == {"study", "arms"}
     for arm in plan["arms"].values():
+        assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
@@ -123,6 +125,9 @@ def test_arm_beyond_its_tolerance_is_a_violation(study_file):
     (line,) = violations(plan)
     assert line.startswith("iso_flop: ") and "solve=true" in line
     assert "OFF" in render_plan(plan)
+    # and a narrow terminal, or long names, wrap that verdict
+    verdict = [line for line in render_plan(plan, 60).splitlines() if "against moc" in line]
+    assert len(verdict) == 1 and len(verdict[0]) <= 60
 
 
 def test_unsolvable_or_circular_targets_name_the_arm(study_file):
@@ -150,12 +155,63 @@ def test_fsdp_shares_the_state_over_devices(study_file):
     assert shared.state_bytes == alone.state_bytes // 4
 
 
-def test_table_labels_sequence_routing_and_says_what_the_solver_chose(study_file):
+def test_table_says_what_the_solver_chose(study_file):
     plan = plan_study(load_study(study_file))
     text = render_plan(plan)
-    assert text.count("sequence (non-causal)") == 1  # only moc reads memory
     assert f"the solver chose {plan.arms['iso_flop'].model.num_layers} layers (from 4)" in text
     assert f"{plan.arms['moc'].parameters.total:,}" in text
+
+
+@pytest.mark.parametrize(
+    ("overrides", "label", "scope", "causal"),
+    [
+        (["router.scope=sequence"], "sequence (non-causal)", "sequence", False),
+        ([], "segment of 32", "segment", True),
+        (
+            ["router.segment_tokens=8", "router.window_tokens=64"],
+            "segment of 8, window 64",
+            "segment",
+            True,
+        ),
+        (["router.scope=token"], "token", "token", True),
+        (["num_routed=null", "router.scope=sequence"], "every chapter", "none", True),
+        (
+            ["router.scope=sequence", "router.forced_uniform=true"],
+            "sequence (non-causal), forced uniform (benchmark)",
+            "sequence",
+            False,
+        ),
+        (
+            ["router.window_tokens=64", "router.forced_uniform=true"],
+            "segment of 32, window 64, forced uniform (benchmark)",
+            "segment",
+            True,
+        ),
+    ],
+)
+def test_plan_says_whether_an_arm_looks_ahead(study_file, overrides, label, scope, causal):
+    settings = [f"arms.moc.model.memory.{override}" for override in overrides]
+    plan = plan_study(load_study(study_file, settings))
+    lines = render_plan(plan).splitlines()
+    assert max(map(len, lines)) <= 100
+    moc, *dense = (line.split(maxsplit=3) for line in lines[3:6])
+    assert moc[0] == "moc" and moc[3] == label
+    assert [(row[0], row[3]) for row in dense] == [
+        ("iso_flop", "no memory"),
+        ("backbone", "no memory"),
+    ]
+    arms = json.loads(plan.to_json())["arms"]
+    assert (arms["moc"]["scope"], arms["moc"]["causal"]) == (scope, causal)
+    assert (arms["backbone"]["scope"], arms["backbone"]["causal"]) == ("none", True)
+
+
+def test_a_baseline_is_matched_to_its_targets_routing_scope(study_file):
+    """Routing every token costs FLOPs, which an iso-FLOP baseline of that arm must get too."""
+    token = load_study(study_file, ["arms.moc.model.memory.router.scope=token"])
+    by_segment = plan_study(load_study(study_file)).arms["iso_flop"]
+    by_token = plan_study(token).arms["iso_flop"]
+    assert by_token.paper_train_flops > by_segment.paper_train_flops * 1.01
+    assert by_token.iso_flop is not None and by_token.iso_flop.within_tolerance
 
 
 @pytest.mark.parametrize(

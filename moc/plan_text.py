@@ -1,0 +1,113 @@
+"""The plan as plain text, for a terminal."""
+
+from __future__ import annotations
+
+from textwrap import wrap
+
+from moc.model.config import ModelConfig
+from moc.plan import ArmPlan, PhasePlan, StudyPlan
+from moc.text import human, table
+
+
+def render_plan(plan: StudyPlan, width: int = 100) -> str:
+    """The plan as plain text, for a terminal of ``width`` columns."""
+    arms = plan.arms
+    total = sum(arm.paper_train_flops for arm in arms.values()) * plan.num_seeds
+    lines = [
+        f"{plan.study}: {_count(len(arms), 'arm')} x {_count(plan.num_seeds, 'seed')} on "
+        f"{_count(plan.num_devices, 'device')} ({plan.strategy}, {plan.precision}), "
+        f"{human(total, 'FLOP')} of training"
+    ]
+    rows = {
+        name: [str(arm.model.num_layers), str(arm.model.mlp_dim), _routing(arm.model)]
+        for name, arm in arms.items()
+    }
+    lines += ["", *table(["arm", "layers", "MLP", "routing"], rows, width)]
+    rows = {name: [f"{n:,}" for n in arm.num_parameters().values()] for name, arm in arms.items()}
+    header = ["parameters", "total", "trainable", "backbone", "memory layers", "bank"]
+    lines += ["", *table(header, rows, width)]
+    rows = {
+        name: [
+            human(arm.paper_forward_flops),
+            human(arm.paper_train_flops_per_token),
+            human(arm.hardware_train_flops_per_token),
+            human(arm.tokens),
+            human(arm.paper_train_flops),
+        ]
+        for name, arm in arms.items()
+    }
+    header = ["FLOPs", "forward/sequence", "train/token", "(hardware)", "tokens", "train, one seed"]
+    lines += ["", *table(header, rows, width), "hardware: products executed, recomputed ones too"]
+    header = ["phase", "steps", "tokens", "context", "micro-batch x accumulation x devices"]
+    lines += ["", *table(header, _phase_rows(plan), width)]
+    rows = {
+        name: [
+            human(arm.state_bytes, "B"),
+            human(arm.activation_bytes, "B"),
+            human(arm.checkpoint_bytes, "B"),
+            human(4 * arm.parameters.total, "B"),
+        ]
+        for name, arm in arms.items()
+    }
+    header = ["bytes", "weights+grads+Adam", "activations, roughly", "checkpoint", "boundary"]
+    lines += ["", *table(header, rows, width)]
+    notes = [line for name, arm in arms.items() for line in _iso_flop_lines(name, arm, width)]
+    return "\n".join([*lines, "", *notes] if notes else lines)
+
+
+def _routing(model: ModelConfig) -> str:
+    if model.memory is None:
+        return "no memory"
+    if model.memory.num_routed is None:
+        return "every chapter"
+    router = model.memory.router
+    match router.scope:
+        case "sequence":
+            label = "sequence (non-causal)"
+        case "segment":
+            label = f"segment of {router.segment_tokens}"
+            if router.window_tokens is not None:
+                label += f", window {router.window_tokens}"
+        case _:
+            label = router.scope
+    return f"{label}, forced uniform (benchmark)" if router.forced_uniform else label
+
+
+def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:
+    """A row per phase, named with its arms where they differ."""
+    arms_of: dict[tuple[str, PhasePlan], list[str]] = {}
+    for phase_name in next(iter(plan.arms.values())).phases:
+        for arm_name, arm in plan.arms.items():
+            arms_of.setdefault((phase_name, arm.phases[phase_name]), []).append(arm_name)
+    return {
+        name if len(arms) == len(plan.arms) else f"{name} ({', '.join(arms)})": [
+            f"{phase.num_steps:,}",
+            f"{phase.tokens:,}",
+            f"{phase.context_length:,}",
+            f"{phase.micro_batch} x {phase.accumulation} x {plan.num_devices}",
+        ]
+        for (name, phase), arms in arms_of.items()
+    }
+
+
+def _iso_flop_lines(name: str, arm: ArmPlan, width: int) -> list[str]:
+    iso = arm.iso_flop
+    if iso is None:
+        return []
+    verdict = (
+        f"{name} against {iso.target}: {iso.relative_error:+.2%} training FLOPs per token "
+        f"({iso.accounting} accounting), tolerance {iso.tolerance:.2%}: "
+        f"{'OK' if iso.within_tolerance else 'OFF'}"
+    )
+    lines = wrap(verdict, width, subsequent_indent="  ")
+    if iso.original is not None:
+        was, now = iso.original, arm.model
+        lines.append(
+            f"  the solver chose {now.num_layers} layers (from {was.num_layers}) "
+            f"and MLP {now.mlp_dim} (from {was.mlp_dim})"
+        )
+    return lines
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}{'' if number == 1 else 's'}"

@@ -3,43 +3,52 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from types import MappingProxyType
+from typing import Any, NamedTuple
 from uuid import uuid4
 
+from moc.arm_settings import boundary_hashes, check_settings
 from moc.callbacks.chapters import ChapterUtilisation
 from moc.callbacks.checkpoint import Checkpoint
 from moc.callbacks.forgetting import Forgetting
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
+from moc.callbacks.revival import Revival
 from moc.callbacks.throughput import RestartClock, Throughput
-from moc.config import ArmConfig, PhaseConfig, StudyConfig, config_hash, differences, load_study
-from moc.data.module import StudyDataModule, needed_tokens
+from moc.config import ArmConfig, PhaseConfig, StudyConfig
+from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
-from moc.errors import CheckpointError, ConfigError, StudyInterrupted
+from moc.errors import CheckpointError, StudyInterrupted
 from moc.evaluate import BoundaryEvaluator
 from moc.flops import hardware_train_flops_per_token
+from moc.model.config import is_causal, routing_scope
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan import micro_batch
 from moc.rundir import RunDir, write_json
 from moc.train.checkpoints import (
     check_manifest,
-    checkpoints_of,
     latest_checkpoint,
     load_training_state,
     prune_checkpoints,
-    read_manifest,
 )
 from moc.train.distributed import is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 from moc.train.strategies import device_of, num_devices
+
+
+class _Start(NamedTuple):
+    model: Transformer
+    optimizer: dict[str, Any] | None = None  # moments by parameter name
+    step: int = 0
+    callbacks: Mapping[str, Any] = MappingProxyType({})  # what they counted, by state key
 
 
 class ArmRun:
@@ -75,23 +84,7 @@ class ArmRun:
         Raises:
             ConfigError: if the folder holds weights that were trained with other settings.
         """
-        for index, expected in enumerate(self.hashes):
-            found = [self.run_dir.boundary(index)]
-            if index:
-                phase = self.run_dir.boundary_name(index)
-                found += checkpoints_of(self.run_dir.checkpoints, phase)
-            for folder in found:
-                if not (folder / "manifest.json").is_file():
-                    continue
-                try:
-                    manifest = read_manifest(folder)
-                except CheckpointError:
-                    continue  # whoever needs this folder explains
-                if manifest["config_hash"] != expected:
-                    raise ConfigError(
-                        f"{folder} was trained with other settings{self._what_differs()}; give "
-                        f"the study another name (name=...), or remove {self.study.dir / 'arms'}"
-                    )
+        check_settings(self.study, self.name, self.run_dir, self.hashes)
 
     def run(self) -> None:
         """Do what is missing.
@@ -130,38 +123,37 @@ class ArmRun:
         self.sync()
 
     def _train(self, index: int) -> None:
-        name, phase = self._name(index), self.phases[index]
+        name, phase, trainer = self._name(index), self.phases[index], self.study.trainer
         checkpoint = latest_checkpoint(self.run_dir.checkpoints, name)
-        model, optimizer_state, step = self._starting_point(index, checkpoint)
-        journal, chapters = self.run_dir.journal(), self.run_dir.chapters()
+        start = self._starting_point(index, checkpoint)
         if is_main_process():
-            for file in (journal, chapters):
+            for file in (self.run_dir.journal(), self.run_dir.chapters(), self.run_dir.revivals()):
                 if file.path.is_file():
-                    file.truncate(name, step, phases=self.run_dir.phases)
+                    file.truncate(name, start.step, phases=self.run_dir.phases)
         earlier = self.phases[:index]
-        size, _ = micro_batch(phase, num_devices(self.study.trainer) * self.study.trainer.num_nodes)
+        size, _ = micro_batch(phase, num_devices(trainer) * trainer.num_nodes)
         module = StudyModule(
-            model,
+            start.model,
             phase,
-            start_step=step,
+            start_step=start.step,
             schedule_offset=sum(p.num_steps() for p in earlier) if phase.carry.schedule else 0,
-            compile_model=self.study.trainer.compile,
+            compile_model=trainer.compile,
         )
-        module.optimizer_state = optimizer_state
+        module.optimizer_state = start.optimizer
         logger = JournalLogger(
-            journal,
+            self.run_dir.journal(),
             phase=name,
             tokens_before=sum(p.num_steps() * p.tokens_per_step for p in earlier),
             tokens_per_step=phase.tokens_per_step,
             num_steps=phase.num_steps(),
-            every=self.study.trainer.log_every_steps,
+            every=trainer.log_every_steps,
         )
         data = StudyDataModule(
             self.study,
             phase,
             self.tokenizer,
             seed=self.seed,
-            start_step=step,
+            start_step=start.step,
             start_sample=_num_samples(earlier) if phase.carry.data_position else 0,
             micro_batch=size,
         )
@@ -169,15 +161,17 @@ class ArmRun:
             replace(self.arm.model, activation_checkpointing=False),  # MFU: no recomputation
             phase.context_length,
             size,
-            fused_attention=device_of(self.study.trainer).type == "cuda",
+            fused_attention=device_of(trainer).type == "cuda",
         )
         throughput = Throughput(flops, self.peak_flops)
+        every, revivals = phase.revive_every_steps, self.run_dir.revivals()
+        revival = [Revival(every, seed=self.seed, revivals=revivals)] if every else []
         following = self.phases[index + 1 : index + 2]
-        config_hash = self.hashes[index + 1]
         callbacks = [
             throughput,
             TrainingMetrics(),
-            ChapterUtilisation(chapters),
+            *revival,  # before ChapterUtilisation, which runs the model
+            ChapterUtilisation(self.run_dir.chapters()),
             LiveProgress(f"{self.name} seed {self.seed}", throughput),
             StopOnNonFinite(),
             Forgetting(
@@ -187,33 +181,31 @@ class ArmRun:
                 config_hashes=self.hashes,
                 keep_optimizer=any(p.carry.optimizer for p in following),
             ),
-            Checkpoint(  # after Forgetting, whose boundary is the last step's checkpoint
+            Checkpoint(  # after all whose state it saves; the last step's is Forgetting's boundary
                 self.run_dir.checkpoints,
-                config_hash=config_hash,
-                every=self.study.trainer.checkpoint_every_steps,
-                keep=self.study.trainer.keep_last,
+                config_hash=self.hashes[index + 1],
+                every=trainer.checkpoint_every_steps,
+                keep=trainer.keep_last,
+                restored=start.callbacks,
                 saved=self.sync,
             ),
             RestartClock(throughput),
         ]
-        fit(module, data, self.study.trainer, logger=logger, callbacks=callbacks)
+        fit(module, data, trainer, logger=logger, callbacks=callbacks)
 
-    def _starting_point(
-        self, index: int, checkpoint: Path | None
-    ) -> tuple[Transformer, dict[str, Any] | None, int]:
-        """Model, optimizer state and step that phase ``index`` goes on from."""
+    def _starting_point(self, index: int, checkpoint: Path | None) -> _Start:
+        """What phase ``index`` goes on from."""
         if checkpoint is not None:
             state = load_training_state(checkpoint)
             model = Transformer(self.arm.model)
             model.load_state_dict(state["model"])
-            return model, state["optimizer"], state["step"]
+            return _Start(model, state["optimizer"], state["step"], state["callbacks"])
         if index == 0:
-            return build_model(self.arm.model, self.seed), None, 0
+            return _Start(build_model(self.arm.model, self.seed))
         folder = self.run_dir.boundary(index)
-        model = load_model(folder).train()
-        if self.phases[index].carry.optimizer:
-            return model, load_training_state(folder)["optimizer"], 0
-        return model, None, 0
+        carry = self.phases[index].carry.optimizer
+        optimizer = load_training_state(folder)["optimizer"] if carry else None
+        return _Start(load_model(folder).train(), optimizer)
 
     def _is_trained(self, index: int) -> bool:
         folder = self.run_dir.boundary(index + 1)
@@ -240,21 +232,6 @@ class ArmRun:
             journal=self.run_dir.journal(),
         )
 
-    def _what_differs(self) -> str:
-        """The settings that changed since the study was last run, as far as they are known."""
-        path = self.study.dir / "study.yaml"
-        if not path.is_file():
-            return ""
-        before, now = load_study(path), self.study
-        parts: list[tuple[Any, Any, str]] = [
-            (before.arms.get(self.name), now.arms[self.name], f"arms.{self.name}"),
-            (before.data, now.data, "data"),
-            (before.tokenizer, now.tokenizer, "tokenizer"),
-        ]
-        found = [line for part in parts for line in differences(*part)]
-        more = f" and {len(found) - 2} more" if len(found) > 2 else ""
-        return f" ({'; '.join(found[:2])}{more})" if found else ""
-
     def _name(self, index: int) -> str:
         return self.run_dir.phases[index]
 
@@ -264,8 +241,6 @@ class ArmRun:
         path = self.run_dir.path / "run.json"
         now = datetime.now(UTC).isoformat(timespec="seconds")
         known = json.loads(path.read_text()) if path.is_file() else {}
-        memory = self.arm.model.memory
-        routed = memory is not None and memory.num_routed is not None
         write_json(
             path,
             {
@@ -273,28 +248,14 @@ class ArmRun:
                 "arm": self.name,
                 "seed": self.seed,
                 "run_uuid": known.get("run_uuid", uuid4().hex),
-                "scope": memory.router.scope if memory is not None and routed else "none",
-                "causal": not (memory is not None and routed and memory.router.scope == "sequence"),
+                "scope": routing_scope(self.arm.model),
+                "causal": is_causal(self.arm.model),
                 "config_hash": self.hashes[-1],
                 "started": known.get("started", now),
                 "status": status,
             },
         )
         self.sync()
-
-
-def boundary_hashes(
-    study: StudyConfig, arm: ArmConfig, seed: int, tokenizer_fingerprint: str
-) -> list[str]:
-    """For every boundary, a hash of all that decides the weights there. Devices are left out: a
-    run may go on with others."""
-    hashes = [config_hash(arm.model, tokenizer_fingerprint, seed)]
-    for phase in arm.phases.values():
-        sources = {
-            name: [study.data[name], needed_tokens(study, phase, name)] for name in phase.mixture
-        }
-        hashes.append(config_hash(hashes[-1], sources, phase, study.trainer.precision))
-    return hashes
 
 
 def _num_samples(phases: list[PhaseConfig]) -> int:

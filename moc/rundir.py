@@ -40,6 +40,9 @@ class RunDir:
     def chapters(self) -> Journal:
         return Journal(self.path / "chapters.jsonl")
 
+    def revivals(self) -> Journal:
+        return Journal(self.path / "revivals.jsonl")
+
 
 def write_json(path: Path, value: Any) -> None:
     """Write ``value`` as JSON in one rename, so that a reader never sees half of it."""

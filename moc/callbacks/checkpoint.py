@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from types import FrameType
 from typing import Any
@@ -21,12 +21,15 @@ from moc.train.module import StudyModule
 class Checkpoint(L.Callback):
     """Every ``every`` steps, and once more when SIGINT or SIGTERM asks to stop.
 
-    Once training has ended, either signal stops at once.
+    Once training has ended, either signal stops at once. Other callbacks take part with what
+    ``state_dict`` returns and ``load_state_dict`` takes.
 
     Args:
         folder: the run's ``checkpoints``.
         config_hash: of everything that decides the weights; a resumed run must match it.
         keep: how many to keep; those of finished phases are removed.
+        restored: the other callbacks' states in the checkpoint that training goes on from, by
+            ``state_key``; empty if there is none.
         saved: called (on rank 0) after each save, when the journal is committed.
     """
 
@@ -37,11 +40,17 @@ class Checkpoint(L.Callback):
         config_hash: str,
         every: int,
         keep: int,
+        restored: Mapping[str, Any],
         saved: Callable[[], None],
     ) -> None:
         self.folder, self.config_hash, self.saved = folder, config_hash, saved
-        self.every, self.keep = every, keep
+        self.every, self.keep, self.restored = every, keep, restored
         self._stop_requested = False
+
+    def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
+        for callback in trainer.callbacks:
+            if callback.state_key in self.restored:
+                callback.load_state_dict(self.restored[callback.state_key])
 
     def on_train_start(self, *_: Any) -> None:
         # The last word is ours: Lightning has put its own handler before SIGTERM's.
@@ -60,6 +69,7 @@ class Checkpoint(L.Callback):
                 self.folder / f"{trainer.logger.phase}-{step:08d}",
                 pl_module.model,
                 trainer.optimizers[0],
+                callbacks=_states(trainer.callbacks),
                 phase=trainer.logger.phase,
                 step=step,
                 config_hash=self.config_hash,
@@ -91,6 +101,11 @@ class Checkpoint(L.Callback):
         self._stop_requested = True
         if is_main_process():
             print("stopping after this step; once more stops at once", flush=True)
+
+
+def _states(callbacks: Sequence[L.Callback]) -> dict[str, Any]:
+    states = {callback.state_key: callback.state_dict() for callback in callbacks}
+    return {key: state for key, state in states.items() if state}
 
 
 def _stop_at_once() -> None:

@@ -2,7 +2,8 @@
 
 A checkpoint is a folder, written under a temporary name beside its target and renamed:
 
-    checkpoints/<phase>-<step>/  training.pt (weights, Adam moments by name), manifest.json
+    checkpoints/<phase>-<step>/  training.pt (weights, Adam moments by name, what callbacks have
+                                 counted), manifest.json
     boundaries/<i>-<phase>/      model.safetensors, model.json, manifest.json [, training.pt]
 
 A phase's last step has no checkpoint: the boundary after it takes its place.
@@ -17,6 +18,7 @@ import hashlib
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,14 +44,17 @@ def save_training_state(
     model: Transformer,
     optimizer: torch.optim.Optimizer,
     *,
+    callbacks: Mapping[str, Any],
     phase: str,
     step: int,
     config_hash: str,
 ) -> None:
-    """Write weights and optimizer state as checkpoint ``folder``; a collective call."""
+    """Write weights, optimizer state and ``callbacks`` (plain data and tensors by name, the same on
+    all ranks) as checkpoint ``folder``; a collective call."""
     state = {
         "model": get_model_state_dict(model, options=_FULL),
         "optimizer": get_optimizer_state_dict(model, optimizer, options=_FULL),
+        "callbacks": dict(callbacks),
         "step": step,
     }
     if rank() == 0:

@@ -19,8 +19,8 @@ from torch.nn.parallel import DistributedDataParallel
 
 from moc.config import PhaseConfig
 from moc.model.config import MemoryConfig
-from moc.model.router import Routing, balance_loss, pick_counts, z_loss
-from moc.model.transformer import Transformer
+from moc.model.router import Router, Routing, balance_loss, pick_counts, z_loss
+from moc.model.transformer import Block, Transformer
 from moc.train.checkpoints import restore_optimizer
 from moc.train.distributed import all_sum, full, world_size
 from moc.train.optim import build_optimizer, freeze_groups, lr_factor, set_learning_rates
@@ -110,8 +110,10 @@ class StudyModule(L.LightningModule):
         grad_norm = self._clip_gradients()
         loss_value = all_sum(nll_sum) / num_counted
         skipped = not bool(torch.isfinite(loss_value) & torch.isfinite(grad_norm))
+        figures = router_figures(all_sum(torch.stack(router_sums).sum(0)) if router_sums else None)
         if not skipped:  # the same on every rank: both figures are global
             optimizer.step()
+            self._nudge_selection(figures["picks"])
         optimizer.zero_grad(set_to_none=True)
         self.step += 1
         return {
@@ -119,7 +121,7 @@ class StudyModule(L.LightningModule):
             "grad_norm": grad_norm,
             "lr_factor": factor,
             "skipped": skipped,
-            **router_figures(all_sum(torch.stack(router_sums).sum(0)) if router_sums else None),
+            **figures,
         }
 
     def current_lr_factor(self) -> float:
@@ -134,13 +136,15 @@ class StudyModule(L.LightningModule):
         a micro-batch is spread over them. Across micro-batches it is a mean of their losses.
         """
         memory = self._memory()
-        balance = z = torch.zeros((), device=self.device)
-        picks = torch.stack([_picks(layer, memory) for layer in routed])
-        shares = all_sum(picks).to(balance.dtype) / world_size()
-        for layer, picks_C in zip(routed, shares, strict=True):
-            balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
-            z = z + z_loss(layer.logits_BGC.flatten(0, 1))
         router = memory.router
+        balance = z = torch.zeros((), device=self.device)
+        if router.balance_coefficient:
+            picks = torch.stack([_picks(layer, memory) for layer in routed])
+            shares = all_sum(picks).to(balance.dtype) / world_size()
+            for layer, picks_C in zip(routed, shares, strict=True):
+                balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
+        for layer in routed:
+            z = z + z_loss(layer.logits_BGC.flatten(0, 1))
         scale = 1 / len(routed)
         return balance * router.balance_coefficient * scale + z * router.z_loss_coefficient * scale
 
@@ -149,12 +153,24 @@ class StudyModule(L.LightningModule):
         memory = self._memory()
         rows = []
         for layer in routed:
-            logits_XC = layer.logits_BGC.detach().flatten(0, 1).double()
-            probs_XC = layer.probs_BGC.detach().flatten(0, 1).double()
-            squares_1 = logits_XC.logsumexp(-1).square().sum()[None]
+            # summed in float64, but not copied to it: with scope token this is one row per position
+            logits_XC = layer.logits_BGC.detach().flatten(0, 1)
+            probs_C = layer.probs_BGC.detach().flatten(0, 1).sum(0, dtype=torch.float64)
+            squares_1 = logits_XC.logsumexp(-1).double().square().sum()[None]
             groups_1 = torch.full_like(squares_1, len(logits_XC))
-            rows.append(torch.cat((_picks(layer, memory), probs_XC.sum(0), squares_1, groups_1)))
+            rows.append(torch.cat((_picks(layer, memory), probs_C, squares_1, groups_1)))
         return torch.stack(rows)
+
+    def _nudge_selection(self, picks_LC: Tensor | None) -> None:
+        """Balance without a loss: every layer's selection bias moves by what the step picked."""
+        if picks_LC is None or self.phase.optimizer.memory_layers.freeze:
+            return
+        rate = self._memory().router.bias_rate
+        for router, picks_C in zip(routers(self.model).values(), picks_LC, strict=True):
+            if router.selection_bias is not None:
+                nudge(
+                    router.selection_bias[router.num_shared :], picks_C[router.num_shared :], rate
+                )
 
     def _memory(self) -> MemoryConfig:
         memory = self.model.config.memory
@@ -182,6 +198,22 @@ def masked_nll(logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor) -> Tenso
     """Sum of -log p(target) over the positions whose mask is set. Scalar float32, in nats."""
     nll = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none")
     return (nll * mask_BL.flatten()).sum()
+
+
+def nudge(bias_C: Tensor, picks_C: Tensor, rate: float) -> None:
+    """Move the bias of routed chapters, in place, by ``rate`` toward even use: up for those picked
+    less often than the mean, down for the others (arXiv 2408.15664, algorithm 1)."""
+    above_C = picks_C * picks_C.numel() - picks_C.sum()  # picks minus their mean, exact in integers
+    bias_C -= rate * above_C.sign()
+
+
+def routers(model: Transformer) -> dict[int, Router]:
+    """The routers of ``model`` by layer, in depth order."""
+    return {
+        layer: block.memory.router
+        for layer, block in enumerate(model.blocks)
+        if isinstance(block, Block) and block.memory is not None and block.memory.router is not None
+    }
 
 
 def router_figures(sums: Tensor | None) -> dict[str, Tensor | None]:

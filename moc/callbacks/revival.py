@@ -1,0 +1,164 @@
+"""Restarts chapters that nobody reads.
+
+C chapters, T tokens per chapter, M memory width, D model dim, R restarted chapters.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import lightning as L
+import torch
+from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
+
+from moc.data.hashing import stable_hash
+from moc.journal import Journal
+from moc.model.transformer import Transformer
+from moc.train.logger import JournalLogger
+from moc.train.module import StudyModule, routers
+
+NOISE = 0.1  # of the source's standard deviation: parts the twins, and keeps what makes one useful
+
+
+class Revival(L.Callback):
+    """Every ``every`` steps, the routed chapters of a bank that no layer picked since the last time
+    become noisy copies of live ones, drawn in proportion to their picks.
+
+    The rows of every router that reads the bank are copied too, and the Adam moments of all these
+    rows start from zero. Neither a skipped step nor a phase's last one revives: the first must
+    leave the weights alone, and after the last nothing would train the copies before they are
+    scored. The draws depend on seed, phase, step and bank alone; the counts are saved with
+    checkpoints.
+
+    Must stand before every callback that runs the model: a sharded model is then in its shards.
+
+    Args:
+        every: optimizer steps of a phase between revivals.
+        revivals: receives one record per bank that had any, ``revived`` giving for each restarted
+            chapter the one that it was copied from.
+    """
+
+    def __init__(self, every: int, *, seed: int, revivals: Journal) -> None:
+        self.every, self.seed, self.revivals = every, seed, revivals
+        self.picks: Tensor | None = None  # (layers, C) since the last revival
+        self.frozen = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {} if self.picks is None else {"picks": self.picks.cpu()}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        self.picks = state_dict["picks"]
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
+        if self.picks is not None:
+            self.picks = self.picks.to(pl_module.device)
+        optimizer = pl_module.phase.optimizer
+        frozen = [name for name in ("bank", "memory_layers") if getattr(optimizer, name).freeze]
+        self.frozen = bool(frozen)
+        if frozen and routers(pl_module.model) and trainer.is_global_zero:
+            what = f"phase {trainer.logger.phase} freezes {' and '.join(frozen)}"
+            print(f"{what}: no chapter is revived", flush=True)
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
+    ) -> None:
+        assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
+        logger, step, model = trainer.logger, pl_module.step, pl_module.model
+        if self.frozen or outputs["skipped"] or outputs["picks"] is None:
+            return
+        self.picks = outputs["picks"] if self.picks is None else self.picks + outputs["picks"]
+        if step % self.every or step == logger.num_steps:
+            return
+        picks_LC, num_revived = self.picks.cpu(), 0
+        self.picks = None
+        memory = model.config.memory
+        assert memory is not None
+        for bank in range(len(model.banks)):
+            readers = [model.bank_of_layer[layer] == bank for layer in routers(model)]
+            picks_C = picks_LC[torch.tensor(readers)].sum(0)
+            key = stable_hash(self.seed, "revival", logger.phase, step, bank)
+            generator = torch.Generator().manual_seed(key >> 1)  # takes 63 bits
+            dead_R, source_R = draw_sources(picks_C, memory.num_shared, generator)
+            if not len(dead_R):
+                continue
+            restart(model, trainer.optimizers[0], bank, dead_R, source_R, generator)
+            num_revived += len(dead_R)
+            if trainer.is_global_zero:
+                pairs = dict(zip(dead_R.tolist(), source_R.tolist(), strict=True))
+                record = {"phase": logger.phase, "step": step, "tokens": logger.tokens_at(step)}
+                self.revivals.append({**record, "bank": bank, "revived": pairs})
+                print(
+                    f"phase {logger.phase}, step {step}: {len(dead_R)} chapters of bank {bank} "
+                    "that no layer picked since the last revival were restarted from live ones",
+                    flush=True,
+                )
+        logger.log_metrics({"router/revived": num_revived}, step)
+
+
+def draw_sources(
+    picks_C: Tensor, num_shared: int, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """The routed chapters that were not picked, ascending, and for each one that was, drawn in
+    proportion to its picks: (R,) both; empty if nothing was picked at all."""
+    dead_C = picks_C == 0
+    dead_C[:num_shared] = False
+    dead_R = dead_C.nonzero()[:, 0]
+    if not len(dead_R) or not picks_C.any():
+        return dead_R[:0], dead_R[:0]
+    weights = picks_C.double()  # shared chapters are never picked
+    return dead_R, torch.multinomial(weights, len(dead_R), replacement=True, generator=generator)
+
+
+@torch.no_grad()
+def restart(
+    model: Transformer,
+    optimizer: torch.optim.Optimizer,
+    bank: int,
+    dead_R: Tensor,
+    source_R: Tensor,
+    generator: torch.Generator,
+) -> None:
+    """Make chapters ``dead_R`` of ``bank`` noisy copies of ``source_R``, in the bank and in its
+    routers; a collective call under sharding.
+
+    A router's bias entries are copied exactly: a single number has no standard deviation.
+    """
+
+    def copy_rows(whole: Tensor) -> None:
+        rows = whole[source_R]
+        if rows.ndim > 1:
+            std = rows.flatten(1).std(1, correction=0).view(-1, *[1] * (rows.ndim - 1))
+            # drawn on the CPU, so that every rank and device draws the same
+            noise = torch.randn(rows.shape, generator=generator).to(rows.device)
+            rows = rows + NOISE * std * noise
+        whole[dead_R] = rows
+
+    def clear_rows(whole: Tensor) -> None:
+        whole[dead_R] = 0.0
+
+    readers = [r for layer, r in routers(model).items() if model.bank_of_layer[layer] == bank]
+    modules = [model.banks[bank], *(router.linear for router in readers)]
+    for parameter in (parameter for module in modules for parameter in module.parameters()):
+        _change(parameter, copy_rows)
+        moments = optimizer.state.get(parameter, {})  # none before the first update
+        for name in ("exp_avg", "exp_avg_sq"):
+            if name in moments:
+                _change(moments[name], clear_rows)
+    for router in readers:
+        if router.selection_bias is not None:
+            router.selection_bias[dead_R] = router.selection_bias[source_R]
+
+
+def _change(tensor: Tensor, change: Callable[[Tensor], None]) -> None:
+    """``change(tensor)``; a sharded tensor is gathered and every rank keeps its shard of the whole
+    that all of them changed alike."""
+    if not isinstance(tensor, DTensor):
+        change(tensor)
+        return
+    whole = tensor.full_tensor()
+    change(whole)
+    placed = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
+    tensor.copy_(placed)

@@ -13,7 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
@@ -21,18 +21,24 @@ from lm_eval.evaluator import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from evals.leakage import FULL
 from evals.local_tasks import load_task, quiet, task_names
-from evals.observing import device_of, only_observing
-from evals.study_lm import StudyLM
+from evals.observing import device_of, looks_ahead, only_observing
+from evals.study_lm import RouteOn, StudyLM
+from evals.windows import real_lengths
 from moc.config import nearest
 from moc.errors import ConfigError
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
+    from moc.model import Transformer
+
+Scores = dict[str, dict[str, Any]]  # by task
+Samples = dict[str, list[dict[str, Any]]]  # by task
 
 
 def evaluate_model(
-    model: nn.Module,
+    model: Transformer,
     tokenizer: Tokenizer,
     *,
     tasks: Sequence[str],
@@ -40,10 +46,15 @@ def evaluate_model(
     context_length: int,
     batch_size: int,
     num_items: int,
-) -> tuple[dict[str, dict[str, Any]], dict[str, list[dict[str, Any]]]]:
+    route_on: Literal["context", "full", "both"] = "context",
+) -> tuple[Scores, Samples]:
     """Run ``tasks`` on the first ``num_items`` items of ``task_dir/<task>.jsonl``.
 
     Under data parallelism every rank calls this with the same arguments and gets the same result.
+
+    Args:
+        route_on: see ``StudyLM``. ``both``: on the context, and if the model looks ahead once more
+            with every task named ``<task>.full``; to other models it makes no difference.
 
     Returns:
         Scores, ``{task: {"metric", "value", "stderr", "num_items", "chance", "majority",
@@ -60,20 +71,31 @@ def evaluate_model(
             raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
     if num_items < 1:
         raise ConfigError(f"evals.num_items must be at least 1, not {num_items}")
+    passes: dict[str, RouteOn] = {"": "context" if route_on == "both" else route_on}
+    if route_on == "both" and looks_ahead(model):
+        passes[FULL] = "full"
+    scores: Scores = {}
+    samples: Samples = {}
     if not tasks:
-        return {}, {}
-    with only_observing(model), quiet():
-        study_lm = StudyLM(model, tokenizer, context_length=context_length, batch_size=batch_size)
-        loaded = {name: load_task(name, task_dir) for name in tasks}
-        results = evaluate(
-            study_lm, {"tasks": loaded}, limit=num_items, bootstrap_iters=0, log_samples=True
+        return scores, samples
+    for ending, routed_on in passes.items():
+        study_lm = StudyLM(
+            model,
+            tokenizer,
+            context_length=context_length,
+            batch_size=batch_size,
+            route_on=routed_on,
         )
-    scores, samples = {}, {}
-    for name, task in loaded.items():
-        metrics = [metric["metric"] for metric in task.config.metric_list]
-        logged = results["samples"][name]
-        scores[name] = _score(logged, metrics)
-        samples[name] = [_sample(item, metrics[0]) for item in logged]
+        with only_observing(model), quiet():
+            loaded = {name: load_task(name, task_dir) for name in tasks}
+            results = evaluate(
+                study_lm, {"tasks": loaded}, limit=num_items, bootstrap_iters=0, log_samples=True
+            )
+        for name, task in loaded.items():
+            metrics = [metric["metric"] for metric in task.config.metric_list]
+            logged = results["samples"][name]
+            scores[name + ending] = _score(logged, metrics)
+            samples[name + ending] = [_sample(item, metrics[0]) for item in logged]
     return scores, samples
 
 
@@ -87,6 +109,9 @@ def bits_per_byte(
 ) -> float:
     """Compressed size of the counted tokens in bits, per byte of text that they stand for.
 
+    Routing of scope ``sequence`` pools each whole window, so this is then no causal model's loss;
+    ``evals.leakage`` measures by how much.
+
     Args:
         tokens: ids (n, L + 1), consecutive windows of a text; only the last may be padded.
         loss_mask: bool (n, L); whether predicting ``tokens[:, 1:]`` counts.
@@ -98,15 +123,13 @@ def bits_per_byte(
     tokens_NL, counted_NL = torch.as_tensor(tokens).long(), torch.as_tensor(loss_mask).bool()
     if num_bytes < 1 or not counted_NL.any():
         raise ConfigError("bits per byte needs validation text with at least one counted token")
-    valid_NL = torch.ones_like(counted_NL)
-    last_counted = counted_NL[-1].nonzero()
-    valid_NL[-1, int(last_counted[-1]) + 1 if len(last_counted) else 0 :] = False
+    real_NL = torch.arange(counted_NL.shape[1]) < real_lengths(counted_NL)[:, None]
     device = device_of(model)
     nats = 0.0
     with only_observing(model):
         for rows in counted_NL.any(1).nonzero().flatten().split(batch_size):
             batch_BL, counted_BL = tokens_NL[rows].to(device), counted_NL[rows].to(device)
-            logits_BLV = model(batch_BL[:, :-1], valid_NL[rows].to(device)).logits_BLV
+            logits_BLV = model(batch_BL[:, :-1], real_NL[rows].to(device)).logits_BLV
             loss_N = F.cross_entropy(
                 logits_BLV[counted_BL].float(), batch_BL[:, 1:][counted_BL], reduction="none"
             )

@@ -42,6 +42,13 @@ def task_names() -> list[str]:
     return _task_manager().all_subtasks
 
 
+def is_choice(name: str) -> bool:
+    """Whether the answers of task ``name`` are given options, scored one by one."""
+    config = _task_manager().task_index[name].cfg
+    assert config is not None
+    return config["output_type"] == "multiple_choice"
+
+
 def load_task(name: str, task_dir: Path) -> LocalTask:
     """The task ``name`` of ``task_names()`` over the items in ``task_dir``.
 

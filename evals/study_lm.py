@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor, nn
+from torch import Tensor
 
 from evals.observing import device_of
 from moc.data.document import TURN_END
@@ -22,33 +22,43 @@ if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
 
     from moc.data.tokenizer import Tokenizer
+    from moc.model import Transformer
+
+RouteOn = Literal["context", "full"]
 
 log = logging.getLogger(__name__)
 
 
 class StudyLM(TemplateLM):
-    """A ``Transformer`` (or anything with its forward) as lm-eval's language model.
+    """A ``Transformer`` as lm-eval's language model.
 
     To be used within ``only_observing(model)``, which sets eval mode and switches gradients off.
     Text is encoded with control tokens mapped, and nothing is put before a prompt. What does not
     fit into ``context_length`` is cut off at the left: a scored sequence keeps its last
     ``context_length + 1`` tokens (the last one is only predicted), a prompt to be continued keeps
-    its last ``context_length - max_gen_toks``.
+    its last ``context_length - max_gen_toks``, and an answer ends where the context is full.
+
+    ``route_on`` matters to routing of scope ``sequence`` alone, which is not causal. ``context``:
+    chapters are chosen by what precedes the answer, so that an answer never steers the routing that
+    scores it, and by the prompt in generation. ``full``: by the answer too, as the published
+    scores were; in generation by all that has been written so far.
     """
 
     def __init__(
         self,
-        model: nn.Module,
+        model: Transformer,
         tokenizer: Tokenizer,
         *,
         context_length: int,
         batch_size: int,
+        route_on: RouteOn = "context",
     ) -> None:
         super().__init__()
         self.model = model
         self.tokenizer = tokenizer
         self.context_length = context_length
         self.batch_size = batch_size
+        self.route_on: RouteOn = route_on
         self._device = device_of(model)
 
     @property
@@ -68,7 +78,11 @@ class StudyLM(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = True
     ) -> list[float]:
-        """Log-likelihood of whole texts, each token predicted once, in windows of L tokens."""
+        """Log-likelihood of whole texts, each token predicted once, in windows of L tokens.
+
+        Here nothing is context and nothing answer: routing is always ``full``, so that under scope
+        ``sequence`` this is no causal model's likelihood.
+        """
         pairs, owners = [], []
         for owner, request in enumerate(requests):
             ids = self.tok_encode(request.args[0])
@@ -77,12 +91,18 @@ class StudyLM(TemplateLM):
                 pairs.append((("", ""), *make_disjoint_window(window)))
                 owners.append(owner)
         totals = [0.0] * len(requests)
-        for owner, (score, _) in zip(owners, self._loglikelihood_tokens(pairs), strict=True):
+        for owner, (score, _) in zip(
+            owners, self._loglikelihood_tokens(pairs, route_on="full"), strict=True
+        ):
             totals[owner] += score
         return totals
 
     def _loglikelihood_tokens(
-        self, requests: list[tuple[tuple[str, str], list[int], list[int]]], **kwargs: Any
+        self,
+        requests: list[tuple[tuple[str, str], list[int], list[int]]],
+        *,
+        route_on: RouteOn | None = None,
+        **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         limit = self.context_length
         rows, num_scored = [], []
@@ -98,8 +118,14 @@ class StudyLM(TemplateLM):
         rows = [row[-(limit + 1) :] for row in rows]
         scores = [(0.0, True)] * len(rows)  # what an empty continuation gets
         for batch in self._batches(rows, [i for i, count in enumerate(num_scored) if count]):
-            tokens_BL, valid_BL = self._pad([rows[i][:-1] for i in batch])
-            logits_BLV = self.model(tokens_BL, valid_BL).logits_BLV
+            inputs = [rows[i][:-1] for i in batch]
+            num_pooled = [len(row) for row in inputs]
+            if (route_on or self.route_on) == "context":
+                num_pooled = [len(rows[i]) - num_scored[i] for i in batch]
+            tokens_BL = self._pad(inputs)
+            position_L = torch.arange(tokens_BL.shape[1], device=self.device)
+            pooled_BL = position_L < torch.tensor(num_pooled, device=self.device)[:, None]
+            logits_BLV = self.model(tokens_BL, pooled_BL).logits_BLV
             for b, i in enumerate(batch):
                 end, count = len(rows[i]) - 1, num_scored[i]
                 logprobs_NV = logits_BLV[b, end - count : end].float().log_softmax(-1)
@@ -117,18 +143,24 @@ class StudyLM(TemplateLM):
         """
         from moc.model import generate
 
-        prompts, settings, num_cut = [], [], 0
+        policy = "prompt" if self.route_on == "context" else "running"
+        prompts, settings, num_cut, num_short = [], [], 0, 0
         for text, options in (request.args for request in requests):
             if options.get("do_sample"):
                 raise ConfigError("a task asks for do_sample: true, but answers are greedy here")
-            max_new = int(options.get("max_gen_toks", 128))
+            asked = int(options.get("max_gen_toks", 128))
+            max_new = min(asked, self.context_length - 1)  # after a prompt of at least one token
+            num_short += max_new < asked
             until = options.get("until") or ()
             settings.append((max_new, (until,) if isinstance(until, str) else tuple(until)))
             prompt = self.tok_encode(text) or [self.prefix_token_id]
-            room = max(1, self.context_length - max_new)
+            room = self.context_length - max_new
             num_cut += len(prompt) > room
             prompts.append(prompt[-room:])
         self._warn_of_cuts(num_cut, len(prompts))
+        if num_short:
+            message = "%d of %d answers have less room than their task asks for: context_length %d"
+            log.warning(message, num_short, len(prompts), self.context_length)
         answers = [""] * len(prompts)
         for max_new, until in sorted(set(settings)):
             group = [i for i, setting in enumerate(settings) if setting == (max_new, until)]
@@ -139,7 +171,7 @@ class StudyLM(TemplateLM):
                     [prompts[i] for i in batch],
                     max_new_tokens=max_new,
                     stop_ids=stop_ids,
-                    max_length=self.context_length,
+                    policy=policy,
                 )
                 for i, tokens in zip(batch, new_tokens, strict=True):
                     answers[i] = _cut(self.tokenizer.decode(tokens), until)
@@ -157,13 +189,11 @@ class StudyLM(TemplateLM):
         for start in range(0, len(chosen), self.batch_size):
             yield chosen[start : start + self.batch_size]
 
-    def _pad(self, rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
-        """Tokens (B, L) padded on the right, and where they are real."""
+    def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
+        """Tokens (B, L), padded on the right."""
         longest = max(len(row) for row in rows)
         padded = [[*row, *[self.eot_token_id] * (longest - len(row))] for row in rows]
-        lengths_B = torch.tensor([len(row) for row in rows], device=self.device)
-        valid_BL = torch.arange(longest, device=self.device) < lengths_B[:, None]
-        return torch.tensor(padded, device=self.device), valid_BL
+        return torch.tensor(padded, device=self.device)
 
     def _warn_of_cuts(self, num_cut: int, num_requests: int) -> None:
         if num_cut:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
@@ -29,7 +30,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             arguments.overrides += overrides  # those after an option
         return arguments.run(arguments)
     except KeyboardInterrupt:
-        return _fail("stopped; the same command goes on from the last checkpoint", 130)
+        again = "; the same command goes on from the last checkpoint"
+        return _fail(f"stopped{again if arguments.verb == 'run' else ''}", 130)
     except Exception as error:
         return _explain(error)
 
@@ -62,15 +64,42 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
     verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
     verb.add_argument("--suite", default="study", help="'study' (its own tasks) or a suite's name")
+    verb.add_argument(
+        "--route-on",
+        choices=["context", "full", "both"],
+        help="whether an answer may steer the routing that scores it (scope sequence)",
+    )
     verb.set_defaults(run=_eval)
+
+    verb = verbs.add_parser("leak", help="how much a model gains by looking ahead")
+    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
+    verb.add_argument(
+        "--data", nargs="+", default=[], help="the study's sources by name, or files of text"
+    )
+    verb.add_argument("--windows", type=int, help="per source; default: as many as in the study")
+    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    verb.set_defaults(run=_leak)
 
     verb = verbs.add_parser("generate", help="continue a prompt")
     verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument("--prompt", required=True, help="the text to go on from")
+    verb.add_argument(
+        "--prompt", required=True, action="append", help="the text to go on from; repeat for more"
+    )
     verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
     verb.add_argument("--max-new-tokens", type=int, default=64)
     verb.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
+    verb.add_argument("--top-k", type=int, help="sample from the so many likeliest tokens only")
+    verb.add_argument("--top-p", type=float, help="... that together have this probability")
+    verb.add_argument("--stop", action="append", default=[], help="text to end at; repeat for more")
     verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument(
+        "--policy",
+        choices=["prompt", "running"],
+        default="prompt",
+        help="routing of scope sequence, which cannot decode as it trained: frozen at the end of "
+        "the prompt, or on the mean so far",
+    )
+    verb.add_argument("--window", type=int, help="policy running: the mean of so many tokens")
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
@@ -95,7 +124,8 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from moc.config import load_study
     from moc.data.facts import knowledge
-    from moc.plan import plan_study, render_plan, violations
+    from moc.plan import plan_study, violations
+    from moc.plan_text import render_plan
 
     study = load_study(arguments.study, arguments.overrides)
     plan = plan_study(study)
@@ -109,7 +139,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     from moc.config import load_study, nearest
     from moc.data.facts import knowledge
-    from moc.plan import plan_study, render_plan, violations
+    from moc.plan import plan_study, violations
+    from moc.plan_text import render_plan
     from moc.train.distributed import is_main_process
     from moc.train.strategies import num_devices
 
@@ -138,22 +169,39 @@ def _run(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from moc.stored import evaluate_stored
 
-    print(evaluate_stored(arguments.path, arguments.suite))
+    print(evaluate_stored(arguments.path, arguments.suite, arguments.route_on))
+    return 0
+
+
+def _leak(arguments: argparse.Namespace) -> int:
+    from moc.leak import leak, render_leak
+
+    record = leak(arguments.path, data=arguments.data, num_windows=arguments.windows)
+    print(json.dumps(record, indent=2) if arguments.json else render_leak(record))
     return 0
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from moc.stored import continue_prompt
+    from moc.writing import continue_prompts
 
-    text = continue_prompt(
+    texts = [""] * len(arguments.prompt)
+    for row, piece in continue_prompts(
         arguments.path,
         arguments.prompt,
         chat=arguments.chat,
         max_new_tokens=arguments.max_new_tokens,
+        stop=arguments.stop,
         temperature=arguments.temperature,
+        top_k=arguments.top_k,
+        top_p=arguments.top_p,
         seed=arguments.seed,
-    )
-    print(text)
+        policy=arguments.policy,
+        window_tokens=arguments.window,
+    ):
+        texts[row] += piece
+        if len(texts) == 1:
+            print(piece, end="", flush=True)
+    print("\n".join(f"[{row}] {text}" for row, text in enumerate(texts)) if texts[1:] else "")
     return 0
 
 

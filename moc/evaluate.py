@@ -4,22 +4,31 @@ from __future__ import annotations
 
 import json
 import time
+from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 from typing import Any
 
 import torch
-from torch import nn
 
+from evals.chapter_use import chapter_use, overlap, router_drift
 from evals.forgetting import forgetting_so_far
 from evals.harness import bits_per_byte, evaluate_model
+from evals.leakage import leakage_record
 from evals.local_tasks import task_names
 from moc.config import ConfigError, StudyConfig, config_hash, nearest
 from moc.data.module import validation_windows
 from moc.data.tokenizer import Tokenizer
 from moc.journal import Journal, read
+from moc.model.config import routing_scope
+from moc.model.files import read_safetensors
+from moc.model.transformer import Transformer
 from moc.rundir import write_json
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
+
+EVALUATION = 3  # counts up when the same model and settings give other records
+ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
 
 def check_evals(study: StudyConfig) -> None:
@@ -40,8 +49,10 @@ class BoundaryEvaluator:
         self.study, self.tokenizer = study, tokenizer
         # What was evaluated is part of the result: other tasks or items are other results.
         evals = study.evals
-        settings = (evals.tasks, evals.num_items, evals.context_length, evals.validation_tokens)
-        self.eval_hash = config_hash(settings, study.data, self.sources(), tokenizer.fingerprint)
+        settings = replace(evals, batch_size=1)  # speed only
+        self.eval_hash = config_hash(
+            EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint
+        )
         self._windows: dict[str, Any] = {}
 
     def sources(self) -> list[str]:
@@ -56,8 +67,9 @@ class BoundaryEvaluator:
         path = folder / "evals.json"
         return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
 
-    def score(self, model: nn.Module) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
-        """Task scores and bits per byte of ``model``, and the samples behind the scores."""
+    def score(self, model: Transformer) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+        """Task scores of ``model``, its bits per byte, what looking ahead is worth to it and which
+        chapters it reads; and the samples behind the scores."""
         evals = self.study.evals
         begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):
@@ -69,19 +81,52 @@ class BoundaryEvaluator:
                 context_length=evals.context_length,
                 batch_size=evals.batch_size,
                 num_items=evals.num_items,
+                route_on=evals.route_on,
             )
-            bits = {}
+            bits, windows = {}, {}
             for source in self.sources():
                 tokens, mask, num_bytes = self._source_windows(source)
+                windows[source] = tokens, mask
                 bits[source] = bits_per_byte(
                     model, tokens, mask, num_bytes, batch_size=evals.batch_size
                 )
-        elapsed_sec = round(time.monotonic() - begun, 3)
-        return {"tasks": tasks, "bits_per_byte": bits, "elapsed_sec": elapsed_sec}, samples
+            leakage = {}
+            if evals.leakage_windows:
+                leakage = leakage_record(
+                    model,
+                    windows,
+                    tasks,
+                    samples,
+                    num_windows=evals.leakage_windows,
+                    batch_size=evals.batch_size,
+                )
+            routing = self._routing(model)
+        record = {
+            "tasks": tasks,
+            "bits_per_byte": bits,
+            "leakage": leakage,
+            "routing": routing,
+            "elapsed_sec": round(time.monotonic() - begun, 3),
+        }
+        return record, samples
+
+    def _routing(self, model: Transformer) -> dict[str, Any]:
+        """How often every memory layer picks each chapter on every source's validation text."""
+        if routing_scope(model.config) == "none":
+            return {}
+        sources = {}
+        for source in self.sources():
+            tokens_NL = self._source_windows(source)[0][:, :-1]
+            whole = max(1, min(ROUTED_WINDOWS, len(tokens_NL) - 1))  # the last may be padded
+            tokens_NL = tokens_NL[:whole]
+            loads = chapter_use(model, tokens_NL, batch_size=self.study.evals.batch_size)
+            load = {str(layer): load_C.tolist() for layer, load_C in loads.items()}
+            sources[source] = {"num_tokens": tokens_NL.numel(), "load": load}
+        return {"sources": sources}
 
     def evaluate(
         self,
-        model: nn.Module,
+        model: Transformer,
         folder: Path,
         *,
         index: int,
@@ -103,7 +148,9 @@ class BoundaryEvaluator:
             metrics[f"eval/{task}/{score['metric']}"] = score["value"]
         for source, value in scores["bits_per_byte"].items():
             metrics[f"eval/{source}/bits_per_byte"] = value
-        records = [*self._earlier(folder, index), {"boundary": name, "index": index, **scores}]
+        earlier = self._earlier(folder, index)
+        metrics |= self._compare_routing(folder, scores, earlier)
+        records = [*earlier, {"boundary": name, "index": index, **scores}]
         for task, value in forgetting_so_far(records).items():
             metrics[f"forgetting/{task}"] = value
         entry = {"phase": name, "step": step, "tokens": tokens, "metrics": metrics}
@@ -120,6 +167,32 @@ class BoundaryEvaluator:
             **scores,
         }
         write_json(folder / "evals.json", record)
+
+    def _compare_routing(
+        self, folder: Path, scores: dict[str, Any], earlier: list[dict[str, Any]]
+    ) -> dict[str, float]:
+        """What to log of looking ahead and of routing, by its change since the boundary before.
+
+        Adds ``drift`` to ``scores["routing"]``.
+        """
+        metrics = {
+            f"eval/{source}/leak_gain": record["gain"]["value"]
+            for source, record in scores["leakage"].get("sources", {}).items()
+            if "gain" in record
+        }
+        if not scores["routing"] or not earlier:
+            return metrics
+        last = earlier[-1]
+        before = folder.parent / f"{last['index']}-{last['boundary']}"
+        weights = [read_safetensors(path / "model.safetensors") for path in (before, folder)]
+        drift = router_drift(*weights)
+        scores["routing"]["drift"] = {str(layer): value for layer, value in drift.items()}
+        metrics["router/drift"] = fmean(drift.values())
+        for source, now in scores["routing"]["sources"].items():
+            then = last["routing"]["sources"][source]["load"]
+            shared = [overlap(then[layer], load)["mass"] for layer, load in now["load"].items()]
+            metrics[f"eval/{source}/chapter_overlap"] = fmean(shared)
+        return metrics
 
     def _earlier(self, folder: Path, index: int) -> list[dict[str, Any]]:
         """This evaluation's records of the boundaries before ``index``, in their order."""

@@ -1,5 +1,6 @@
 """Tokenizers and models small enough to know by heart, and what a score of them should be."""
 
+import functools
 import itertools
 import math
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from moc.model import MemoryConfig, ModelConfig, build_model
+from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
 
 EOS, IM_START, IM_END = 256, 257, 258
 CONTROL = {"<|endoftext|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
@@ -32,6 +33,15 @@ class ByteTokenizer:
         return b"".join(words.get(i, bytes([i % 256])) for i in ids).decode(errors="replace")
 
 
+class Written:
+    """The cache of a model that looks at nothing but a token and its place."""
+
+    num_tokens = 0
+
+    def keep_rows(self, rows):
+        pass
+
+
 class Chain(nn.Module):
     """Every token is followed by its successor in ``ids``; remembers what it was shown."""
 
@@ -43,10 +53,13 @@ class Chain(nn.Module):
         self.table = nn.Parameter(table)
         self.shown = []
 
-    def forward(self, tokens_BL, valid_BL=None):
-        valid_BL = torch.ones_like(tokens_BL).bool() if valid_BL is None else valid_BL
-        rows = zip(tokens_BL, valid_BL, strict=True)
-        self.shown += [row[valid].tolist() for row, valid in rows]
+    def new_cache(self, *args, **settings):
+        return Written()
+
+    def forward(self, tokens_BL, pooled_BL=None, *, cache=None):
+        pooled_BL = torch.ones_like(tokens_BL).bool() if pooled_BL is None else pooled_BL
+        rows = zip(tokens_BL, pooled_BL, strict=True)
+        self.shown += [row[pooled].tolist() for row, pooled in rows]
         return SimpleNamespace(logits_BLV=self.table[tokens_BL])
 
 
@@ -58,18 +71,30 @@ class Script(nn.Module):
         self.start, self.text = start, text.encode()
         self.unused = nn.Parameter(torch.zeros(1))  # says which device
 
-    def forward(self, tokens_BL, valid_BL=None):
+    def new_cache(self, *args, **settings):
+        return Written()
+
+    def forward(self, tokens_BL, pooled_BL=None, *, cache=None):
+        before, length = (cache.num_tokens if cache else 0), tokens_BL.shape[1]
         logits_BLV = torch.zeros(*tokens_BL.shape, 400)
-        for i, byte in enumerate(self.text):
-            logits_BLV[:, self.start + i : self.start + i + 1, byte] = 1.0
+        for i, byte in enumerate(self.text, self.start - before):
+            if 0 <= i < length:
+                logits_BLV[:, i, byte] = 1.0
+        if cache:
+            cache.num_tokens += length
         return SimpleNamespace(logits_BLV=logits_BLV)
 
 
-def routed_model():
-    """Random weights large enough that routing moves the logits; routes by the whole sequence."""
+@functools.cache
+def routed_model(scope="segment", mixing="joint"):
+    """Random weights large enough that routing moves the logits; segments of four positions.
+
+    Made once: leave it as it is.
+    """
     memory = MemoryConfig(
-        num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal"
-    )
+        num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal",
+        mixing=mixing, router=RouterConfig(scope=scope, segment_tokens=4),
+    )  # fmt: skip
     memory.bank_init_std = 1.0
     config = ModelConfig(
         vocab_size=259, num_layers=2, dim=32, mlp_dim=64, init_std=0.2, residual_init_std=0.2,
@@ -78,10 +103,15 @@ def routed_model():
     return build_model(config).eval()
 
 
-def brute_force(model, inputs, targets):
-    """Sum of log p(targets) at the last positions of one unpadded sequence, in float64."""
+def brute_force(model, inputs, targets, num_pooled=None):
+    """Sum of log p(targets) at the last positions of one unpadded sequence, in float64.
+
+    ``num_pooled``: how many inputs steer the routing; None: all.
+    """
+    pooled = None if num_pooled is None else torch.arange(len(inputs))[None] < num_pooled
     with torch.no_grad():
-        logits = model(torch.tensor([inputs])).logits_BLV[0, -len(targets) :].double().numpy()
+        logits = model(torch.tensor([inputs]), pooled).logits_BLV[0, -len(targets) :]
+    logits = logits.double().numpy()
     total = 0.0
     for row, target in zip(logits, targets, strict=True):
         top = row.max()

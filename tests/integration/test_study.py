@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import shutil
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +20,7 @@ from moc.model.files import load_model, read_safetensors
 from moc.stored import evaluate_stored
 from moc.study import run_study
 from moc.train.checkpoints import check_manifest, load_training_state
+from moc.writing import continue_prompts
 from tests.child_tasks import NoTracker
 from tests.helpers_training import tiny_study
 
@@ -28,13 +31,22 @@ SHORT = [
     "phases.facts.schedule.kind=constant",
 ]
 TASKS = ["facts_choice", "facts_answer", "skills_answer"]
+SCOPES = {"moc": "segment", "published": "sequence", "backbone": "none"}
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
-    """Both arms, run to the end."""
-    folder = tmp_path_factory.mktemp("study")
-    study = tiny_study(folder, f"evals.tasks={json.dumps(TASKS)}", "data.people.num_people=30")
+    """Both arms and one that looks ahead, run to the end."""
+    study = tiny_study(
+        tmp_path_factory.mktemp("study"),
+        f"evals.tasks={json.dumps(TASKS)}",
+        "data.people.num_people=30",
+        "evals.route_on=both",
+    )
+    published = deepcopy(study.arms["moc"])
+    assert published.model.memory is not None
+    published.model.memory.router.scope = "sequence"
+    study.arms = {"moc": study.arms["moc"], "published": published} | study.arms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moc.study, "Tracker", NoTracker)
         report = run_study(study)
@@ -71,10 +83,16 @@ def load_json(path: Path) -> dict[str, Any]:
     return json.loads(path.read_text())
 
 
+def logged(study: StudyConfig, arm: str) -> set[str]:
+    """Names of all metrics in the journal."""
+    journal = read(run_dir(study, arm) / "metrics.jsonl")
+    return {name for record in journal for name in record["metrics"]}
+
+
 def test_the_studys_own_files(study: StudyConfig) -> None:
     counted = replace(study, trainer=replace(study.trainer, devices=1))
     assert load_study(study.dir / "study.yaml") == counted
-    assert set(load_json(study.dir / "plan.json")["arms"]) == {"moc", "backbone"}
+    assert set(load_json(study.dir / "plan.json")["arms"]) == set(SCOPES)
     assert {"python", "torch", "lightning", "git_commit", "cpu_count", "gpu"} <= set(
         load_json(study.dir / "environment.json")
     )
@@ -88,38 +106,36 @@ def test_the_studys_own_files(study: StudyConfig) -> None:
     assert (study.dir / "tokenizer").is_dir()
 
 
-@pytest.mark.parametrize("arm", ["moc", "backbone"])
+@pytest.mark.parametrize("arm", SCOPES)
 def test_the_files_of_a_run(study: StudyConfig, arm: str) -> None:
     folder = run_dir(study, arm)
     info = load_json(folder / "run.json")
     assert info["status"] == "finished" and (info["arm"], info["seed"]) == (arm, 0)
-    assert (info["scope"], info["causal"]) == (
-        ("sequence", False) if arm == "moc" else ("none", True)
-    )
+    assert (info["scope"], info["causal"]) == (SCOPES[arm], arm != "published")
     assert sorted(path.name for path in (folder / "boundaries").iterdir()) == [
         "0-start",
         "1-facts",
         "2-skills",
     ]
     assert not list((folder / "checkpoints").glob("*"))
-    assert (folder / "chapters.jsonl").exists() == (arm == "moc")
+    assert (folder / "chapters.jsonl").exists() == (arm != "backbone")
     journal = read(folder / "metrics.jsonl")
     assert read(folder / "metrics.jsonl", committed=True) == journal
     last = [record for record in journal if "skills/train/loss" in record["metrics"]][-1]
     names = {"loss", "lr", "grad_norm", "tokens_per_sec", "mfu"}
     assert {f"skills/train/{name}" for name in names} <= set(last["metrics"])
-    assert ("skills/router/entropy" in last["metrics"]) == (arm == "moc")
+    assert ("skills/router/entropy" in last["metrics"]) == (arm != "backbone")
     assert (last["phase"], last["step"], last["tokens"]) == ("skills", 6, 2048 + 1536)
 
 
 def test_chapter_lines_add_up(study: StudyConfig) -> None:
-    """Counts over the window: sequences so far x K, in both layers; never the shared chapter."""
+    """Counts over the window: segments so far x K, in both layers; never the shared chapter."""
     lines = read(run_dir(study) / "chapters.jsonl")
     assert len(lines) == 2 * (8 + 6)
     for line in lines:
-        sequences = 8 if line["phase"] == "facts" else 4
+        segments = 256 // 16  # of a step
         assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_shared"] == 1
-        assert sum(line["load"]) == line["step"] * sequences * 2
+        assert sum(line["load"]) == line["step"] * segments * 2
         assert line["window_tokens"] == line["step"] * 256
         assert 0 < line["shared_mass"] < 1
         assert line["dead_share"] == line["load"][1:].count(0) / 8
@@ -267,3 +283,83 @@ def test_forgetting_is_in_the_journal_from_the_second_phase_on(
             load_json(folder / "evals.json")["tasks"][task]["value"] for folder in folders
         )
         assert found["metrics"][f"forgetting/{task}"] == max(first, second) - last
+
+
+@pytest.mark.parametrize("arm", SCOPES)
+def test_what_looking_ahead_is_worth_is_measured_where_there_is_a_future(
+    study: StudyConfig, arm: str
+) -> None:
+    """All arms on the same tokens; the causal ones have nothing to gain and are not asked."""
+    everyone = [
+        load_json(run_dir(study, name) / "boundaries/2-skills/evals.json") for name in SCOPES
+    ]
+    record = load_json(run_dir(study, arm) / "boundaries/2-skills/evals.json")
+    leakage, ahead = record["leakage"], arm == "published"
+    assert leakage["causal"] == (not ahead)
+    assert set(leakage["sources"]) == {"people", "skills"}
+    for source, found in leakage["sources"].items():
+        sizes = {r["leakage"]["sources"][source]["num_tokens"] for r in everyone}
+        assert sizes == {found["num_tokens"]} and ("gain" in found) == ahead
+        if ahead:
+            gain = found["prefix"] - found["full"]
+            assert found["gain"]["value"] == pytest.approx(gain, abs=1e-9) and gain != 0
+    assert set(record["tasks"]) == set(TASKS) | ({f"{t}.full" for t in TASKS} if ahead else set())
+    assert set(leakage["tasks"]) == ({"facts_choice"} if ahead else set())
+    logged = {
+        key for line in read(run_dir(study, arm) / "metrics.jsonl") for key in line["metrics"]
+    }
+    assert ("eval/people/leak_gain" in logged(study, arm)) == ahead
+
+
+@pytest.mark.parametrize("arm", SCOPES)
+def test_which_chapters_are_read_is_kept_at_every_boundary(study: StudyConfig, arm: str) -> None:
+    records = [
+        load_json(run_dir(study, arm) / "boundaries" / boundary / "evals.json")["routing"]
+        for boundary in ("0-start", "1-facts", "2-skills")
+    ]
+    if arm == "backbone":
+        assert records == [{}, {}, {}]
+        return
+    assert ["drift" in record for record in records] == [False, True, True]
+    for record in records:
+        for source in record["sources"].values():
+            groups = source["num_tokens"] // (16 if arm == "moc" else 64)
+            assert set(source["load"]) == {"0", "1"}
+            assert all(sum(load) == groups * 2 and not load[0] for load in source["load"].values())
+    before, after = (weights(study, name, arm) for name in ("1-facts", "2-skills"))
+    for layer, drift in records[2]["drift"].items():
+        names = [f"blocks.{layer}.memory.router.linear.{part}" for part in ("weight", "bias")]
+        old, new = (torch.cat([w[n].flatten() for n in names]) for w in (before, after))
+        assert drift == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-5)
+    logged = {
+        key for line in read(run_dir(study, arm) / "metrics.jsonl") for key in line["metrics"]
+    }
+    assert {"router/drift", "eval/skills/chapter_overlap"} <= logged
+
+
+def test_a_part_of_a_study_does_not_leave_two_evaluations_side_by_side(
+    study: StudyConfig, tmp_path: Path
+) -> None:
+    """With other items, the arms that are not run are scored again too, and nothing is trained."""
+    shutil.copytree(study.runs_dir, tmp_path / "runs")
+    evals = replace(study.evals, num_items=3)
+    again = replace(study, runs_dir=str(tmp_path / "runs"), evals=evals)
+    stamps = {file: file.stat().st_mtime_ns for file in again.dir.rglob("*.safetensors")}
+    run_study(again, arms=["backbone"])
+    for arm in ("moc", "backbone"):
+        for folder in (run_dir(again, arm) / "boundaries").iterdir():
+            tasks = load_json(folder / "evals.json")["tasks"]  # of every arm, run or not
+            assert {score["num_items"] for score in tasks.values()} == {3}, folder
+    assert {file: file.stat().st_mtime_ns for file in stamps} == stamps
+
+
+def test_a_runs_folder_stands_for_its_last_model(study: StudyConfig) -> None:
+    """Not for the untrained one, whose text would be taken for the result."""
+    folder = run_dir(study, "moc")
+
+    def write(path: Path) -> str:
+        pieces = continue_prompts(path, ["Question:"], max_new_tokens=40, temperature=1.0)
+        return "".join(piece for _, piece in pieces)
+
+    last = write(folder / "boundaries/2-skills")
+    assert write(folder) == last != write(folder / "boundaries/0-start")

@@ -30,7 +30,7 @@ from tests.fake_language import (
 
 @pytest.fixture(scope="module")
 def model():
-    return routed_model()
+    return routed_model("sequence")
 
 
 CITIES = ["London", "São Paulo", "Ulan Bator", "Rome"]
@@ -45,15 +45,19 @@ def write_items(folder, task, rows):
     (folder / f"{task}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
-def run(model, folder, task, num_items=100, batch_size=4, tokenizer=None):
+def run(model, folder, task, num_items=100, batch_size=4, tokenizer=None, route_on="context"):
     scores, samples = evaluate_model(
         model, tokenizer or ByteTokenizer(), tasks=[task], task_dir=folder, context_length=96,
-        batch_size=batch_size, num_items=num_items,
+        batch_size=batch_size, num_items=num_items, route_on=route_on,
     )  # fmt: skip
     return scores[task], samples[task]
 
 
-def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(model, tmp_path):
+@pytest.mark.parametrize(
+    ("scope", "route_on"), [("sequence", "context"), ("sequence", "full"), ("segment", "context")]
+)
+def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(tmp_path, scope, route_on):
+    model = routed_model(scope)
     write_items(tmp_path, "facts_choice", FACTS)
     picked, picked_per_character = [], []
     for fact in FACTS:
@@ -61,14 +65,15 @@ def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(model, t
         sums = []
         for choice in CITIES:
             after = list(f" {choice}".encode())
-            sums.append(brute_force(model, [*prompt, *after][:-1], after))
+            steers = len(prompt) if (scope, route_on) == ("sequence", "context") else None
+            sums.append(brute_force(model, [*prompt, *after][:-1], after, steers))
         picked.append(int(np.argmax(sums)))
         lengths = [len(choice) for choice in CITIES]
         picked_per_character.append(int(np.argmax(np.array(sums) / lengths)))
     labels = [fact["label"] for fact in FACTS]
     hits = [a == b for a, b in zip(picked, labels, strict=True)]
 
-    score, samples = run(model, tmp_path, "facts_choice")
+    score, samples = run(model, tmp_path, "facts_choice", route_on=route_on)
     assert [sample["prediction"] for sample in samples] == [CITIES[i] for i in picked]
     assert [sample["target"] for sample in samples] == [fact["answer"] for fact in FACTS]
     assert [sample["correct"] for sample in samples] == [int(hit) for hit in hits]
@@ -79,6 +84,35 @@ def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(model, t
     assert score["chance"] == 0.25
     share = np.mean(hits)
     assert score["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 7))
+
+
+def test_both_routings_stand_side_by_side_for_a_model_that_looks_ahead(model, tmp_path):
+    for task in ("facts_choice", "facts_answer"):
+        write_items(tmp_path, task, FACTS)
+    settings = {"tasks": ["facts_choice", "facts_answer"], "task_dir": tmp_path,
+                "context_length": 96, "batch_size": 4, "num_items": 8}  # fmt: skip
+    scores, samples = evaluate_model(model, ByteTokenizer(), route_on="both", **settings)
+    for route_on, ending in (("context", ""), ("full", ".full")):
+        alone = evaluate_model(model, ByteTokenizer(), route_on=route_on, **settings)
+        for task in settings["tasks"]:
+            assert scores.pop(task + ending) == alone[0][task]
+            assert samples.pop(task + ending) == alone[1][task]
+    assert scores == samples == {}
+
+
+def test_a_causal_model_is_not_scored_twice(tmp_path):
+    """Its answers cannot steer: the second pass would cost time and say nothing."""
+    model = routed_model("segment")
+    write_items(tmp_path, "facts_choice", FACTS)
+    shown = []
+    hook = model.register_forward_pre_hook(lambda _, args: shown.append(args[0]))
+    counts = []
+    for route_on in ("context", "both"):
+        shown.clear()
+        run(model, tmp_path, "facts_choice", route_on=route_on)
+        counts.append(len(shown))
+    hook.remove()
+    assert counts[0] == counts[1] > 0
 
 
 def test_majority_and_limit_count_the_items_that_were_run(model, tmp_path):
@@ -122,7 +156,7 @@ def test_facts_are_asked_and_scored_as_they_stand_in_the_training_text(tmp_path)
     write_items(tmp_path, "facts_choice", [row | {"answer": question.answer}])
     model = Script(0, "")
     shown = []
-    model.register_forward_pre_hook(lambda _, args: shown.append(args[0][args[1]].tolist()))
+    model.register_forward_pre_hook(lambda _, args: shown.append(args[0][0].tolist()))
     run(model, tmp_path, "facts_choice", batch_size=1, tokenizer=tokenizer)
     texts = [document_text(document) for document in documents(source, "train")]
     trained = [" ".join(map(str, ids)) for ids in tokenizer.encode_texts(texts)]

@@ -8,6 +8,7 @@ import torch
 from evals.observing import only_observing
 from evals.study_lm import StudyLM
 from moc.errors import ConfigError
+from moc.model import generate
 from tests.fake_language import (
     EOS,
     IM_END,
@@ -17,10 +18,13 @@ from tests.fake_language import (
     routed_model,
 )
 
+SCOPES = ["sequence", "segment", "token"]
+MIXINGS = ["joint", "per_chapter", "log_bias"]
+
 
 @pytest.fixture(scope="module")
 def model():
-    return routed_model()
+    return routed_model("sequence")
 
 
 @pytest.fixture(autouse=True)
@@ -29,19 +33,24 @@ def observing(model):
         yield
 
 
-def language_model(model, batch_size=4, context_length=64):
-    return StudyLM(model, ByteTokenizer(), context_length=context_length, batch_size=batch_size)
+def language_model(model, batch_size=4, context_length=64, route_on="context"):
+    return StudyLM(
+        model, ByteTokenizer(), context_length=context_length, batch_size=batch_size,
+        route_on=route_on,
+    )  # fmt: skip
 
 
 def request(*args):
     return SimpleNamespace(args=args)
 
 
-def greedy_loop(model, ids, count):
-    ids = list(ids)
+def greedy_loop(model, prompt, count):
+    """Routed on the prompt, where that makes a difference."""
+    ids = list(prompt)
     for _ in range(count):
+        pooled = torch.arange(len(ids))[None] < len(prompt)
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids])).logits_BLV[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids]), pooled).logits_BLV[0, -1].argmax()))
     return ids[-count:]
 
 
@@ -56,12 +65,60 @@ PAIRS = [
 
 
 @pytest.mark.parametrize("batch_size", [1, 4, 8])
-def test_loglikelihood_is_the_brute_force_sum_at_any_batch_size(model, batch_size):
-    answers = language_model(model, batch_size).loglikelihood([request(*pair) for pair in PAIRS])
+@pytest.mark.parametrize("route_on", ["context", "full"])
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_loglikelihood_is_the_brute_force_sum_at_any_batch_size(
+    scope, mixing, route_on, batch_size
+):
+    """The sum is that of one sequence without padding, routed on its context or on all of it."""
+    model = routed_model(scope, mixing)
+    lm = language_model(model, batch_size, route_on=route_on)
+    answers = lm.loglikelihood([request(*pair) for pair in PAIRS])
     for (context, continuation), (score, _) in zip(PAIRS, answers, strict=True):
         before, after = list(context.encode()) or [EOS], list(continuation.encode())
-        expected = brute_force(model, [*before, *after][:-1], after)
+        steers = len(before) if (scope, route_on) == ("sequence", "context") else None
+        expected = brute_force(model, [*before, *after][:-1], after, steers)
         assert score == pytest.approx(expected, abs=1e-4)
+
+
+def test_an_answer_steers_the_routing_only_if_asked(model):
+    """And it does make a difference, so that the test above tells the two apart."""
+    pair = request("Question: Where was Ada Lovelace born?\nAnswer:", " Ulan Bator")
+    ((context, _),) = language_model(model).loglikelihood([pair])
+    ((full, _),) = language_model(model, route_on="full").loglikelihood([pair])
+    assert abs(context - full) > 1e-2
+
+
+TEXT = "What ended in 1066, and where?"
+
+
+def chain_rule_errors(model, route_on="context"):
+    """log p(a | c) + log p(b | c, a) - log p(a, b | c) for every cut of a text after c."""
+    lm = language_model(model, route_on=route_on)
+    errors = []
+    for start in (1, 7):
+        for cut in range(start + 1, len(TEXT)):
+            if TEXT[cut - 1] == " ":
+                continue  # lm-eval moves a context's last spaces to the answer
+            context, first, second = TEXT[:start], TEXT[start:cut], TEXT[cut:]
+            parts = [(context, first), (context + first, second), (context, first + second)]
+            (a, _), (b, _), (both, _) = lm.loglikelihood([request(*pair) for pair in parts])
+            errors.append(abs(a + b - both))
+    return errors
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("scope", ["segment", "token"])
+def test_scores_of_a_causal_scope_obey_the_chain_rule(scope, mixing):
+    """They could not if what is scored steered the routing; cuts lie on both sides of borders."""
+    assert max(chain_rule_errors(routed_model(scope, mixing))) < 1e-4
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_scores_routed_on_the_answer_break_the_chain_rule(mixing):
+    """The positive control of the test above."""
+    assert max(chain_rule_errors(routed_model("sequence", mixing), "full")) > 1e-2
 
 
 def test_padding_would_change_scores_if_it_were_not_marked(model):
@@ -86,8 +143,15 @@ def test_a_sequence_too_long_keeps_exactly_its_last_tokens(model, caplog):
     ((score, _),) = lm.loglikelihood([request(context, continuation)])
     ids = list((context + continuation).encode())
     inputs = ids[len(ids) - 13 : -1]  # 12 go in, and the 13th is only predicted
-    assert score == pytest.approx(brute_force(model, inputs, list(b" yes")), abs=1e-4)
+    assert score == pytest.approx(brute_force(model, inputs, list(b" yes"), 9), abs=1e-4)
     assert "1 of 1 prompts do not fit evals.context_length 12" in caplog.text
+
+
+def test_an_answer_that_fills_the_context_is_routed_on_the_one_token_left_before_it(model):
+    lm = language_model(model, context_length=12)
+    ((score, _),) = lm.loglikelihood([request("0123456789", "twelve bytes")])
+    expected = brute_force(model, list(b"9twelve byte"), list(b"twelve bytes"), 1)
+    assert score == pytest.approx(expected, abs=1e-4)
 
 
 def test_an_answer_longer_than_the_context_is_refused(model):
@@ -95,7 +159,10 @@ def test_an_answer_longer_than_the_context_is_refused(model):
         language_model(model, context_length=12).loglikelihood([request("a", "b" * 20)])
 
 
-def test_rolling_predicts_every_token_once_with_the_most_context(model):
+@pytest.mark.parametrize("scope", SCOPES)
+def test_rolling_predicts_every_token_once_with_the_most_context(scope):
+    """A text has no answer: under scope sequence all of a window steers, asked for or not."""
+    model = routed_model(scope)
     ids = list(b"A sentence of 21 byte")
     lm = language_model(model, context_length=8)
     short, total, empty = lm.loglikelihood_rolling(
@@ -110,7 +177,9 @@ def test_rolling_predicts_every_token_once_with_the_most_context(model):
 
 
 @pytest.mark.parametrize("batch_size", [1, 8])
-def test_generation_is_the_naive_greedy_loop(model, batch_size):
+@pytest.mark.parametrize("scope", SCOPES)
+def test_generation_is_the_naive_greedy_loop(scope, batch_size):
+    model = routed_model(scope)
     prompts = ["Question: Who?\nAnswer:", "a", "Hi there, "]
     lm = language_model(model, batch_size)
     answers = lm.generate_until([request(p, {"until": [], "max_gen_toks": 6}) for p in prompts])
@@ -120,12 +189,31 @@ def test_generation_is_the_naive_greedy_loop(model, batch_size):
         assert answer == ByteTokenizer().decode(expected[:stop])
 
 
-def test_a_prompt_too_long_keeps_its_last_tokens_and_room_for_the_answer():
+def test_generation_may_be_routed_on_what_has_been_written(model):
+    prompt, options = "Question: Who?\nAnswer:", {"until": [], "max_gen_toks": 24}
+    lm = language_model(model, route_on="full")
+    (answer,) = lm.generate_until([request(prompt, options)])
+    expected = {}
+    for policy in ("prompt", "running"):
+        settings = {"max_new_tokens": 24, "stop_ids": {EOS, IM_END}, "policy": policy}
+        (tokens,) = generate(model, [list(prompt.encode())], **settings)
+        expected[policy] = ByteTokenizer().decode(tokens)
+    assert answer == expected["running"] != expected["prompt"]
+
+
+@pytest.mark.parametrize(
+    ("max_new", "seen", "answer"),
+    [(4, b"89xyza", "bcde"), (9, b"a", "bcdefgh\0\0"), (50, b"a", "bcdefgh\0\0")],
+)
+def test_a_prompt_too_long_keeps_its_last_tokens_and_room_for_the_answer(
+    caplog, max_new, seen, answer
+):
     chain = Chain(b"abcdefgh")
     lm = language_model(chain, context_length=10)
-    lm.generate_until([request("0123456789xyza", {"until": [], "max_gen_toks": 4})])
-    assert bytes(chain.shown[0]) == b"89xyza"
-    assert max(len(row) for row in chain.shown) < 10
+    options = {"until": [], "max_gen_toks": max_new}
+    assert lm.generate_until([request("0123456789xyza", options)]) == [answer]
+    assert bytes(chain.shown[0]) == seen
+    assert ("less room than their task asks for" in caplog.text) == (max_new == 50)
 
 
 @pytest.mark.parametrize(
@@ -146,7 +234,7 @@ def test_generation_stops_at_the_token_that_opens_with_a_stop_string():
     """Otherwise every answer costs max_gen_toks steps, however early its line ends."""
     chain = Chain(b"ab\ncdefgh")
     language_model(chain).generate_until([request("a", {"until": ["\n"], "max_gen_toks": 9})])
-    assert max(len(row) for row in chain.shown) == 2  # "ab": the newline was not read again
+    assert b"".join(map(bytes, chain.shown)) == b"ab"  # the newline was not read again
 
 
 def test_sampling_tasks_are_refused(model):

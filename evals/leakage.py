@@ -1,0 +1,269 @@
+"""How much of a loss or a score comes from looking ahead.
+
+Routing of scope ``sequence`` pools the whole sequence, so the chapters read at position t depend on
+the tokens after t. To measure what that is worth, the same tokens are predicted by the same weights
+under three routings. For a window x of L tokens, and a position t whose logits predict token t + 1:
+
+- ``full``: pools all of x, as in training. The router has seen token t + 1 and all that follow.
+- ``prefix``: pools x up to t, as a model must that has yet to write token t + 1.
+- ``borrowed``: pools x up to t, and in place of the rest another window's tokens: a future of the
+  length that the router was trained on, which knows nothing of this text.
+
+In bits per token: gain = prefix - full, and gain = look_ahead + mismatch, where
+look_ahead = borrowed - full and mismatch = prefix - borrowed.
+
+What this can say. ``gain`` is what these weights lose when they may not look ahead. ``look_ahead``
+is what the true future is worth against another text's.
+
+What it cannot. ``gain`` is not all knowledge of the future: the router never saw the mean of a
+prefix in training, and a model trained on prefixes might do better on them; this is the mismatch.
+The split separates the two only roughly. Another text's future is not a neutral one: it can pick
+chapters that mislead, which raises ``borrowed``. So ``look_ahead`` is an upper estimate of what
+knowing the future is worth, and ``mismatch`` a lower estimate of what merely unfamiliar routing
+costs; it is negative where misleading outweighs all else. Nor does any of this say what the model
+would have learnt under another scope: that takes training it (``experiments/forgetting``).
+
+N windows, L length, B rows of a batch, V vocabulary, P predicted tokens, R resamples.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
+
+from evals.observing import device_of, looks_ahead, only_observing
+from evals.windows import real_lengths
+from moc.errors import ConfigError
+
+if TYPE_CHECKING:
+    from moc.model import Transformer
+
+POSITIONS_PER_WINDOW = 16  # each costs a pass under prefix and one under borrowed routing
+NUM_BINS = 8  # of the position axis
+NUM_RESAMPLES = 2000
+FULL = ".full"  # ends a task's name when the answers were routed on as well
+
+Record = dict[str, Any]
+
+
+def leakage_record(
+    model: Transformer,
+    windows: Mapping[str, tuple[Tensor, Tensor]],
+    scores: Mapping[str, Mapping[str, Any]],
+    samples: Mapping[str, Sequence[Mapping[str, Any]]],
+    *,
+    num_windows: int,
+    batch_size: int,
+    even_if_causal: bool = False,
+) -> Record:
+    """What looking ahead is worth to ``model``: ``leakage`` of a boundary's ``evals.json``.
+
+    Args:
+        windows: per source, tokens (N, L + 1) and loss mask (N, L) of ``validation_windows``.
+        scores, samples: of ``evaluate_model``; multiple-choice tasks that were also scored with
+            ``route_on="both"`` are compared.
+        num_windows: use at most so many windows per source.
+        even_if_causal: measure what is zero by construction too.
+
+    Raises:
+        ConfigError: when a source is too short to measure on.
+    """
+    sources = {}
+    for source, (tokens_NL, loss_mask_NL) in windows.items():
+        try:
+            sources[source] = measure_leakage(
+                model,
+                tokens_NL,
+                loss_mask_NL,
+                num_windows=num_windows,
+                batch_size=batch_size,
+                even_if_causal=even_if_causal,
+            )
+        except ConfigError as error:
+            raise ConfigError(f"leakage on {source!r}: {error}") from error
+    tasks = {
+        task: choice_gain(samples[task], samples[task + FULL])
+        for task, score in scores.items()
+        if task + FULL in samples and score["chance"] > 0
+    }
+    return {"causal": not looks_ahead(model), "sources": sources, "tasks": tasks}
+
+
+def measure_leakage(
+    model: Transformer,
+    tokens_NL1: Tensor | np.ndarray,
+    loss_mask_NL: Tensor | np.ndarray,
+    *,
+    num_windows: int = 32,
+    batch_size: int,
+    even_if_causal: bool = False,
+) -> Record:
+    """Bits per token under the three routings, and the differences with 95% intervals.
+
+    At most ``POSITIONS_PER_WINDOW`` counted positions of each of ``num_windows`` windows are
+    predicted; all tokens weigh the same. Which ones depends on the arguments alone, so that the
+    numbers of different models are of the same tokens.
+
+    Args:
+        tokens_NL1: ids (N, L + 1), consecutive windows of a text; only the last may be padded.
+        loss_mask_NL: bool; whether predicting ``tokens[:, 1:]`` counts.
+        batch_size: speed only.
+
+    Returns:
+        ``{"num_windows", "num_tokens", "full"}``; unless the model is causal also ``prefix``,
+        ``borrowed``, ``gain``, ``look_ahead``, ``mismatch`` and ``by_position``, the gain over
+        positions ``start`` to ``end`` (excluded), where there are any.
+
+    Raises:
+        ConfigError: when nothing is counted, or there is but one window and none to borrow from.
+    """
+    tokens_NL = torch.as_tensor(tokens_NL1).long()
+    counted_NL = torch.as_tensor(loss_mask_NL).bool()
+    usable = counted_NL.any(1).nonzero().flatten().tolist()
+    chosen = [usable[i] for i in _spread(len(usable), num_windows)]
+    measures_ahead = even_if_causal or looks_ahead(model)
+    needed = 2 if measures_ahead else 1  # one to borrow from
+    if len(chosen) < needed:
+        raise ConfigError(
+            f"{len(chosen)} window(s) of {counted_NL.shape[1]} tokens with one that counts, and "
+            f"{needed} are needed; give it more text, or lower evals.context_length"
+        )
+    lengths_N = real_lengths(counted_NL)
+    texts = [tokens_NL[n, : lengths_N[n]] for n in chosen]
+    places = []
+    for turn, n in enumerate(chosen):
+        counted = counted_NL[n].nonzero().flatten()
+        places.append(counted[_spread(len(counted), POSITIONS_PER_WINDOW, turn)])
+    window_P = np.repeat(np.arange(len(chosen)), [len(place) for place in places])
+    position_P = torch.cat(places)
+    target_P = tokens_NL[torch.tensor(chosen)[window_P], position_P + 1]
+
+    def bits(rows: list[Tensor], row_P: np.ndarray) -> np.ndarray:
+        row = torch.as_tensor(row_P)
+        return _bits(model, rows, row, position_P, target_P, batch_size)
+
+    with only_observing(model):
+        full_P = bits(texts, window_P)
+        record = {
+            "num_windows": len(chosen),
+            "num_tokens": len(full_P),
+            "full": float(full_P.mean()),
+        }
+        if not measures_ahead:
+            return record
+        # half the windows away: the next one often goes on with the same document
+        donors = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
+        cuts = list(zip(window_P.tolist(), (position_P + 1).tolist(), strict=True))
+        each_P = np.arange(len(cuts))
+        prefix_P = bits([texts[n][:end] for n, end in cuts], each_P)
+        mixed = [torch.cat((texts[n][:end], donors[n][end : len(texts[n])])) for n, end in cuts]
+        borrowed_P = bits(mixed, each_P)
+    gain_P = prefix_P - full_P
+    return record | {
+        "prefix": float(prefix_P.mean()),
+        "borrowed": float(borrowed_P.mean()),
+        "gain": clustered_mean(gain_P, window_P),
+        "look_ahead": clustered_mean(borrowed_P - full_P, window_P),
+        "mismatch": clustered_mean(prefix_P - borrowed_P, window_P),
+        "by_position": _by_position(gain_P, window_P, position_P.numpy(), counted_NL.shape[1]),
+    }
+
+
+def choice_gain(
+    context: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]
+) -> dict[str, Any]:
+    """Accuracy gained by letting the answer steer the routing, with a 95% interval over items.
+
+    Args:
+        context, full: samples of one task, routed on the context and on the answer as well; the
+            same items (``doc_hash``) in the same order.
+
+    Returns:
+        ``{"num_items", "context", "full", "gain"}``.
+
+    Raises:
+        ValueError: when the two are not of the same items.
+    """
+    if not context or [s["doc_hash"] for s in context] != [s["doc_hash"] for s in full]:
+        raise ValueError("samples routed on the context and on the answer are of different items")
+    context_P, full_P = (
+        np.array([s["correct"] for s in group], float) for group in (context, full)
+    )
+    return {
+        "num_items": len(context_P),
+        "context": float(context_P.mean()),
+        "full": float(full_P.mean()),
+        "gain": clustered_mean(full_P - context_P, np.arange(len(context_P))),
+    }
+
+
+def clustered_mean(value_P: np.ndarray, cluster_P: np.ndarray) -> dict[str, float]:
+    """Mean of the values, and its 95% percentile interval over resampled clusters.
+
+    The tokens of a window are not independent, so windows are drawn, with all of their tokens: in
+    each resample the mean is the drawn windows' sum over their count.
+    """
+    _, cluster_P = np.unique(cluster_P, return_inverse=True)
+    sum_X, count_X = np.bincount(cluster_P, value_P), np.bincount(cluster_P)
+    generator = np.random.default_rng(0)
+    drawn_RX = generator.integers(len(sum_X), size=(NUM_RESAMPLES, len(sum_X)))
+    mean_R = sum_X[drawn_RX].sum(1) / count_X[drawn_RX].sum(1)
+    low, high = np.quantile(mean_R, [0.025, 0.975])
+    return {"value": float(np.mean(value_P)), "low": float(low), "high": float(high)}
+
+
+def _bits(
+    model: Transformer,
+    rows: Sequence[Tensor],
+    row_P: Tensor,
+    position_P: Tensor,
+    target_P: Tensor,
+    batch_size: int,
+) -> np.ndarray:
+    """-log2 p of each target at its position of its row, all of the row pooled: (P,) float64."""
+    device = device_of(model)
+    bits_P = torch.zeros(len(row_P), dtype=torch.float64)
+    lengths = torch.tensor([len(row) for row in rows])
+    for batch_B in lengths.argsort(descending=True, stable=True).split(batch_size):
+        tokens_BL = pad_sequence([rows[i] for i in batch_B], batch_first=True)
+        pooled_BL = torch.arange(tokens_BL.shape[1]) < lengths[batch_B][:, None]
+        logits_BLV = model(tokens_BL.to(device), pooled_BL.to(device)).logits_BLV
+        place_of_row = torch.full((len(rows),), -1).scatter_(0, batch_B, torch.arange(len(batch_B)))
+        here = (place_of_row[row_P] >= 0).nonzero().flatten()
+        logits_PV = logits_BLV[place_of_row[row_P[here]].to(device), position_P[here].to(device)]
+        logprob_PV = logits_PV.float().log_softmax(-1)
+        chosen_P1 = logprob_PV.gather(1, target_P[here, None].to(device))
+        bits_P[here] = -chosen_P1[:, 0].double().cpu() / math.log(2)
+    return bits_P.numpy()
+
+
+def _by_position(
+    gain_P: np.ndarray, window_P: np.ndarray, position_P: np.ndarray, length: int
+) -> list[dict[str, Any]]:
+    edges = np.unique(np.linspace(0, length, NUM_BINS + 1).astype(int)).tolist()
+    bins = []
+    for start, end in itertools.pairwise(edges):
+        inside = (position_P >= start) & (position_P < end)
+        if inside.any():
+            gain = clustered_mean(gain_P[inside], window_P[inside])
+            bins.append({"start": start, "end": end, "num_tokens": int(inside.sum()), "gain": gain})
+    return bins
+
+
+def _spread(available: int, wanted: int, turn: int = 0) -> list[int]:
+    """At most ``wanted`` of ``range(available)``, evenly spaced.
+
+    Each ``turn`` is shifted by the golden ratio of the spacing, so that few turns reach them all.
+    """
+    if available <= wanted:
+        return list(range(available))
+    spacing = available / wanted
+    shift = turn * (math.sqrt(5) - 1) / 2 % 1
+    return [int((i + shift) * spacing) for i in range(wanted)]

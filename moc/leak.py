@@ -1,0 +1,189 @@
+"""``moc leak``: what looking ahead is worth to a stored model."""
+
+from __future__ import annotations
+
+import textwrap
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from moc.config import SourceConfig, StudyConfig, nearest
+from moc.errors import ConfigError
+from moc.stored import boundary_folders, study_of
+from moc.text import table
+
+DEFAULT_WINDOWS = 32
+_COLUMNS = 100
+_LEGEND = [
+    "full: routed on the whole window; prefix: on what precedes the predicted token; borrowed: on",
+    "that and another window's later tokens. gain = prefix - full, look-ahead = borrowed - full,",
+    "mismatch = prefix - borrowed. Another text's future can mislead: hence at most and at least.",
+]
+
+
+def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None) -> dict[str, Any]:
+    """Measure one boundary's model, a causal one too.
+
+    Args:
+        path: ``.../boundaries/<i>-<name>``, or ``.../seed-<n>`` for its last boundary.
+        data: sources of the study, or paths and globs of text; none: all that the study trains on.
+        num_windows: per source; None: as many as in the study.
+
+    Returns:
+        ``{"checkpoint", "arm", "seed", "boundary", "scope", "causal", "sources", "tasks"}``; the
+        last three as in ``evals.leakage.leakage_record``.
+
+    Raises:
+        ConfigError: for a path that holds no boundary, or text that is missing or too short.
+        CheckpointError: if the files are damaged.
+    """
+    folder = boundary_folders(path)[-1]
+    study, study_dir = study_of(path)
+    if num_windows is None:
+        num_windows = study.evals.leakage_windows or DEFAULT_WINDOWS
+    if num_windows < 2:
+        raise ConfigError(f"--windows must be at least 2, one to borrow from; it is {num_windows}")
+    from evals.harness import evaluate_model
+    from evals.leakage import leakage_record
+    from evals.local_tasks import is_choice
+    from evals.observing import looks_ahead
+    from moc.data.module import validation_windows
+    from moc.data.tokenizer import Tokenizer, used_sources
+    from moc.model import load_model, routing_scope
+    from moc.train.checkpoints import check_manifest
+    from moc.train.strategies import device_of
+
+    check_manifest(folder)
+    model = load_model(folder).to(device_of(study.trainer))
+    tokenizer = Tokenizer.load(study_dir / "tokenizer")
+    for entry in data:
+        _add_source(study, entry)
+    evals = study.evals
+    length = evals.context_length
+    max_tokens = max(evals.validation_tokens, num_windows * length + 1)
+    windows = {}
+    for source in data or used_sources(study):
+        tokens, mask, _ = validation_windows(study, source, tokenizer, length, max_tokens)
+        windows[source] = tokens, mask
+    scores, samples = evaluate_model(
+        model,
+        tokenizer,
+        tasks=[task for task in evals.tasks if is_choice(task)] if looks_ahead(model) else [],
+        task_dir=study_dir / "tasks",
+        context_length=length,
+        batch_size=evals.batch_size,
+        num_items=evals.num_items,
+        route_on="both",
+    )
+    record = leakage_record(
+        model,
+        windows,
+        scores,
+        samples,
+        num_windows=num_windows,
+        batch_size=evals.batch_size,
+        even_if_causal=True,
+    )
+    run = folder.resolve().parents[1]
+    return {
+        "checkpoint": str(folder),
+        "arm": run.parent.name,
+        "seed": int(run.name.removeprefix("seed-")),
+        "boundary": folder.resolve().name.partition("-")[2],
+        "scope": routing_scope(model.config),
+        **record,
+    }
+
+
+def render_leak(record: Mapping[str, Any]) -> str:
+    """What ``leak`` found, as tables of at most 100 columns and closing lines in plain words."""
+    sources: dict[str, Any] = record["sources"]
+    causal = "causal" if record["causal"] else "non-causal: it looks ahead"
+    routing = "no router" if record["scope"] == "none" else f"scope {record['scope']}"
+    lines = [
+        record["checkpoint"],
+        f"arm {record['arm']}, seed {record['seed']}, boundary {record['boundary']}; "
+        f"{routing}, {causal}",
+        "",
+    ]
+    header = ["bits per token, by routing", "windows", "tokens", "full", "prefix", "borrowed"]
+    losses = {
+        name: [
+            *(f"{found[key]:,}" for key in ("num_windows", "num_tokens")),
+            *(f"{found[key]:.4f}" for key in ("full", "prefix", "borrowed")),
+        ]
+        for name, found in sources.items()
+    }
+    lines += [*table(header, losses), ""]
+    header = ["bits per token", "gain [95%]", "look-ahead, at most", "mismatch, at least"]
+    gains = {
+        name: [_interval(found[key]) for key in ("gain", "look_ahead", "mismatch")]
+        for name, found in sources.items()
+    }
+    lines += [*table(header, gains), "", *_LEGEND, ""]
+    bins = {
+        f"{name}, {part['start']} to {part['end'] - 1}": [
+            f"{part['num_tokens']:,}",
+            _interval(part["gain"]),
+        ]
+        for name, found in sources.items()
+        for part in found["by_position"]
+    }
+    lines += [*table(["bits per token, by position", "tokens", "gain [95%]"], bins), ""]
+    if record["tasks"]:
+        header = ["accuracy, routed on", "items", "context", "answer too", "gain [95%]"]
+        tasks = {
+            name: [
+                str(found["num_items"]),
+                *(f"{found[key]:.4f}" for key in ("context", "full")),
+                _interval(found["gain"]),
+            ]
+            for name, found in record["tasks"].items()
+        }
+        lines += [*table(header, tasks), ""]
+    if record["causal"]:
+        measured = max(abs(found["gain"]["value"]) for found in sources.values())
+        lines.append(f"zero by construction: {routing}; measured {measured:.1g}")
+    else:
+        for name, found in sources.items():
+            lines += textwrap.wrap(f"{name}: {_in_words(found)}", _COLUMNS)
+    return "\n".join(lines)
+
+
+def _add_source(study: StudyConfig, entry: str) -> None:
+    """Let ``entry`` name a source of ``study``: a file or glob of text, if it is not one yet."""
+    from moc.data.files import matching_files
+
+    if entry in study.data:
+        return
+    try:
+        matching_files(entry)
+    except ConfigError as error:
+        known = nearest(entry, list(study.data))
+        raise ConfigError(f"--data: {error}; nor is it a source of the study: {known}") from error
+    study.data[entry] = SourceConfig(kind="text", path=entry, validation_path=entry)
+
+
+def _in_words(found: Mapping[str, Any]) -> str:
+    gain = found["gain"]
+    size = _interval(gain)
+    if gain["low"] <= 0 <= gain["high"]:
+        return f"no gain from looking ahead shows: {size} bits per token"
+    if gain["high"] < 0:
+        return f"looking ahead does harm: it gains {size} bits per token"
+    worth = f"looking ahead is worth {size} bits per token"
+    if found["mismatch"]["value"] <= 0:
+        return f"{worth}, and none of it shows as mere mismatch"
+    ahead, mismatch = (_interval(found[key]) for key in ("look_ahead", "mismatch"))
+    return (
+        f"{worth}; at most {ahead} of it is knowledge of the future, and at least {mismatch} "
+        "mere mismatch (routing unlike that of training)"
+    )
+
+
+def _interval(found: Mapping[str, float]) -> str:
+    return f"{_number(found['value'])} [{_number(found['low'])}, {_number(found['high'])}]"
+
+
+def _number(value: float) -> str:
+    return f"{round(value, 4) + 0.0:.4f}"  # never -0.0000

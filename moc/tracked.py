@@ -58,11 +58,17 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """Tags of one arm and seed, from its run.json."""
     tags = {key: str(info[key]) for key in ("study", "arm", "seed", "scope", "config_hash")}
     tags |= {"causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
+    notes = []
     if not info["causal"]:
-        tags["mlflow.note.content"] = (
+        notes.append(
             "Non-causal routing: chapters are chosen from the whole sequence, including later "
             "tokens."
         )
+    memory = study.arms[info["arm"]].model.memory
+    if memory is not None and memory.router.forced_uniform:
+        notes.append("Benchmark routing: chapters are taken in turn, whatever the router says.")
+    if notes:
+        tags["mlflow.note.content"] = "\n\n".join(notes)
     return tags
 
 

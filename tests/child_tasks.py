@@ -158,6 +158,7 @@ class _Watcher(L.Callback):
                 self.result / f"facts-{module.step:08d}",
                 module.model,
                 trainer.optimizers[0],
+                callbacks={},
                 phase="facts",
                 step=module.step,
                 config_hash="",
@@ -168,6 +169,7 @@ class _Watcher(L.Callback):
         names = {id(parameter): name for name, parameter in model.named_parameters()}
         self.found = {
             "weights": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
+            "buffers": dict(model.named_buffers()),
             "sharded": any(isinstance(p, DTensor) for p in model.parameters()),
             "groups": [
                 {

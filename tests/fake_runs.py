@@ -6,17 +6,34 @@ import json
 import math
 import random
 import uuid
+from copy import deepcopy
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from moc.config import ArmConfig, PhaseConfig, SourceConfig, StudyConfig, config_hash, save_study
+from moc.config import (
+    ArmConfig,
+    IsoFlopConfig,
+    PhaseConfig,
+    SourceConfig,
+    StudyConfig,
+    config_hash,
+    save_study,
+)
 from moc.journal import Journal
-from moc.model.config import ModelConfig
+from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope
+from tests.fake_routing import fake_chapters, fake_leakage, fake_routing
 
 SOURCES = {"pretrain": "people", "ift": "skills"}
 BOUNDARIES = ["start", "pretrain", "ift"]
 NUM_ITEMS = 200
+ARMS = {
+    "moc": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="sequence"))),
+    "moc_segment": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="segment"))),
+    "moc_token": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="token"))),
+    "iso_flop": ModelConfig(num_layers=6, memory=None),
+    "backbone": ModelConfig(memory=None),
+}
 # score after the start, pretrain and ift boundaries, as a share; the first task is choice
 SCORES = {
     "facts_choice": {"moc": (0.25, 0.83, 0.74), "iso_flop": (0.235, 0.79, 0.62)},
@@ -31,20 +48,18 @@ BASELINES = {
 
 
 def fake_study(
-    runs_dir: Path, *, seeds: tuple[int, ...] = (0,), num_steps: tuple[int, int] = (240, 120)
+    runs_dir: Path,
+    *,
+    seeds: tuple[int, ...] = (0,),
+    num_steps: tuple[int, int] = (240, 120),
+    arms: tuple[str, ...] = ("moc", "iso_flop", "backbone"),
 ) -> StudyConfig:
-    """Three arms (``moc`` routes over the sequence) through ``pretrain`` and ``ift``."""
+    """``arms`` out of ``ARMS`` through ``pretrain`` and ``ift``; ``moc`` is not causal."""
     phases = {
         name: PhaseConfig(
             tokens=8192 * steps, mixture={SOURCES[name]: 1.0}, context_length=128 * (1 + index)
         )
         for index, (name, steps) in enumerate(zip(SOURCES, num_steps, strict=True))
-    }
-    dense = ModelConfig(memory=None)
-    models = {
-        "moc": ModelConfig(),
-        "iso_flop": ModelConfig(num_layers=6, memory=None),
-        "backbone": dense,
     }
     return StudyConfig(
         name="fake",
@@ -53,7 +68,14 @@ def fake_study(
         runs_dir=str(runs_dir),
         data={"people": SourceConfig(kind="facts"), "skills": SourceConfig(kind="skills")},
         phases=phases,
-        arms={name: ArmConfig(model=model, phases=phases) for name, model in models.items()},
+        arms={
+            name: ArmConfig(
+                model=deepcopy(ARMS[name]),
+                phases=phases,
+                iso_flop=IsoFlopConfig(target=arms[0]) if name == "iso_flop" else None,
+            )
+            for name in arms
+        },
     )
 
 
@@ -91,8 +113,8 @@ def write_run(
             "arm": arm,
             "seed": seed,
             "run_uuid": uuid.UUID(int=rng.getrandbits(128)).hex,
-            "scope": "sequence" if routed else "none",
-            "causal": not routed,
+            "scope": routing_scope(study.arms[arm].model),
+            "causal": is_causal(study.arms[arm].model),
             "config_hash": config_hash(study.arms[arm]),
             "started": "2026-03-02T10:00:00+00:00",
             "status": status,
@@ -107,7 +129,7 @@ def write_run(
             now = tokens + step * phase.tokens_per_step
             journal.append(fake_metrics(arm, name, step, now, phase.num_steps(), rng, routed))
             if routed and step % 40 == 0:
-                for record in fake_chapters(study, arm, name, step, now, rng):
+                for record in fake_chapters(study.arms[arm].model, name, step, now, rng):
                     chapters.append(record)
         tokens += phase.num_steps() * phase.tokens_per_step
         if index >= boundaries:
@@ -125,8 +147,9 @@ def write_boundary(
     rng = random.Random(f"{arm}-{seed}-{index}")
     tasks: dict[str, Any] = {}
     for task, scores in SCORES.items():
-        # the backbone follows iso_flop, a little lower
-        share = scores[arm][index] if arm in scores else 0.93 * scores["iso_flop"][index]
+        # the others follow one of the two, a little lower
+        like = "moc" if arm.startswith("moc") else "iso_flop"
+        share = scores[arm][index] if arm in scores else 0.93 * scores[like][index]
         wobble = 0.02 * (seed - study.seeds[0]) * (1 if share > 0.1 else 0)
         value = round((share + wobble) * NUM_ITEMS) / NUM_ITEMS
         chance, majority = BASELINES[task]
@@ -140,7 +163,7 @@ def write_boundary(
             "majority": majority,
             "extra": {"acc_norm": value} if choice else {},
         }
-    worse = {"moc": 0.0, "iso_flop": 0.03}.get(arm, 0.08)
+    worse = {"moc": 0.0, "moc_segment": 0.01, "moc_token": 0.015, "iso_flop": 0.03}.get(arm, 0.08)
     people = (8.1, 0.61, 0.74 + 2 * worse)[index] + worse + rng.uniform(-0.01, 0.01)
     skills = (8.3, 3.9, 0.88)[index] + worse / 2 + rng.uniform(-0.01, 0.01)
     folder = run_dir / "boundaries" / f"{index}-{BOUNDARIES[index]}"
@@ -153,6 +176,8 @@ def write_boundary(
             "fingerprint": "a" * 64,
             "tasks": tasks,
             "bits_per_byte": {"people": people, "skills": skills},
+            "leakage": fake_leakage(study.arms[arm].model, arm, seed, index),
+            "routing": fake_routing(study.arms[arm].model, arm, seed, index),
             "elapsed_sec": 3.2,
         },
     )
@@ -189,46 +214,9 @@ def fake_metrics(
     }
     if routed:
         metrics[f"{phase}/router/entropy"] = 0.9 + rng.random() / 20
+        metrics[f"{phase}/router/collapsed_layers"] = 0.0
     time = 1_772_445_600.0 + tokens / 16_000
     return {"phase": phase, "step": step, "tokens": tokens, "time": time, "metrics": metrics}
-
-
-def fake_chapters(
-    study: StudyConfig, arm: str, phase: str, step: int, tokens: int, rng: random.Random
-) -> list[dict[str, Any]]:
-    model = study.arms[arm].model
-    memory = model.memory
-    assert memory is not None and memory.num_routed is not None
-    records = []
-    spread = 0.7 if phase == "pretrain" else 1.1
-    for layer in model.memory_layers():
-        weights = [
-            0.0 if rng.random() < 0.05 else math.exp(rng.gauss(0, spread))
-            for _ in range(memory.num_chapters - memory.num_shared)
-        ]
-        groups = 2560 * memory.num_routed
-        load = [0] * memory.num_shared + [round(groups * w / sum(weights)) for w in weights]
-        routed = load[memory.num_shared :]
-        share = [n / sum(routed) for n in routed]
-        entropy = -sum(p * math.log(p) for p in share if p) / math.log(len(share))
-        records.append(
-            {
-                "phase": phase,
-                "step": step,
-                "tokens": tokens,
-                "time": 1_772_445_600.0 + tokens / 16_000,
-                "layer": layer,
-                "load": load,
-                "window_tokens": 327_680,
-                "num_shared": memory.num_shared,
-                "shared_mass": 0.18 + rng.random() / 10,
-                "load_max_over_mean": max(share) * len(share),
-                "entropy": entropy,
-                "dead_share": routed.count(0) / len(routed),
-                "kl_to_uniform": (1 - entropy) * math.log(len(share)),
-            }
-        )
-    return records
 
 
 def fake_plan(study: StudyConfig) -> dict[str, Any]:
@@ -251,7 +239,7 @@ def fake_plan(study: StudyConfig) -> dict[str, Any]:
                 "hardware_train_per_token": 5_400_000 if arm != "backbone" else 4_200_000,
             },
             "iso_flop": {
-                "target": "moc" if arm == "iso_flop" else None,
+                "target": config.iso_flop.target if config.iso_flop else None,
                 "relative_error": -0.0012 if arm == "iso_flop" else None,
             },
             "steps": {name: phase.num_steps() for name, phase in config.phases.items()},

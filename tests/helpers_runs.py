@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moc.journal import read
+from moc.journal import Record, read
 
 Moc = Callable[..., tuple[int | None, str]]  # (*overrides, stop=...) -> exit code and output
 BOUNDARIES = ["0-start", "1-facts", "2-skills"]
@@ -44,8 +44,14 @@ def outcome(folder: Path) -> dict[str, Any]:
             (record["phase"], record["step"], record["layer"])
             for record in read(run / "chapters.jsonl")
         ),
+        "utilisation": _lines(run / "chapters.jsonl"),
+        "revivals": _lines(run / "revivals.jsonl"),
         "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("*")),
     }
+
+
+def _lines(path: Path) -> list[Record]:
+    return [{key: value for key, value in line.items() if key != "time"} for line in read(path)]
 
 
 def check_same(folder: Path, undisturbed: dict[str, Any]) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -112,19 +112,24 @@ def mark_phases(axes: Axes, results: Results) -> None:
 
 
 def legend_inside(axes: Axes, results: Results) -> None:
-    axes.legend(handles=_handles(results, markers=False), loc="best")
+    axes.legend(handles=_handles(results, results.arms, markers=False), loc="best")
 
 
-def legend_above(canvas: Canvas, results: Results, *, baselines: bool) -> None:
+def legend_above(
+    canvas: Canvas,
+    results: Results,
+    *,
+    arms: Sequence[str] | None = None,
+    lines: Mapping[str, str] | None = None,
+) -> None:
+    """What the colours of ``arms`` (all, by default) and the grey ``lines`` (name -> style) are."""
     from matplotlib.lines import Line2D
 
-    handles = _handles(results, markers=True)
-    if baselines:
-        handles += [
-            Line2D([], [], color=GREY, linestyle=style, label=label)
-            for style, label in ((":", "chance"), ("--", "majority"))
-        ]
-    columns = min(len(handles), 6 if canvas.get_figwidth() > 6 else 4)
+    handles = _handles(results, results.arms if arms is None else arms, markers=True)
+    for label, style in (lines or {}).items():
+        handles.append(Line2D([], [], color=GREY, linestyle=style, label=label))
+    num_rows = math.ceil(len(handles) / (6 if canvas.get_figwidth() > 6 else 4))
+    columns = math.ceil(len(handles) / num_rows)
     canvas.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
@@ -154,7 +159,7 @@ def finish(canvas: Canvas, name: str, caption: str, alt: str) -> Figure:
     return Figure(name, caption, alt, canvas.get_figwidth(), png.getvalue(), svg.getvalue())
 
 
-def _handles(results: Results, *, markers: bool) -> list[Any]:
+def _handles(results: Results, arms: Sequence[str], *, markers: bool) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
@@ -167,4 +172,5 @@ def _handles(results: Results, *, markers: bool) -> list[Any]:
             label=results.label(arm),
         )
         for index, arm in enumerate(results.arms)
+        if arm in arms
     ]

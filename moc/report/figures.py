@@ -23,11 +23,11 @@ from moc.report.drawing import (
     marker,
     panels_of,
 )
-from moc.report.results import Results, Run
+from moc.report.results import Results
+from moc.report.routing_figures import chapters, leakage, routed_runs
 
+BASELINES = {"chance": ":", "majority": "--"}  # line styles
 SMOOTHING = 5  # logged values in the moving mean of a loss curve
-MAX_COLUMNS = 128  # of a heat map; more chapters are averaged into this many
-MAX_RATIO = 8  # the heat map's colours end at 1/8 and 8 times the uniform load
 
 
 def all_figures(results: Results) -> list[Figure]:
@@ -35,8 +35,8 @@ def all_figures(results: Results) -> list[Figure]:
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}):
-        figures = [losses(results), scores(results), bits_per_byte(results)]
-        figures += [chapters(results, run) for run in _routed_runs(results)]
+        figures = [losses(results), scores(results), bits_per_byte(results), leakage(results)]
+        figures += [chapters(results, run) for run in routed_runs(results)]
     return [figure for figure in figures if figure is not None]
 
 
@@ -110,12 +110,15 @@ def scores(results: Results) -> Figure | None:
                     zorder=4,
                 )
             for _, score in found[:1]:
-                for level, style in ((score.chance, ":"), (score.majority, "--")):
+                for level, style in (
+                    (score.chance, BASELINES["chance"]),
+                    (score.majority, BASELINES["majority"]),
+                ):
                     axes.axhline(100 * level, color=GREY, linewidth=1, linestyle=style, zorder=1)
         boundary_axis(axes, task, results.boundaries)
     panels[0].set_ylim(-2, min(103, 1.06 * highest))
     panels[0].set_ylabel("items correct (%)")
-    legend_above(canvas, results, baselines=True)
+    legend_above(canvas, results, lines=BASELINES)
     footnote(canvas, results)
     caption = (
         "Score at each boundary with 95% Wilson intervals. Hollow markers: not distinguishable "
@@ -144,65 +147,13 @@ def bits_per_byte(results: Results) -> Figure | None:
             )
         boundary_axis(axes, source, results.phases)
     panels[0].set_ylabel("bits per byte")
-    legend_above(canvas, results, baselines=False)
+    legend_above(canvas, results)
     footnote(canvas, results)
     caption = (
         "Bits per byte of each source's validation text after each phase; lower is better. "
         "Vertical axes differ. The untrained start is in the table only."
     )
     return finish(canvas, "bits_per_byte", caption, "Validation bits per byte, one line per arm")
-
-
-def chapters(results: Results, run: Run) -> Figure | None:
-    """One heat map per phase: load of every routed chapter in every memory layer over uniform."""
-    import numpy as np
-    from matplotlib import colormaps
-    from matplotlib.colors import ListedColormap, LogNorm
-
-    label = results.label(run.arm)
-    phases = [phase for phase in results.phases if run.last_windows(phase)]
-    num_layers = max(len(run.last_windows(phase)) for phase in phases)
-    canvas = canvas_of(WIDTH, len(phases) * (0.65 + 0.24 * num_layers) + 0.6)
-    panels = list(canvas.subplots(len(phases), 1, squeeze=False, sharex=True).flat)
-    # without the map's darkest ends, which would pass for the black of chapters never picked
-    colours = ListedColormap(colormaps["PuOr_r"](np.linspace(0.1, 0.9, 256)))
-    for axes, phase in zip(panels, phases, strict=True):
-        windows = run.last_windows(phase)
-        first = windows[0]["num_shared"]
-        ratios = np.array([load_ratio(window["load"][first:]) for window in windows])
-        per_column = math.ceil(ratios.shape[1] / MAX_COLUMNS)
-        starts = range(0, ratios.shape[1], per_column)
-        binned = np.stack([ratios[:, i : i + per_column].mean(axis=1) for i in starts], axis=1)
-        left = first - 0.5
-        image = axes.imshow(  # the colour bar below fits every panel: one norm
-            np.ma.masked_equal(binned, 0),
-            cmap=colours,
-            norm=LogNorm(1 / MAX_RATIO, MAX_RATIO, clip=True),
-            aspect="auto",
-            interpolation="nearest",
-            extent=(left, left + per_column * len(starts), len(windows), 0),
-        )
-        axes.set_facecolor("black")
-        axes.grid(False)
-        rows = [row + 0.5 for row in range(len(windows))]
-        axes.set_yticks(rows, [str(window["layer"]) for window in windows])
-        axes.set_ylabel("layer")
-        axes.set_title(f"{label}, last {windows[0]['window_tokens']:,} tokens of {phase}")
-    binning = "" if per_column == 1 else f" (mean of {per_column} per column)"
-    panels[-1].set_xlabel(f"chapter{binning}")
-    bar = canvas.colorbar(image, ax=panels, fraction=0.03, pad=0.015, extend="both")
-    bar.set_ticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=["⅛", "¼", "½", "1", "2", "4", "8"])
-    bar.ax.minorticks_off()
-    bar.set_label("load / uniform load")
-    footnote(canvas, results)
-    caption = (
-        f"Chapter use of {label}, seed {run.seed}, in the last window of each phase: a chapter's "
-        "share of the picks over its share under uniform use. Black: never picked."
-        + (f" The first {first} are shared, always read and not shown." if first > 1 else "")
-        + (" Chapter 0 is shared, always read and not shown." if first == 1 else "")
-    )
-    alt = f"Heat map of chapter load by memory layer for {label}"
-    return finish(canvas, f"chapters_{run.arm}", caption, alt)
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:
@@ -212,18 +163,3 @@ def moving_mean(values: Sequence[float], window: int) -> list[float]:
         half = min(index, len(values) - 1 - index, window // 2)
         spans.append(values[index - half : index + half + 1])
     return [sum(span) / len(span) for span in spans]
-
-
-def load_ratio(load: Sequence[int]) -> list[float]:
-    """Each chapter's picks over the mean; 1 everywhere under uniform use."""
-    mean = sum(load) / len(load)
-    return [count / mean if mean else 0.0 for count in load]
-
-
-def _routed_runs(results: Results) -> list[Run]:
-    """The first run with chapter counts of every arm that has any."""
-    first: dict[str, Run] = {}
-    for run in results.runs.values():
-        if any(run.last_windows(phase) for phase in results.phases):
-            first.setdefault(run.arm, run)
-    return list(first.values())

@@ -8,16 +8,16 @@ from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from moc.report import tables
+from moc.report import routing_tables, tables
 from moc.report.drawing import WIDTH, Figure
 from moc.report.figures import all_figures
 from moc.report.layout import Table
-from moc.report.results import NON_CAUSAL, Results, load_results
+from moc.report.results import NON_CAUSAL, ON_ANSWER, Results, load_results
 
 CSS = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
-  max-width: 62rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+  max-width: 66rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--rule); }
@@ -30,10 +30,11 @@ img { height: auto; display: block; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabular-nums;
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
-th, td { padding: .28rem .8rem; text-align: right; white-space: nowrap; }
-th:first-child, td:first-child { padding-left: .2rem; }
+th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
+th:first-child, td:first-child { padding-left: .2rem; white-space: normal; }
 tbody th { text-align: left; font-weight: 500; }
-thead th { border-bottom: 1px solid var(--ink); font-weight: 600; }
+thead th { border-bottom: 1px solid var(--ink); font-weight: 600; white-space: normal;
+  vertical-align: bottom; }
 thead th.key { text-align: left; }
 tr.group > * { border-top: 1px solid var(--rule); }
 .note { font-size: .82rem; color: var(--soft); margin: .35rem 0 0; }
@@ -74,7 +75,11 @@ def _tables(results: Results) -> dict[str, Table]:
         *tables.deltas(results),
         tables.forgetting(results),
         tables.bits_per_byte(results),
-        tables.chapters(results),
+        routing_tables.leakage(results),
+        routing_tables.leakage_choice(results),
+        routing_tables.advantage(results),
+        routing_tables.chapters(results),
+        routing_tables.overlap(results),
     ]
     return {table.name: table for table in made if table.rows}
 
@@ -90,7 +95,9 @@ def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) 
         ("What changed over each transition", deltas),
         ("Forgetting", ["forgetting"]),
         ("Bits per byte", ["figure:bits_per_byte", "bits_per_byte"]),
-        ("Chapter use", [*(f"figure:{name}" for name in heat_maps), "chapters"]),
+        ("Looking ahead", ["figure:leakage", "leakage", "leakage_choice"]),
+        ("Loss against the iso-FLOP baseline", ["advantage"]),
+        ("Chapter use", [*(f"figure:{name}" for name in heat_maps), "chapters", "overlap"]),
     ]
     parts = [_header(results)]
     for title, names in sections:
@@ -134,11 +141,21 @@ def _header(results: Results) -> str:
     if non_causal:
         parts.append(
             f'<p class="callout"><strong>{escape(", ".join(non_causal))}: non-causal.</strong> '
-            "Chapters are chosen from the whole sequence, including later tokens, in training, in "
-            "validation and in scoring: the losses and scores of these arms are not those of a "
-            f"causal language model. They carry {NON_CAUSAL} wherever they appear.</p>"
+            "Chapters are chosen from the whole sequence, including later tokens, in training and "
+            "in validation: the losses and scores of these arms are not those of a causal language "
+            f"model. They carry {NON_CAUSAL} wherever they appear. Answers were scored with "
+            f"{_scored_on(results)}.</p>"
         )
     return "\n".join(parts)
+
+
+def _scored_on(results: Results) -> str:
+    match results.study.get("evals", {}).get("route_on", "full"):  # "full": before it was a setting
+        case "context":
+            return "chapters chosen from the context alone"
+        case "full":
+            return "chapters chosen from the answer too"
+    return f"chapters chosen from the context alone, and again from the answer too ({ON_ANSWER})"
 
 
 def _figure(figure: Figure) -> str:

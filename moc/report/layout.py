@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import textwrap
 from dataclasses import dataclass, field
 from html import escape
 
@@ -40,8 +41,12 @@ class Table:
         )
         body = []
         for index, row in enumerate(self.rows):
-            starts = index == 0 or row[0] != self.rows[index - 1][0]
-            keys = [row[0] if starts or self.num_keys == 1 else "", *row[1 : self.num_keys]]
+            above = self.rows[index - 1] if index else []
+            starts = row[:1] != above[:1]
+            keys = [  # what stays the same is said once, but for the last key
+                "" if place < self.num_keys - 1 and row[: place + 1] == above[: place + 1] else key
+                for place, key in enumerate(row[: self.num_keys])
+            ]
             cells = [f"<th>{escape(cell)}</th>" for cell in keys]
             cells += [f"<td>{escape(cell)}</td>" for cell in row[self.num_keys :]]
             rule = ' class="group"' if starts and index and self.num_keys > 1 else ""
@@ -67,7 +72,7 @@ class Table:
                 columns = keys[:]
             columns.append(index)
         blocks.append(columns)
-        lines = [self.caption]
+        lines = textwrap.wrap(self.caption, width)
         for columns in blocks:
             for row in [self.header, *self.rows]:
                 cells = [
@@ -78,4 +83,5 @@ class Table:
                 if row is self.header:
                     lines.append("-" * (sum(sizes[i] + 2 for i in columns) - 2))
             lines.append("")
-        return "\n".join([*lines[:-1], *self.notes])
+        notes = [line for note in self.notes for line in textwrap.wrap(note, width)]
+        return "\n".join([*lines[:-1], *notes])

@@ -1,12 +1,11 @@
-"""What a study's run directories say, read once. Missing files are missing results, not errors."""
+"""What a study's run directories say, read once."""
 
 from __future__ import annotations
 
-import json
 import math
 import statistics
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, cast
@@ -17,13 +16,11 @@ from omegaconf import OmegaConf
 from evals.forgetting import (
     ScoreMatrix,
     bits_per_byte_matrix,
-    forgetting,
-    loss_forgetting,
     near_baseline,
     score_matrix,
     wilson_interval,
 )
-from moc.journal import Record, read
+from moc.report.runs import Run, load_run, read_json
 
 START = "start"  # the boundary before the first phase
 NON_CAUSAL = "†"
@@ -32,37 +29,8 @@ NON_CAUSAL_NOTE = (
     f"{NON_CAUSAL} non-causal routing: chapters are chosen from the whole sequence, "
     "including later tokens"
 )
-_SCORE_KEYS = ("metric", "value", "stderr", "num_items", "chance", "majority")
+ON_ANSWER = ".full"  # ends the name of a task that was routed on the answer too
 NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
-
-
-@dataclass
-class Run:
-    """One arm and seed."""
-
-    arm: str
-    seed: int
-    info: dict[str, Any] = field(default_factory=dict)  # run.json; empty if it never started
-    metrics: list[Record] = field(default_factory=list)
-    chapters: list[Record] = field(default_factory=list)
-    evals: dict[str, dict[str, Any]] = field(default_factory=dict)  # boundary -> EvalRecord
-    model: dict[str, Any] = field(default_factory=dict)  # model.json of the newest boundary
-
-    def series(self, name: str) -> tuple[list[int], list[float]]:
-        """Training tokens and values of one metric, in the order they were logged."""
-        found = [
-            (record["tokens"], float(record["metrics"][name]))
-            for record in self.metrics
-            if name in record.get("metrics", {})
-        ]
-        return [tokens for tokens, _ in found], [value for _, value in found]
-
-    def last_windows(self, phase: str) -> list[Record]:
-        """The chapter counts of the last window of ``phase``, one per memory layer, by layer."""
-        records = [record for record in self.chapters if record["phase"] == phase]
-        last = max((record["step"] for record in records), default=None)
-        by_layer = {record["layer"]: record for record in records if record["step"] == last}
-        return [by_layer[layer] for layer in sorted(by_layer)]
 
 
 @dataclass(frozen=True)
@@ -130,6 +98,17 @@ class Results:
         """The arm's name as every table and figure shows it, marked when it looks ahead."""
         return arm if self.is_causal(arm) else f"{arm}{NON_CAUSAL}"
 
+    def routing(self, arm: str) -> str:
+        """What shares a choice of chapters: ``segment of 32``, ``token``, ``sequence†``, ..."""
+        memory = self.study["arms"][arm]["model"]["memory"]
+        if memory is None or memory["num_routed"] is None:
+            return "none"
+        router = memory["router"]
+        if router["scope"] != "segment":
+            return router["scope"] + ("" if self.is_causal(arm) else NON_CAUSAL)
+        window = router["window_tokens"]
+        return f"segment of {router['segment_tokens']}" + (f", window {window}" if window else "")
+
     @property
     def any_non_causal(self) -> bool:
         return any(not self.is_causal(arm) for arm in self.arms)
@@ -179,40 +158,6 @@ class Results:
         """Every seed's ``bits_per_byte_matrix``: (seeds, boundaries, sources)."""
         return self._matrices(arm, bits_per_byte_matrix, self.sources)
 
-    def all_scores(self) -> list[dict[str, object]]:
-        """Every score, per seed."""
-        return [
-            {**self._key(run, boundary), "task": task}
-            | {key: entry.get(key) for key in _SCORE_KEYS}
-            for run in self.runs.values()
-            for boundary, record in run.evals.items()
-            for task, entry in record.get("tasks", {}).items()
-        ]
-
-    def all_bits_per_byte(self) -> list[dict[str, object]]:
-        return [
-            {**self._key(run, boundary), "source": source, "bits_per_byte": value}
-            for run in self.runs.values()
-            for boundary, record in run.evals.items()
-            for source, value in record.get("bits_per_byte", {}).items()
-        ]
-
-    def all_forgetting(self) -> list[dict[str, object]]:
-        """Forgetting of every evaluation at the last boundary, per seed that got there."""
-        measured = (
-            ("share", self.tasks, self.task_matrices, forgetting),
-            ("bits_per_byte", self.sources, self.source_matrices, loss_forgetting),
-        )
-        return [
-            {"arm": arm, "seed": run.seed, "causal": self.is_causal(arm)}
-            | {"evaluation": name, "unit": unit, "forgetting": value}
-            for arm in self.arms
-            for unit, names, matrices, lost in measured
-            for run, values in zip(self.runs_of(arm), matrices(arm), strict=True)
-            for name, value in zip(names, lost(values).tolist(), strict=True)
-            if math.isfinite(value)
-        ]
-
     def tokens_per_sec(self, arm: str, phase: str) -> float | None:
         """Median training throughput of ``phase``, averaged over seeds."""
         name = f"{phase}/train/tokens_per_sec"
@@ -252,15 +197,6 @@ class Results:
             f"{complete} of {len(self.seeds)} seeds are complete. "
             "One seed supports no claim: a claim needs at least three."
         )
-
-    def _key(self, run: Run, boundary: str) -> dict[str, object]:
-        return {
-            "arm": run.arm,
-            "seed": run.seed,
-            "causal": self.is_causal(run.arm),
-            "boundary": boundary,
-            "tokens": run.evals[boundary].get("tokens"),
-        }
 
     def _matrices(
         self, arm: str, build: Callable[[list[dict[str, Any]]], ScoreMatrix], names: list[str]
@@ -304,36 +240,17 @@ def load_results(study_dir: Path) -> Results:
         )
     study = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.load(study_file)))
     runs = {
-        (arm, seed): _load_run(study_dir / "arms" / arm / f"seed-{seed}", arm, seed)
+        (arm, seed): load_run(study_dir / "arms" / arm / f"seed-{seed}", arm, seed)
         for arm in study.get("arms") or {}
         for seed in study.get("seeds") or []
     }
     return Results(
         dir=study_dir,
         study=study,
-        plan=_read_json(study_dir / "plan.json"),
-        environment=_read_json(study_dir / "environment.json"),
+        plan=read_json(study_dir / "plan.json"),
+        environment=read_json(study_dir / "environment.json"),
         runs=runs,
     )
-
-
-def _load_run(run_dir: Path, arm: str, seed: int) -> Run:
-    evals = [_read_json(path) for path in run_dir.glob("boundaries/*/evals.json")]
-    evals.sort(key=lambda record: record["index"])
-    newest = f"boundaries/{evals[-1]['index']}-{evals[-1]['boundary']}" if evals else "none"
-    return Run(
-        arm=arm,
-        seed=seed,
-        info=_read_json(run_dir / "run.json"),
-        metrics=read(run_dir / "metrics.jsonl"),
-        chapters=read(run_dir / "chapters.jsonl"),
-        evals={record["boundary"]: record for record in evals},
-        model=_read_json(run_dir / newest / "model.json"),
-    )
-
-
-def _read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
 
 
 def mean_over_seeds(values: np.ndarray) -> np.ndarray:

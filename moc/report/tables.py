@@ -2,25 +2,26 @@
 
 from __future__ import annotations
 
-import math
 import statistics
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from evals.forgetting import transition_deltas
+from moc.report.cells import MISSING, count, fixed, over_text, percent, signed, table_of
 from moc.report.layout import Table
+from moc.report.raw import all_bits_per_byte, all_forgetting, all_scores
 from moc.report.results import (
     NEAR,
     NEAR_NOTE,
-    NON_CAUSAL_NOTE,
+    NON_CAUSAL,
+    ON_ANSWER,
     Results,
     Score,
     load_results,
     mean_over_seeds,
 )
-
-MISSING = "—"
+from moc.report.routing_tables import advantage, leakage, leakage_choice
 
 
 def result_tables(study_dir: Path) -> str:
@@ -32,6 +33,7 @@ def result_tables(study_dir: Path) -> str:
     results = load_results(Path(study_dir))
     tables = [scores(results), *deltas(results), forgetting(results)]
     tables += [bits_per_byte(results), losses(results)]
+    tables += [leakage(results), leakage_choice(results), advantage(results)]
     parts = [table.to_text() for table in tables if table.rows]
     caution = results.caution()
     return "\n\n".join([*parts, *([caution] if caution else [])]) + "\n"
@@ -43,7 +45,7 @@ def status(results: Results) -> Table:
         for arm in results.arms
     ]
     header = ["arm", *(f"seed {seed}" for seed in results.seeds)]
-    return _table(results, "status", "How far each arm and seed has got", header, rows)
+    return table_of(results, "status", "How far each arm and seed has got", header, rows)
 
 
 def cost(results: Results) -> Table:
@@ -54,11 +56,12 @@ def cost(results: Results) -> Table:
         rows.append([label, *(cell(arm) for arm in results.arms)])
 
     def planned(*path: str) -> Callable[[str], str]:
-        return lambda arm: _count(_dig(results.plan, "arms", arm, *path))
+        return lambda arm: count(_dig(results.plan, "arms", arm, *path))
 
     shapes = {arm: _shape(results.model(arm)) for arm in results.arms}
     for key in ("layers × width, MLP width", "memory: chapters × tokens", "chapters read"):
         add(key, lambda arm, key=key: shapes[arm].get(key, MISSING))  # type: ignore[misc]
+    add("routing", lambda arm: results.routing(arm).replace(NON_CAUSAL, " (non-causal)"))
     for key in ("total", "trainable", "backbone", "memory_layers", "bank"):
         add(f"parameters, {key.replace('_', ' ')}", planned("parameters", key))
     add(
@@ -78,11 +81,11 @@ def cost(results: Results) -> Table:
     for phase in results.phases:
         add(
             f"measured tokens/s, {phase}",
-            lambda arm, phase=phase: _count(results.tokens_per_sec(arm, phase)),  # type: ignore[misc]
+            lambda arm, phase=phase: count(results.tokens_per_sec(arm, phase)),  # type: ignore[misc]
         )
     header = ["", *(results.label(arm) for arm in results.arms)]
     caption = "Shape and planned cost of every arm, and the median throughput measured"
-    return _table(results, "cost", caption, header, rows)
+    return table_of(results, "cost", caption, header, rows)
 
 
 def scores(results: Results) -> Table:
@@ -92,16 +95,22 @@ def scores(results: Results) -> Table:
         for arm in results.arms:
             found = [results.score(arm, boundary, task) for boundary in results.boundaries]
             any_score = next((score for score in found if score), None)
+            if any_score is None and task.endswith(ON_ANSWER):
+                continue  # causal routing never sees the answer: nothing was to be measured
             baselines = [
-                _percent(any_score.chance if any_score else None),
-                _percent(any_score.majority if any_score else None),
+                percent(any_score.chance if any_score else None),
+                percent(any_score.majority if any_score else None),
             ]
             rows.append([task, results.label(arm), *(_score(score) for score in found), *baselines])
     header = ["task", "arm", *results.boundaries, "chance", "majority"]
     notes = [f"{NEAR_NOTE}."] if any(NEAR in cell for row in rows for cell in row) else []
-    caption = f"Score at each boundary, % of items correct [95% Wilson interval]{_over(results)}"
-    return _table(
-        results, "scores", caption, header, rows, num_keys=2, notes=notes, raw=results.all_scores()
+    if any(task.endswith(ON_ANSWER) for task in results.tasks):
+        notes.append(f"{ON_ANSWER}: the answer being scored took part in the routing.")
+    caption = (
+        f"Score at each boundary, % of items correct [95% Wilson interval]{over_text(results)}"
+    )
+    return table_of(
+        results, "scores", caption, header, rows, num_keys=2, notes=notes, raw=all_scores(results)
     )
 
 
@@ -132,16 +141,16 @@ def deltas(results: Results) -> list[Table]:
             else []
         )
         caption = (
-            f"Change over {before} → {after}: score before → after (change), %{_over(results)}"
+            f"Change over {before} → {after}: score before → after (change), %{over_text(results)}"
         )
         name = f"delta-{before}-{after}"
-        tables.append(_table(results, name, caption, ["arm", *results.tasks], rows, notes=notes))
+        tables.append(table_of(results, name, caption, ["arm", *results.tasks], rows, notes=notes))
     return tables
 
 
 def forgetting(results: Results) -> Table:
     """How far every evaluation ended below its best earlier boundary; nothing with one phase."""
-    raw = results.all_forgetting() if results.transitions else []
+    raw = all_forgetting(results) if results.transitions else []
     found: dict[tuple[object, ...], list[float]] = {}
     for record in raw:
         value = record["forgetting"]
@@ -154,7 +163,7 @@ def forgetting(results: Results) -> Table:
         if not values:
             return MISSING
         mean = statistics.fmean(values)
-        return _signed(100 * mean, 1) if unit == "share" else _signed(mean, 3)
+        return signed(100 * mean, 1) if unit == "share" else signed(mean, 3)
 
     rows = [
         [
@@ -166,12 +175,12 @@ def forgetting(results: Results) -> Table:
         if raw
     ]
     header = ["arm", *results.tasks, *(f"{source}, bits/byte" for source in results.sources)]
-    caption = f"Forgetting since the best earlier boundary{_over(results)}"
+    caption = f"Forgetting since the best earlier boundary{over_text(results)}"
     notes = [
         "Tasks: best earlier score minus the last, in points. Bits per byte: last minus lowest.",
         "Negative: better at the last boundary than at any before.",
     ]
-    return _table(results, "forgetting", caption, header, rows, notes=notes, raw=raw)
+    return table_of(results, "forgetting", caption, header, rows, notes=notes, raw=raw)
 
 
 def bits_per_byte(results: Results) -> Table:
@@ -182,97 +191,47 @@ def bits_per_byte(results: Results) -> Table:
         for arm in results.arms:
             levels = means[arm][:, column]
             changes = transition_deltas(means[arm])[1:, column]  # not the one from the start
-            cells = [_fixed(value, 3) for value in levels.tolist()]
-            cells += [_signed(value, 3) for value in changes.tolist()]
+            cells = [fixed(value, 3) for value in levels.tolist()]
+            cells += [signed(value, 3) for value in changes.tolist()]
             rows.append([source, results.label(arm), *cells])
     header = ["source", "arm", *results.boundaries]
     header += [f"{before} → {after}" for before, after in results.transitions]
     what = "Bits per byte of validation text (facts: unseen phrasings); lower is better"
-    caption = f"{what}{_over(results)}"
-    raw = results.all_bits_per_byte()
-    return _table(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
+    caption = f"{what}{over_text(results)}"
+    raw = all_bits_per_byte(results)
+    return table_of(results, "bits_per_byte", caption, header, rows, num_keys=2, raw=raw)
 
 
 def losses(results: Results) -> Table:
     rows = [
         [
             results.label(arm),
-            *(_fixed(results.last_loss(arm, phase), 3) for phase in results.phases),
-            *(_count(results.tokens_per_sec(arm, phase)) for phase in results.phases),
+            *(fixed(results.last_loss(arm, phase), 3) for phase in results.phases),
+            *(count(results.tokens_per_sec(arm, phase)) for phase in results.phases),
         ]
         for arm in results.arms
     ]
     header = ["arm", *(f"loss, {phase}" for phase in results.phases)]
     header += [f"tokens/s, {phase}" for phase in results.phases]
     caption = "Training loss (mean over the last tenth of a phase) and throughput"
-    return _table(results, "losses", caption, header, rows)
-
-
-def chapters(results: Results) -> Table:
-    """How evenly the chapters of every memory layer were used at the end of each phase."""
-    rows = [
-        [
-            results.label(run.arm),
-            str(run.seed),
-            phase,
-            str(window["layer"]),
-            _fixed(window.get("load_max_over_mean"), 2),
-            _fixed(window.get("entropy"), 3),
-            _percent(window.get("dead_share")),
-            _fixed(window.get("kl_to_uniform"), 3),
-            _percent(window.get("shared_mass")),
-            _fixed(window.get("balance_loss"), 3),
-            _fixed(window.get("z_loss"), 3),
-        ]
-        for arm in results.arms
-        for run in results.runs_of(arm)
-        for phase in results.phases
-        for window in run.last_windows(phase)
-    ]
-    header = ["arm", "seed", "phase", "layer", "load max/mean", "entropy"]
-    header += ["dead, %", "KL, nats", "shared mass, %", "balance loss", "z-loss"]
-    caption = "Chapter use in the last window of each phase, by memory layer (0-based block)"
-    return _table(results, "chapters", caption, header, rows, num_keys=4)
-
-
-def _table(
-    results: Results,
-    name: str,
-    caption: str,
-    header: list[str],
-    rows: list[list[str]],
-    *,
-    num_keys: int = 1,
-    notes: Sequence[str] = (),
-    raw: Sequence[dict[str, object]] = (),
-) -> Table:
-    marks = [f"{NON_CAUSAL_NOTE}."] if results.any_non_causal else []
-    return Table(name, caption, header, rows, num_keys, [*notes, *marks], list(raw))
-
-
-def _over(results: Results) -> str:
-    if len(results.seeds) == 1:
-        return "; one seed"
-    if results.num_complete_seeds() == len(results.seeds):
-        return f"; mean over {len(results.seeds)} seeds"
-    return "; mean over the seeds that got there"
+    return table_of(results, "losses", caption, header, rows)
 
 
 def _score(score: Score | None) -> str:
     if score is None:
         return MISSING
     mark = f"{NEAR} " if score.near else ""
-    return f"{mark}{_percent(score.value)} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+    return f"{mark}{percent(score.value)} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
 
 
 def _change(before: Score | None, after: Score | None, change: float) -> str:
     if before is None:
         return MISSING
     if after is None:
-        return f"{_percent(before.value)} → {MISSING}"
+        return f"{percent(before.value)} → {MISSING}"
     mark = f"{NEAR} " if before.near else ""
-    points = _signed(100 * change, 1)
-    return f"{mark}{_percent(before.value)} → {_percent(after.value)} ({points})"
+    points = signed(100 * change, 1)
+    return f"{mark}{percent(before.value)} → {percent(after.value)} ({points})"
 
 
 def _shape(model: dict[str, Any] | None) -> dict[str, str]:
@@ -294,30 +253,10 @@ def _iso_flop(results: Results, arm: str) -> str:
     entry = _dig(results.plan, "arms", arm, "iso_flop")
     if not isinstance(entry, dict) or entry.get("relative_error") is None:
         return MISSING
-    return f"{_signed(100 * entry['relative_error'], 2)}% of {results.label(entry['target'])}"
+    return f"{signed(100 * entry['relative_error'], 2)}% of {results.label(entry['target'])}"
 
 
 def _dig(tree: object, *path: str) -> object:
     for key in path:
         tree = tree.get(key) if isinstance(tree, dict) else None
     return tree
-
-
-def _count(value: object) -> str:
-    return f"{value:,.0f}" if isinstance(value, (int, float)) else MISSING
-
-
-def _percent(share: float | None) -> str:
-    return MISSING if share is None else f"{100 * share:.1f}"
-
-
-def _fixed(value: float | None, digits: int) -> str:
-    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
-
-
-def _signed(value: float, digits: int) -> str:
-    """With a real minus sign, and no sign on what rounds to zero."""
-    if math.isnan(value):
-        return MISSING
-    text = f"{value:+.{digits}f}".replace("-", "−")
-    return text[1:] if float(text[1:]) == 0 else text

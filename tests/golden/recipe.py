@@ -18,7 +18,10 @@ def current_losses(folder: Path) -> list[float]:
     torch.set_num_threads(1)
     try:
         study = tiny_study(
-            folder, f"phases.facts.tokens={50 * 256}", "phases.facts.schedule.warmup_steps=5"
+            folder,
+            f"phases.facts.tokens={50 * 256}",
+            "phases.facts.schedule.warmup_steps=5",
+            "model.memory.router.scope=sequence",  # as published
         )
         _, recorder = train_phase(study, folder)
     finally:

@@ -18,6 +18,7 @@ import pytest
 from moc.config import StudyConfig
 from moc.journal import Journal, read
 from moc.report import build_report
+from moc.tracked import child_tags
 from moc.tracking import Tracker, default_uri
 from moc.ui import serve_ui
 from tests.fake_runs import fake_study, write_json, write_run, write_study
@@ -68,6 +69,10 @@ def logged(run_dir: Path, name: str) -> list[tuple[int, float]]:
     return committed
 
 
+def run_info(study: StudyConfig, arm: str) -> dict[str, Any]:
+    return json.loads((write_run(study, arm, 0) / "run.json").read_text())
+
+
 @pytest.fixture(scope="module")
 def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("runs")  # one database: creating it takes seconds
@@ -97,6 +102,22 @@ def test_one_parent_and_a_child_per_arm_with_their_tags(study: StudyConfig) -> N
     tags = runs["moc-0"].data.tags
     assert (tags["scope"], tags["causal"]) == ("sequence", "false")
     assert (runs["backbone-0"].data.tags["causal"]) == "true"
+
+
+def test_scope_and_what_a_run_may_not_be_compared_with_stand_on_its_page(tmp_path: Path) -> None:
+    """Chapters taken in turn make a benchmark: its losses must not pass for a trained router's."""
+    study = fake_study(tmp_path, num_steps=SMALL, arms=("moc", "moc_segment", "moc_token"))
+    note = "mlflow.note.content"
+    for arm in ("moc", "moc_token"):
+        memory = study.arms[arm].model.memory
+        assert memory is not None
+        memory.router.forced_uniform = True
+    tags = {arm: child_tags(study, run_info(study, arm)) for arm in study.arms}
+    assert [found["scope"] for found in tags.values()] == ["sequence", "segment", "token"]
+    assert [found["causal"] for found in tags.values()] == ["false", "true", "true"]
+    assert "Non-causal routing" in tags["moc"][note] and "Benchmark routing" in tags["moc"][note]
+    assert note not in tags["moc_segment"]
+    assert tags["moc_token"][note].startswith("Benchmark routing")
 
 
 def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -> None:

@@ -27,6 +27,7 @@ COMMON = [
     "phases.facts.loss_on=assistant",  # uneven masks: questions count differently from prose
     "phases.facts.mixture={skills: 1.0, people: 1.0}",
     "model.memory.output_init=normal",
+    "model.memory.router.bias_rate=0.01",  # beside the balance loss
 ]
 ONE = [*COMMON, "phases.facts.micro_batch=4"]
 TWO = [*COMMON, "phases.facts.micro_batch=2", "trainer.devices=2"]
@@ -35,8 +36,9 @@ TWO = [*COMMON, "phases.facts.micro_batch=2", "trainer.devices=2"]
 @pytest.fixture(scope="module")
 def one(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> dict[str, Any]:
     folder = tmp_path_factory.mktemp("one")
-    assert in_child("train", log=folder / "log", **arguments(folder, ONE)) == [0], log_of(folder)
-    return result_of(folder, 0)
+    options = arguments(folder, ONE) | {"checkpoint_at": 5}
+    assert in_child("train", log=folder / "log", **options) == [0], log_of(folder)
+    return {"folder": folder, **result_of(folder, 0)}
 
 
 @pytest.fixture(scope="module", params=["ddp", "fsdp"])
@@ -109,6 +111,21 @@ def test_weights_bank_and_router_included(one: dict[str, Any], two: dict[str, An
         assert two["weights"][name].shape == weight.shape
 
 
+def test_the_selection_bias_is_that_of_one_process(
+    one: dict[str, Any], two: dict[str, Any]
+) -> None:
+    """A buffer: no gradient, no sharding, and every rank moves its own."""
+    names = [f"blocks.{layer}.memory.router.selection_bias" for layer in (0, 1)]
+    half_way, expected_half_way = (
+        load_training_state(result["folder"] / "facts-00000005")["model"] for result in (two, one)
+    )
+    for name in names:
+        assert one["weights"][name].any()
+        for rank in two["ranks"]:
+            assert torch.equal(rank["buffers"][name], one["weights"][name])
+        assert torch.equal(half_way[name], expected_half_way[name])
+
+
 def test_the_ranks_share_the_same_samples_in_the_same_order(
     one: dict[str, Any], two: dict[str, Any]
 ) -> None:
@@ -120,7 +137,25 @@ def test_the_ranks_share_the_same_samples_in_the_same_order(
 def test_picks_are_counted_over_all_ranks(one: dict[str, Any], two: dict[str, Any]) -> None:
     assert column(two, "picks") == column(one, "picks")
     for step in column(two, "picks"):
-        assert [sum(layer) for layer in step] == [8 * 2, 8 * 2]  # sequences x K, in both layers
+        # sequences x segments x K, in both layers
+        assert [sum(layer) for layer in step] == [8 * 2 * 2, 8 * 2 * 2]
+
+
+@pytest.mark.parametrize(("scope", "groups"), [("sequence", 1), ("token", 32)])
+def test_picks_of_the_other_scopes(tmp_path: Path, in_child: Run, scope: str, groups: int) -> None:
+    """Segments are what the other tests here route by. Only the selection bias moves: of so many
+    tokens one would soon sit where rounding decides."""
+    still = ("backbone", "memory_layers", "bank")
+    extra = [f"phases.facts.optimizer.{group}.lr=0" for group in still]
+    extra += ["phases.facts.tokens=768", f"model.memory.router.scope={scope}"]
+    options = arguments(tmp_path, [*TWO, *extra])
+    codes = in_child("train", log=tmp_path / "log", env=launched_by_torchrun(2), **options)
+    assert codes == [0, 0], log_of(tmp_path)
+    _, alone = train_phase(tiny_study(tmp_path, *ONE, *extra), tmp_path)
+    expected = [result["picks"] for result in alone.results]
+    for rank in (0, 1):
+        assert column(result_of(tmp_path, rank), "picks") == expected
+    assert {sum(layer) for step in expected for layer in step} == {8 * groups * 2}
 
 
 def test_groups_do_not_depend_on_sharding(one: dict[str, Any], two: dict[str, Any]) -> None:

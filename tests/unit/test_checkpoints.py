@@ -44,7 +44,7 @@ def trained(*, freeze_bank: bool = False) -> tuple[Transformer, torch.optim.Adam
 
 def write(folder: Path, phase: str, step: int) -> Path:
     path = folder / f"{phase}-{step:08d}"
-    save_training_state(path, *trained(), phase=phase, step=step, config_hash="")
+    save_training_state(path, *trained(), callbacks={}, phase=phase, step=step, config_hash="")
     return path
 
 
@@ -111,7 +111,7 @@ def test_moments_come_back_by_name(tmp_path: Path, frozen_then: bool, frozen_now
     """Also where the phases freeze different groups: a bank that thaws starts without moments."""
     model, optimizer = trained(freeze_bank=frozen_then)
     path = tmp_path / "a-00000001"
-    save_training_state(path, model, optimizer, phase="a", step=1, config_hash="")
+    save_training_state(path, model, optimizer, callbacks={}, phase="a", step=1, config_hash="")
     state = load_training_state(path)
     model.banks[0].tokens.requires_grad_(not frozen_now)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}

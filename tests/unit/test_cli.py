@@ -43,7 +43,8 @@ def test_help_comes_in_under_a_second():
         done = moc("--help")
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
-        assert {"plan", "run", "eval", "generate", "report", "ui"} <= set(done.stdout.split())
+        verbs = {"plan", "run", "eval", "leak", "generate", "report", "ui"}
+        assert verbs <= set(done.stdout.split())
     assert min(seconds) < 1.0, seconds
 
 
@@ -69,6 +70,8 @@ def test_help_imports_nothing_heavy(words):
         (["eval", "nowhere"], "no 'nowhere' in "),
         (["eval", "nowhere", "model.dim=3"], "'moc eval' takes no 'model.dim=3'"),
         (["report", "nowhere"], "no 'nowhere' in "),
+        (["leak", "nowhere"], "no 'nowhere' in "),
+        (["leak", "study.yaml"], "study.yaml holds no model"),
         (["generate", "nowhere", "--prompt", "x"], "no 'nowhere' in "),
     ],
 )
@@ -88,6 +91,8 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, capsys
         (["plan"], "study"),
         (["generate", "nowhere"], "--prompt"),
         (["run", "study.yaml", "--seeds", "one"], "'one'"),
+        (["eval", "nowhere", "--route-on", "answer"], "'answer'"),
+        (["leak", "nowhere", "--windows", "few"], "'few'"),
     ],
 )
 def test_a_wrong_verb_or_argument_ends_with_code_2(folder, capsys, words, said):
@@ -114,6 +119,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     assert set(plan) == {"study", "arms"} and plan["study"] == "words"
     assert list(plan["arms"]) == ["moc", "dense"]
     for arm in plan["arms"].values():
+        assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
@@ -140,4 +146,4 @@ def test_plan_fails_when_an_iso_flop_arm_is_beyond_its_tolerance(folder, capsys)
 def test_plan_writes_nothing(folder, capsys):
     assert main(["plan", "study.yaml"]) == 0
     assert [path.name for path in folder.iterdir()] == ["study.yaml"]
-    assert "non-causal" in capsys.readouterr().out
+    assert "segment of 32" in capsys.readouterr().out

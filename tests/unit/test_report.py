@@ -16,8 +16,9 @@ import pytest
 
 from moc.journal import Journal
 from moc.report import build_report, result_tables
-from moc.report.figures import load_ratio, moving_mean
+from moc.report.figures import moving_mean
 from moc.report.results import load_results
+from moc.report.routing_figures import load_ratio
 from tests.fake_runs import fake_study, write_json, write_run, write_study
 
 
@@ -157,7 +158,7 @@ def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "url(" not in page and "@import" not in page and "<script" not in page
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(images) == 4  # losses, scores, bits per byte, one heat map
+    assert len(images) == 5  # losses, scores, bits per byte, looking ahead, one heat map
     for image in images:
         assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")
 
@@ -185,7 +186,8 @@ def test_the_page_names_costs_commit_and_configuration(page: str) -> None:
 
 def test_figures_and_tables_are_files_as_well(study_dir: Path) -> None:
     figures = sorted(path.name for path in (study_dir / "report/figures").iterdir())
-    assert figures == ["bits_per_byte.png", "chapters_moc.png", "losses.png", "scores.png"]
+    expected = ["bits_per_byte", "chapters_moc", "leakage", "losses", "scores"]
+    assert figures == [f"{name}.png" for name in expected]
     for name in figures:
         content = (study_dir / "report/figures" / name).read_bytes()
         width, _ = struct.unpack(">II", content[16:24])

@@ -1,0 +1,85 @@
+"""How a table's cells are written, and what every table carries."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from moc.report.estimates import Estimate
+from moc.report.layout import Table
+from moc.report.results import NON_CAUSAL_NOTE, Results
+
+MISSING = "—"
+NEAR_ZERO = "not distinguishable"  # from zero, by its interval
+
+
+def table_of(
+    results: Results,
+    name: str,
+    caption: str,
+    header: list[str],
+    rows: list[list[str]],
+    *,
+    num_keys: int = 1,
+    notes: Sequence[str] = (),
+    raw: Sequence[dict[str, object]] = (),
+) -> Table:
+    """A table that says what † means, if any arm of the study carries it."""
+    marks = [f"{NON_CAUSAL_NOTE}."] if results.any_non_causal else []
+    return Table(name, caption, header, rows, num_keys, [*notes, *marks], list(raw))
+
+
+def over_text(results: Results) -> str:
+    if len(results.seeds) == 1:
+        return "; one seed"
+    if results.num_complete_seeds() == len(results.seeds):
+        return f"; mean over {len(results.seeds)} seeds"
+    return "; mean over the seeds that got there"
+
+
+def intervals_text(results: Results, unit: str) -> str:
+    """What the intervals of ``estimated`` are: over seeds, or over the ``unit`` of the one seed."""
+    if len(results.seeds) == 1:
+        return f"[95% interval over {unit}]; one seed"
+    return f"[95% t-interval over seeds]{over_text(results)}"
+
+
+def estimated(
+    results: Results, estimate: Estimate | None, *, digits: int = 3, scale: float = 1
+) -> str:
+    """``+0.031 [0.012, 0.050]``, and in words when that interval includes 0."""
+    if estimate is None:
+        return MISSING
+    text = signed(scale * estimate.value, digits)
+    if estimate.has_interval:
+        low, high = (plain(scale * end, digits) for end in (estimate.low, estimate.high))
+        text += f" [{low}, {high}]"
+    if estimate.num_seeds < len(results.seeds):
+        text += f" ({estimate.num_seeds} of {len(results.seeds)} seeds)"
+    return f"{text} {NEAR_ZERO}" if estimate.near_zero else text
+
+
+def count(value: object) -> str:
+    return f"{value:,.0f}" if isinstance(value, (int, float)) else MISSING
+
+
+def percent(share: float | None) -> str:
+    return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def plain(value: float, digits: int) -> str:
+    """With a real minus sign, and none on what rounds to zero."""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text.replace("-", "−")
+
+
+def fixed(value: float | None, digits: int) -> str:
+    return MISSING if value is None or math.isnan(value) else f"{value:.{digits}f}"
+
+
+def signed(value: float, digits: int) -> str:
+    """With a real minus sign, and no sign on what rounds to zero."""
+    if math.isnan(value):
+        return MISSING
+    text = plain(value, digits)
+    return f"+{text}" if value > 0 and float(text) > 0 else text

@@ -1,0 +1,139 @@
+"""What evals.json and chapters.jsonl say about routing, made up: for tests of what reads them."""
+
+from __future__ import annotations
+
+import math
+import random
+from typing import Any
+
+from moc.model.config import ModelConfig, is_causal
+
+# bits per token at the start, pretrain and ift boundaries under the routing trained with
+LOSSES = {"people": (11.0, 1.85, 2.3), "skills": (11.1, 6.2, 2.1)}
+OFFSETS = {"moc": -0.12, "moc_segment": -0.05, "moc_token": -0.03, "iso_flop": 0.0}
+GAINS = {"people": (0.0, 0.08, 0.055), "skills": (0.0, 0.02, 0.065)}  # of looking ahead
+MISMATCH = 0.3  # the part of a gain that is not look-ahead
+CHOICE = {"facts_choice": ((0.25, 0.83, 0.74), (0.25, 0.86, 0.8))}  # on context, on the answer too
+NUM_WINDOWS, LENGTH, NUM_BINS = 32, 128, 8
+
+
+def fake_leakage(model: ModelConfig, arm: str, seed: int, index: int) -> dict[str, Any]:
+    """The ``leakage`` part of the evals.json of boundary ``index``."""
+    causal = is_causal(model)
+    rng = random.Random(f"leakage-{arm}-{seed}-{index}")
+    sources: dict[str, Any] = {}
+    for source, losses in LOSSES.items():
+        trained = 1 if index else 0
+        full = losses[index] + trained * (OFFSETS.get(arm, 0.1) + rng.uniform(-0.02, 0.02))
+        entry = {"num_windows": NUM_WINDOWS, "num_tokens": NUM_WINDOWS * LENGTH, "full": full}
+        if not causal:
+            gain = GAINS[source][index] + trained * rng.uniform(-0.005, 0.005)
+            entry |= {
+                "prefix": full + gain,
+                "borrowed": full + (1 - MISMATCH) * gain,
+                "gain": _interval(gain, 0.012 * trained),
+                "look_ahead": _interval((1 - MISMATCH) * gain, 0.012 * trained),
+                "mismatch": _interval(MISMATCH * gain, 0.006 * trained),
+                "by_position": _by_position(gain, rng, 0.03 * trained),
+            }
+        sources[source] = entry
+    tasks = {
+        task: {
+            "num_items": 200,
+            "context": context[index],
+            "full": full[index] + 0.01 * seed,
+            "gain": _interval(full[index] + 0.01 * seed - context[index], 0.04),
+        }
+        for task, (context, full) in CHOICE.items()
+        if not causal
+    }
+    return {"causal": causal, "sources": sources, "tasks": tasks}
+
+
+def fake_routing(model: ModelConfig, arm: str, seed: int, index: int) -> dict[str, Any]:
+    """The ``routing`` part of the evals.json of boundary ``index``; empty without a router."""
+    memory = model.memory
+    if memory is None or memory.num_routed is None:
+        return {}
+    layers = [str(layer) for layer in model.memory_layers()]
+    record: dict[str, Any] = {"sources": {}}
+    for source in LOSSES:
+        load = {layer: _load(model, f"{arm}-{seed}-{source}-{layer}", index) for layer in layers}
+        record["sources"][source] = {"num_tokens": NUM_WINDOWS * LENGTH, "load": load}
+    if index:
+        rng = random.Random(f"drift-{arm}-{seed}-{index}")
+        record["drift"] = {layer: (1.4, 0.2)[index - 1] + rng.random() / 10 for layer in layers}
+    return record
+
+
+def fake_chapters(
+    model: ModelConfig, phase: str, step: int, tokens: int, rng: random.Random
+) -> list[dict[str, Any]]:
+    """One line per memory layer of chapters.jsonl."""
+    memory = model.memory
+    assert memory is not None and memory.num_routed is not None
+    records = []
+    spread = 0.7 if phase == "pretrain" else 1.1
+    for layer in model.memory_layers():
+        weights = [
+            0.0 if rng.random() < 0.05 else math.exp(rng.gauss(0, spread))
+            for _ in range(memory.num_chapters - memory.num_shared)
+        ]
+        groups = 2560 * memory.num_routed
+        load = [0] * memory.num_shared + [round(groups * w / sum(weights)) for w in weights]
+        routed = load[memory.num_shared :]
+        share = [n / sum(routed) for n in routed]
+        entropy = -sum(p * math.log(p) for p in share if p) / math.log(len(share))
+        records.append(
+            {
+                "phase": phase,
+                "step": step,
+                "tokens": tokens,
+                "time": 1_772_445_600.0 + tokens / 16_000,
+                "layer": layer,
+                "load": load,
+                "window_tokens": 327_680,
+                "coverage": 0.9 - rng.random() / 10,
+                "coverage_tokens": 8192,
+                "num_shared": memory.num_shared,
+                "shared_mass": 0.18 + rng.random() / 10,
+                "load_max_over_mean": max(share) * len(share),
+                "entropy": entropy,
+                "dead_share": routed.count(0) / len(routed),
+                "kl_to_uniform": (1 - entropy) * math.log(len(share)),
+            }
+        )
+    return records
+
+
+def _by_position(gain: float, rng: random.Random, half: float) -> list[dict[str, Any]]:
+    """The gain falls along the sequence: the more of it is past, the less is ahead."""
+    weights = [math.exp(-0.5 * place) for place in range(NUM_BINS)]
+    width = LENGTH // NUM_BINS
+    return [
+        {
+            "start": place * width,
+            "end": (place + 1) * width,
+            "num_tokens": NUM_WINDOWS * width,
+            "gain": _interval(
+                gain * NUM_BINS * weight / sum(weights) + half / 4 * rng.uniform(-1, 1), half
+            ),
+        }
+        for place, weight in enumerate(weights)
+    ]
+
+
+def _interval(value: float, half: float) -> dict[str, float]:
+    return {"value": value, "low": value - half, "high": value + half}
+
+
+def _load(model: ModelConfig, name: str, index: int) -> list[int]:
+    """Picks per chapter; every boundary moves a part of them."""
+    memory = model.memory
+    assert memory is not None and memory.num_routed is not None
+    load = [0] * memory.num_chapters
+    for boundary in range(index + 1):
+        rng = random.Random(f"{name}-{boundary}")
+        for _ in range(400 if boundary == 0 else 150):
+            load[rng.randrange(memory.num_shared, memory.num_chapters)] += 1
+    return load

@@ -199,8 +199,7 @@ class MemoryState:
     def _pool(self, x_BLD: Tensor) -> Tensor:
         """Means over what lies before each new position, itself included: (B, L, D)."""
         places = self.places
-        x_BLD = x_BLD.masked_fill(~places.real_BL[..., None], 0.0)
-        sums_BLD = x_BLD.cumsum(1)
+        sums_BLD = x_BLD.cumsum(1)  # at padding they are overwritten by the tokens that follow
         if self.sums_BMD is None:
             self.sums_BMD = sums_BLD.new_zeros(len(x_BLD), places.max_length, x_BLD.shape[-1])
         row_B1 = torch.arange(len(x_BLD), device=x_BLD.device)[:, None]

@@ -27,7 +27,7 @@ class RouterConfig:
     balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
     bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
     z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
-    forced_uniform: bool = False  # for benchmarks: groups take chapters in turn, unasked
+    forced_uniform: bool = False  # for benchmarks: chapters in turn, by place in the batch
 
 
 @dataclass

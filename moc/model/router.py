@@ -5,6 +5,7 @@ B batch, L length, D model dim, C chapters, S shared, K routed, N = S + K read, 
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,10 +64,9 @@ class Router(nn.Module):
         index_BGK = biased.topk(self.num_routed, dim=-1).indices
         if self.config.forced_uniform:
             index_BGK = self._in_turn(index_BGK, group_G)
-        top_BGK = probs_BGC.gather(-1, index_BGK)
-        # all of a group's picks can have underflowed when they were not the router's own
-        total_BG1 = top_BGK.sum(-1, keepdim=True).clamp(min=torch.finfo(top_BGK.dtype).tiny)
-        routed_BGK = self.routed_scale * top_BGK / total_BG1
+        # probabilities renormalised over the picks; from logits, because all of the probabilities
+        # can have underflowed when the picks were not the router's own
+        routed_BGK = self.routed_scale * logits_BGC.gather(-1, index_BGK).softmax(-1)
         shared_S = torch.arange(self.num_shared, device=r_BGD.device)
         index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
         weight_BGN = F.pad(routed_BGK, (self.num_shared, 0), value=1.0)
@@ -74,10 +74,11 @@ class Router(nn.Module):
         return Routing(logits_BGC, probs_BGC, index_BGN, weight_BGN, width)
 
     def _in_turn(self, index_BGK: Tensor, group_G: Tensor) -> Tensor:
-        """K consecutive chapters each, from row to row and group to group: a uniform load."""
+        """K consecutive chapters each: rows side by side, a row's groups far apart."""
         device = index_BGK.device
         num_routable = self.linear.out_features - self.num_shared
-        turn_BG = torch.arange(index_BGK.shape[0], device=device)[:, None] + group_G
+        apart = _turns_apart(num_routable, self.num_routed)
+        turn_BG = torch.arange(index_BGK.shape[0], device=device)[:, None] + apart * group_G
         step_K = torch.arange(self.num_routed, device=device)
         in_turn_BGK = (turn_BG[..., None] * self.num_routed + step_K) % num_routable
         return (in_turn_BGK + self.num_shared).expand_as(index_BGK)
@@ -141,6 +142,16 @@ def mean_of_last(sums_BLD: Tensor, position_BG: Tensor, window: int | None) -> T
         sum_BGD = sum_BGD - earlier_BGD.masked_fill((before_BG < 0)[..., None], 0.0)
         count_BG = count_BG.clamp(max=window)
     return sum_BGD / count_BG[..., None]
+
+
+def _turns_apart(num_routable: int, num_routed: int) -> int:
+    """Turns from a group to the next: a golden section of a round, so that the turns of few groups
+    lie evenly (a step of one would load rows and groups twice), and all have come in the end."""
+    num_turns = num_routable // math.gcd(num_routable, num_routed)
+    apart = round(0.618 * num_routable / num_routed)
+    while math.gcd(apart, num_turns) > 1:
+        apart += 1
+    return apart
 
 
 def balance_loss(probs_XC: Tensor, picks_C: Tensor) -> Tensor:

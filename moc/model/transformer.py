@@ -117,7 +117,8 @@ class Transformer(nn.Module):
                 an answer that must not steer. None: all. The causal scopes look at nothing to the
                 right, so to them it makes no difference.
             cache: the positions follow those that it holds, and are added to it; ``pooled_BL``
-                then says which tokens are real. Routing is returned per position.
+                then says which tokens are real (in the first call, at least one a row). The
+                routing's index and weights are per position.
             measure_mass: also fill ``Routing.shared_mass`` (diagnostics; slow).
         """
         x_BLD = self.embedding(tokens_BL)

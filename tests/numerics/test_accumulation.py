@@ -10,36 +10,32 @@ from __future__ import annotations
 
 from copy import deepcopy
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader
 
 from moc.config import StudyConfig
-from moc.model.transformer import Transformer, build_model
+from moc.model import Transformer, build_model, routing_scope
 from tests.helpers_training import Recorder, tiny_study, train_phase
+from tests.numerics.one_batch import OneBatch
 
 LENGTH, LR, DECAY, EPS, Z = 32, 1e-2, 0.1, 1e-2, 0.05
-
-
-class OneBatch(L.LightningDataModule):
-    def __init__(self, tokens: Tensor, mask: Tensor) -> None:
-        super().__init__()
-        self.batch: dict[str, Any] = {"tokens": tokens, "loss_mask": mask, "sample": 0}
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch], batch_size=None)  # type: ignore[arg-type]
+SCOPES = {"sequence": 1, "segment": 5, "token": LENGTH}  # routing groups in a sequence
 
 
 @pytest.fixture(scope="module")
-def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("study")
+
+
+def one_step(folder: Path, scope: str) -> StudyConfig:
     """One step of four sequences. Adam's eps is large, so that its first step is not the sign of
     the gradient, which would magnify rounding."""
-    study = tiny_study(
-        tmp_path_factory.mktemp("study"),
+    return tiny_study(
+        folder,
+        f"model.memory.router.scope={scope}",
+        "model.memory.router.segment_tokens=7",
         "phases.facts.tokens=128",
         "phases.facts.tokens_per_step=128",
         "phases.facts.schedule.kind=constant",
@@ -51,7 +47,6 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
         f"model.memory.router.z_loss_coefficient={Z}",
         *(f"phases.facts.optimizer.{g}.lr={LR}" for g in ("backbone", "memory_layers", "bank")),
     )
-    return study
 
 
 @pytest.fixture(scope="module")
@@ -71,26 +66,30 @@ def direct(model: Transformer, tokens: Tensor, mask: Tensor) -> tuple[float, dic
     model = deepcopy(model).double()
     nll = torch.zeros((), dtype=torch.float64)
     squares = torch.zeros((), dtype=torch.float64)
-    num_layers = 0
+    num_groups = 0  # of all layers and sequences
     for row, counted in zip(tokens, mask, strict=True):
         output = model(row[None, :-1])
         log_probs = output.logits_BLV[0] - output.logits_BLV[0].logsumexp(-1, keepdim=True)
         for position in range(LENGTH):
             if counted[position]:
                 nll = nll - log_probs[position, row[position + 1]]
-        num_layers = len(output.routing)
         for layer in output.routing:
-            squares = squares + layer.logits_BGC[0, 0].logsumexp(-1) ** 2
+            for logits_C in layer.logits_BGC[0]:
+                squares = squares + logits_C.logsumexp(-1) ** 2
+                num_groups += 1
+    assert num_groups == 4 * 2 * SCOPES[routing_scope(model.config)]
     loss = nll / mask.sum()
-    (loss + Z * squares / (4 * num_layers)).backward()
+    (loss + Z * squares / num_groups).backward()
     gradients = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     return loss.item(), gradients
 
 
 @pytest.mark.parametrize("num_micro", [4, 2, 1])
+@pytest.mark.parametrize("scope", SCOPES)
 def test_a_step_equals_the_whole_batch_computed_directly(
-    study: StudyConfig, sequences: tuple[Tensor, Tensor], tmp_path: Path, num_micro: int
+    folder: Path, sequences: tuple[Tensor, Tensor], tmp_path: Path, scope: str, num_micro: int
 ) -> None:
+    study = one_step(folder, scope)
     tokens, mask = sequences
     model = build_model(study.arms["moc"].model, seed=0)
     expected_loss, expected = direct(model, tokens, mask)
@@ -115,9 +114,10 @@ def test_a_step_equals_the_whole_batch_computed_directly(
 
 
 def test_a_step_without_a_single_counted_token_is_survived(
-    study: StudyConfig, sequences: tuple[Tensor, Tensor], tmp_path: Path
+    folder: Path, sequences: tuple[Tensor, Tensor], tmp_path: Path
 ) -> None:
     """An instruction phase has them; 0 / 0 must not reach the weights."""
+    study = one_step(folder, "segment")
     tokens, mask = sequences
     data = OneBatch(tokens[:, None], torch.zeros_like(mask)[:, None])
     _, recorder = train_phase(study, tmp_path, data=data)

@@ -9,15 +9,13 @@ from __future__ import annotations
 import itertools
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
-import lightning as L
 import pytest
 import torch
-from torch.utils.data import DataLoader
 
 from moc.model import build_model, is_causal
 from tests.helpers_training import tiny_study, train_phase
+from tests.numerics.one_batch import OneBatch
 from tests.numerics.small_models import (
     CAUSAL,
     DENSE,
@@ -77,9 +75,7 @@ def test_no_causal_scope_looks_ahead(scope, mixing, tap, variant, context):
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize(
-    ("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB"))
-)
+@pytest.mark.parametrize(("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB")))
 def test_sequence_scope_looks_ahead(mixing, tap, variant, context):
     """The positive control: published routing fails the same test, at every single t."""
     config = with_router("sequence", tap=tap, mixing=mixing, variant=variant)
@@ -133,15 +129,6 @@ def test_no_gradient_flows_back_from_what_was_predicted_earlier(scope, t):
 
 
 # the training step itself
-
-
-class OneBatch(L.LightningDataModule):
-    def __init__(self, tokens: torch.Tensor, mask: torch.Tensor) -> None:
-        super().__init__()
-        self.batch: dict[str, Any] = {"tokens": tokens, "loss_mask": mask, "sample": 0}
-
-    def train_dataloader(self) -> DataLoader:
-        return DataLoader([self.batch], batch_size=None)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])

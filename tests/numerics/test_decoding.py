@@ -165,9 +165,7 @@ def prompt_mask():
     return torch.arange(LENGTH) < torch.tensor(PROMPTS)[:, None]
 
 
-@pytest.mark.parametrize(
-    ("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB"))
-)
+@pytest.mark.parametrize(("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB")))
 def test_policy_prompt_freezes_the_routing_of_the_prompt(mixing, tap, variant):
     """The same as a pass over the whole text in which routing may pool the prompt alone."""
     config = with_router("sequence", tap=tap, mixing=mixing, variant=variant)
@@ -272,7 +270,7 @@ def test_a_full_cache_says_so_and_can_still_be_used():
     cache = model.new_cache(1, 6)
     with torch.no_grad():
         model(tokens_BL[:, :4], cache=cache)
-        with pytest.raises(ValueError, match="^the cache has room for 6 tokens a row, not for 7$"):
+        with pytest.raises(ValueError, match=r"^the cache has room for 6 tokens a row, not for 7$"):
             model(tokens_BL[:, 4:7], cache=cache)
         logits_BLV = model(tokens_BL[:, 4:6], cache=cache).logits_BLV
         expected_BLV = model(tokens_BL[:, :6]).logits_BLV[:, 4:]

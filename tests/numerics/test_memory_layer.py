@@ -162,9 +162,7 @@ def test_a_segment_may_be_one_position_or_longer_than_the_text(segment_tokens, w
 def test_memory_width_and_head_counts_may_differ_from_the_models(
     dim, num_heads, num_kv_heads, mixing
 ):
-    check_read(
-        make_config(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, mixing=mixing)
-    )
+    check_read(make_config(dim=dim, num_heads=num_heads, num_kv_heads=num_kv_heads, mixing=mixing))
 
 
 def test_routed_scale_moves_weight_from_shared_to_routed_chapters():

@@ -7,6 +7,7 @@ ones queries to their chapters: both ways must be the same function.
 
 import math
 import sys
+from functools import partial
 
 import pytest
 import torch
@@ -33,14 +34,15 @@ def forced(request, monkeypatch):
 
 
 def record_ways(monkeypatch):
+    """The names of the ways taken from now on."""
     calls = []
+
+    def recorded(name, function, *arguments):
+        calls.append(name)
+        return function(*arguments)
+
     for name in WAYS:
-
-        def recorded(*arguments, name=name, function=getattr(ATTENTION, name)):
-            calls.append(name)
-            return function(*arguments)
-
-        monkeypatch.setattr(ATTENTION, name, recorded)
+        monkeypatch.setattr(ATTENTION, name, partial(recorded, name, getattr(ATTENTION, name)))
     return calls
 
 

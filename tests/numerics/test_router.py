@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig, RouterConfig
+from moc.model import MemoryConfig
 from moc.model.router import Router, balance_loss, pick_counts, z_loss
 from tests.numerics.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
 
@@ -40,7 +40,7 @@ def states(batch, length):
 
 @pytest.mark.parametrize(
     ("scope", "length", "num_groups", "group_tokens"),
-    [("sequence", 10, 1, 10), ("segment", 10, 3, W), ("window", 2, 1, W), ("token", 10, 10, 1)],
+    [("sequence", 10, 1, 10), ("segment", 10, 3, W), ("window", 2, 1, 2), ("token", 10, 10, 1)],
 )
 def test_a_sequence_falls_into_groups(scope, length, num_groups, group_tokens):
     routing = make_router(scope)(states(2, length), None)
@@ -54,7 +54,9 @@ def test_every_group_reads_the_shared_chapters_and_distinct_others(scope):
     routing = make_router(scope, num_shared=2, num_routed=4)(states(3, 13), None)
     for row_N in routing.index_BGN.flatten(0, 1).tolist():
         assert row_N[:2] == [0, 1] and min(row_N[2:]) >= 2 and len(set(row_N)) == 6
-    torch.testing.assert_close(routing.weight_BGN.sum(-1), torch.ones_like(routing.weight_BGN[..., 0]))
+    torch.testing.assert_close(
+        routing.weight_BGN.sum(-1), torch.ones_like(routing.weight_BGN[..., 0])
+    )
     assert routing.probs_BGC[..., :2].abs().max() == 0
 
 
@@ -216,5 +218,3 @@ def test_shared_mass_is_measured_on_request(scope):
     out = model(tokens_BL, measure_mass=True)
     # the shared chapter weighs 1 against routed_scale times weights that sum to 1
     assert [routing.shared_mass.item() for routing in out.routing] == [pytest.approx(1 / 3.5)] * 2
-
-

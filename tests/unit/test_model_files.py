@@ -1,4 +1,4 @@
-"""Text from a model, models on disk, and that both need nothing but torch."""
+"""Models on disk, and that they need nothing but torch."""
 
 import json
 import subprocess
@@ -12,8 +12,8 @@ import torch
 from moc.model import (
     MemoryConfig,
     ModelConfig,
+    RouterConfig,
     build_model,
-    generate,
     load_model,
     read_safetensors,
     save_model,
@@ -33,7 +33,6 @@ CONFIG = ModelConfig(
         num_chapters=5, num_routed=2, chapter_tokens=3, layers="all", output_init="normal"
     ),
 )
-PROMPTS = [[1, 2, 3, 4, 5, 6, 7], [8], [9, 10, 11]]
 
 
 @pytest.fixture(scope="module")
@@ -41,87 +40,27 @@ def model():
     return build_model(CONFIG).eval()
 
 
-def greedy_loop(model, prompt, *, max_new_tokens, stop_ids=(), max_length=None):
-    """One prompt at a time, no padding, the likeliest token of a plain forward pass."""
-    tokens = list(prompt)
-    for _ in range(max_new_tokens):
-        seen = tokens if max_length is None else tokens[-max_length:]
-        with torch.no_grad():
-            likeliest = int(model(torch.tensor([seen])).logits_BLV[0, -1].argmax())
-        if likeliest in stop_ids:
-            break
-        tokens.append(likeliest)
-    return tokens[len(prompt) :]
-
-
-# generation
-
-
-@pytest.mark.parametrize("max_length", [None, 4])
-def test_batched_answers_are_those_of_one_prompt_at_a_time(model, max_length):
-    answers = generate(model, PROMPTS, max_new_tokens=9, max_length=max_length)
-    expected = [
-        greedy_loop(model, prompt, max_new_tokens=9, max_length=max_length) for prompt in PROMPTS
-    ]
-    assert answers == expected
-    assert len({tuple(answer) for answer in answers}) > 1
-
-
-def test_max_length_changes_what_the_model_sees(model):
-    assert generate(model, PROMPTS, max_new_tokens=9, max_length=2) != generate(
-        model, PROMPTS, max_new_tokens=9
-    )
-
-
-def test_generation_ends_at_a_stop_token_and_leaves_it_out(model):
-    free = generate(model, PROMPTS, max_new_tokens=9)
-    stop_ids = {free[0][3], free[2][0]}
-    answers = generate(model, PROMPTS, max_new_tokens=9, stop_ids=stop_ids)
-    expected = [greedy_loop(model, p, max_new_tokens=9, stop_ids=stop_ids) for p in PROMPTS]
-    assert answers == expected
-    assert answers[2] == [] and len(answers[0]) <= 3
-
-
-def test_sampling_is_reproducible_by_seed(model):
-    def sample(seed, temperature=1.0):
-        return generate(model, PROMPTS, max_new_tokens=9, temperature=temperature, seed=seed)
-
-    torch.manual_seed(0)
-    first = sample(1)
-    torch.manual_seed(1)  # what else has been drawn plays no part
-    assert sample(1) == first != sample(2)
-    assert sample(1, temperature=1e-4) == generate(model, PROMPTS, max_new_tokens=9)
-
-
-def test_sampled_frequencies_are_the_models_probabilities(model):
-    draws = generate(model, [[3]] * 4000, max_new_tokens=1, temperature=2.0)
-    counts = torch.bincount(torch.tensor(draws).flatten(), minlength=23)
-    with torch.no_grad():
-        probs = (model(torch.tensor([[3]])).logits_BLV[0, -1] / 2).softmax(0)
-    assert (counts / 4000 - probs).abs().max() < 0.04  # five standard errors
-
-
-def test_nothing_asked_nothing_written(model):
-    assert generate(model, PROMPTS, max_new_tokens=0) == [[], [], []]
-    assert generate(model, [], max_new_tokens=3) == []
-
-
-def test_an_empty_prompt_is_refused(model):
-    with pytest.raises(ValueError, match="at least one token"):
-        generate(model, [[1], []], max_new_tokens=3)
-
-
 # files
 
 
-@pytest.mark.parametrize("memory", [CONFIG.memory, None], ids=["moc", "dense"])
+BALANCED = replace(CONFIG.memory, router=RouterConfig(scope="token", bias_rate=0.01))
+
+
+@pytest.mark.parametrize(
+    "memory", [CONFIG.memory, BALANCED, None], ids=["moc", "selection bias", "dense"]
+)
 def test_a_saved_model_comes_back_whole(tmp_path, memory):
     model = build_model(replace(CONFIG, memory=memory), seed=3)
+    for bias_C in model.buffers():
+        bias_C.copy_(torch.linspace(-1.0, 1.0, 5))
     save_model(model.state_dict(), model.config, tmp_path)
     loaded = load_model(tmp_path)
     assert loaded.config == model.config and not loaded.training
     tokens_BL = torch.tensor([[1, 2, 3]])
     assert torch.equal(loaded(tokens_BL).logits_BLV, model(tokens_BL).logits_BLV)
+    biases = dict(loaded.named_buffers())
+    assert len(biases) == (2 if memory is BALANCED else 0)
+    assert all(bias_C[-1] == 1 for bias_C in biases.values())
 
 
 def sample_tensors():

@@ -16,8 +16,10 @@ import moc.evaluate
 import moc.study
 import moc.train.checkpoints
 import moc.train.module
+from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate import BoundaryEvaluator
+from moc.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
@@ -133,7 +135,11 @@ def train(
         _spoil_second_step(nan_on_rank)
     study = tiny_study(Path(folder), *overrides)
     watcher = _Watcher(Path(result), checkpoint_at)
-    _, recorder = train_phase(study, Path(result), callbacks=(watcher,))
+    callbacks: tuple[L.Callback, ...] = (watcher,)
+    if every := study.arms["moc"].phases["facts"].revive_every_steps:
+        journal = Journal(Path(result) / "revivals.jsonl")
+        callbacks = (Revival(every, seed=0, revivals=journal), watcher)
+    _, recorder = train_phase(study, Path(result), callbacks=callbacks)
     torch.save(
         {
             "results": recorder.results,

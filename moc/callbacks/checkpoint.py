@@ -48,7 +48,7 @@ class Checkpoint(L.Callback):
         self._stop_requested = False
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
-        for callback in trainer.callbacks:
+        for callback in _callbacks(trainer):
             if callback.state_key in self.restored:
                 callback.load_state_dict(self.restored[callback.state_key])
 
@@ -69,7 +69,7 @@ class Checkpoint(L.Callback):
                 self.folder / f"{trainer.logger.phase}-{step:08d}",
                 pl_module.model,
                 trainer.optimizers[0],
-                callbacks=_states(trainer.callbacks),
+                callbacks=_states(_callbacks(trainer)),
                 phase=trainer.logger.phase,
                 step=step,
                 config_hash=self.config_hash,
@@ -101,6 +101,10 @@ class Checkpoint(L.Callback):
         self._stop_requested = True
         if is_main_process():
             print("stopping after this step; once more stops at once", flush=True)
+
+
+def _callbacks(trainer: L.Trainer) -> Sequence[L.Callback]:
+    return trainer.callbacks  # type: ignore[attr-defined]  # put there by one of its connectors
 
 
 def _states(callbacks: Sequence[L.Callback]) -> dict[str, Any]:

@@ -19,8 +19,9 @@ from typing import Any
 import pytest
 
 from moc.journal import read
-from tests.conftest import ROOT
-from tests.helpers_runs import BOUNDARIES, Moc, check_same, complaint, run_dir
+from tests.conftest import ROOT, Run
+from tests.faults.conftest import run_in
+from tests.helpers_runs import BOUNDARIES, Moc, check_same, complaint, outcome, run_dir
 from tests.helpers_training import write_tiny_study
 
 KILLS: list[dict[str, Any]] = [
@@ -62,6 +63,28 @@ def test_a_run_killed_at_every_awkward_moment(
     assert code == 0, log
     check_same(tmp_path, undisturbed)
     assert not list(run_dir(tmp_path).rglob("*.partial"))
+
+
+def test_balancing_and_revival_go_on_where_they_were(
+    tmp_path: Path, cache: Path, in_child: Run
+) -> None:
+    """Killed between two revivals, with picks counted since the last one."""
+    options = ("phases.facts.revive_every_steps=2", "phases.skills.revive_every_steps=4")
+    options += ("model.memory.num_chapters=129", "model.memory.router.bias_rate=0.01")
+    for name in ("undisturbed", "killed"):
+        (tmp_path / name).mkdir()
+    code, log = run_in(tmp_path / "undisturbed", cache, in_child, options, None)
+    assert code == 0, log
+    expected = outcome(tmp_path / "undisturbed")
+    steps = {(record["phase"], record["step"]) for record in expected["revivals"]}
+    assert steps == {("facts", 2), ("facts", 4), ("facts", 6), ("skills", 4)}
+    for phase in ("facts", "skills"):
+        kill = {"at": "after step", "phase": phase, "step": 5}  # after the checkpoint of step 3
+        code, log = run_in(tmp_path / "killed", cache, in_child, options, kill)
+        assert code == -signal.SIGKILL, log
+    code, log = run_in(tmp_path / "killed", cache, in_child, options, None)
+    assert code == 0, log
+    check_same(tmp_path / "killed", expected)
 
 
 def test_the_command_killed_from_outside(tmp_path: Path, undisturbed: dict[str, Any]) -> None:

@@ -133,7 +133,8 @@ def measure_leakage(
     if len(chosen) < needed:
         raise ConfigError(
             f"{len(chosen)} window(s) of {counted_NL.shape[1]} tokens with one that counts, and "
-            f"{needed} are needed; give it more text, or lower evals.context_length"
+            f"{needed} are needed; give it more text or lower evals.context_length (a study can do "
+            "without: evals.leakage_windows=0)"
         )
     lengths_N = real_lengths(counted_NL)
     texts = [tokens_NL[n, : lengths_N[n]] for n in chosen]

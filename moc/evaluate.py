@@ -11,11 +11,12 @@ from typing import Any
 
 import torch
 
-from evals.chapter_use import chapter_use, overlap, router_drift
+from evals.chapter_use import chapter_use, router_drift
 from evals.forgetting import forgetting_so_far
 from evals.harness import bits_per_byte, evaluate_model
 from evals.leakage import leakage_record
 from evals.local_tasks import task_names
+from evals.picks import overlap
 from moc.config import ConfigError, StudyConfig, config_hash, nearest
 from moc.data.module import validation_windows
 from moc.data.tokenizer import Tokenizer

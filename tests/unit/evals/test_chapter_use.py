@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from evals.chapter_use import chapter_use, overlap, router_drift
+from evals.chapter_use import chapter_use, router_drift
+from evals.picks import overlap
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
 from moc.model.transformer import Transformer, build_model
 

@@ -156,15 +156,17 @@ def test_routing_on_the_answer_turns_chance_into_full_marks(tmp_path):
         for n in range(40)
     ]  # fmt: skip
     lines = [json.dumps(item) + "\n" for item in items]
-    (tmp_path / "facts_choice.jsonl").write_text("".join(lines))
+    for task in ("facts_choice", "facts_answer"):
+        (tmp_path / f"{task}.jsonl").write_text("".join(lines))
     model = answer_reading_model()
     scores, samples = evaluate_model(
-        model, ByteTokenizer(), tasks=["facts_choice"], task_dir=tmp_path, context_length=64,
-        batch_size=16, num_items=40, route_on="both",
+        model, ByteTokenizer(), tasks=["facts_choice", "facts_answer"], task_dir=tmp_path,
+        context_length=64, batch_size=16, num_items=40, route_on="both",
     )  # fmt: skip
     record = leakage_record(model, {}, scores, samples, num_windows=2, batch_size=16)
     assert record["causal"] is False and record["sources"] == {}
-    (found,) = record["tasks"].values()
+    assert list(record["tasks"]) == ["facts_choice"]  # no answer is given to facts_answer
+    found = record["tasks"]["facts_choice"]
     assert (found["num_items"], found["context"], found["full"]) == (40, 0.25, 1.0)
     assert found["gain"]["value"] == 0.75
     # 40 items, 3 in 4 gain: a resample's share has standard error sqrt(.75 * .25 / 40) = .068
@@ -267,6 +269,17 @@ def test_few_positions_are_measured_but_all_are_reached():
     assert [part["num_tokens"] for part in found["by_position"]] == [64] * 8
     assert set(torch.cat(shown).tolist()) == set(range(1, 129))
     assert measure_leakage(model, *windows, num_windows=32, batch_size=64) == found
+
+
+def test_windows_are_taken_from_all_of_the_text():
+    """The first few often belong to a document or two."""
+    model = routed_model("segment")
+    tokens, mask = text_windows(40, 16)
+    shown = []
+    hook = model.register_forward_pre_hook(lambda _, args: shown.extend(args[0].tolist()))
+    measure_leakage(model, tokens, mask, num_windows=4, batch_size=8)
+    hook.remove()
+    assert shown == [tokens[n, :-1].tolist() for n in (0, 10, 20, 30)]
 
 
 def test_a_single_window_has_nothing_to_borrow():

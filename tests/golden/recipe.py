@@ -1,4 +1,4 @@
-"""The tiny study behind the golden losses: fifty steps of the memory arm."""
+"""The tiny study behind the golden losses: fifty steps of the memory arm, for every scope."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ import torch
 from tests.helpers_training import tiny_study, train_phase
 
 LOSSES = Path(__file__).with_name("losses.json")
+SCOPES = ("sequence", "segment", "token")
 
 
-def current_losses(folder: Path) -> list[float]:
+def current_losses(folder: Path, scope: str) -> list[float]:
     """Training losses of steps 1 to 50 with seed 0, on one CPU thread; ``folder`` takes caches."""
     num_threads = torch.get_num_threads()
     torch.set_num_threads(1)
@@ -21,7 +22,7 @@ def current_losses(folder: Path) -> list[float]:
             folder,
             f"phases.facts.tokens={50 * 256}",
             "phases.facts.schedule.warmup_steps=5",
-            "model.memory.router.scope=sequence",  # as published
+            f"model.memory.router.scope={scope}",
         )
         _, recorder = train_phase(study, folder)
     finally:
@@ -29,5 +30,6 @@ def current_losses(folder: Path) -> list[float]:
     return recorder.losses()
 
 
-def golden_losses() -> list[float]:
-    return json.loads(LOSSES.read_text())
+def golden_losses() -> dict[str, list[float]]:
+    """Recorded losses by scope; empty before the first record."""
+    return json.loads(LOSSES.read_text()) if LOSSES.is_file() else {}

@@ -66,7 +66,7 @@ def leakage_record(
     """What looking ahead is worth to ``model``: ``leakage`` of a boundary's ``evals.json``.
 
     Args:
-        windows: per source, tokens (N, L + 1) and loss mask (N, L) of ``validation_windows``.
+        windows: per source, tokens (N, L + 1) and loss mask (N, L) of ``comparable_texts``.
         scores, samples: of ``evaluate_model``; multiple-choice tasks that were also scored with
             ``route_on="both"`` are compared.
         num_windows: use at most so many windows per source.

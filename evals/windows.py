@@ -1,4 +1,4 @@
-"""Windows of a text, as ``moc.data.module.validation_windows`` cuts them. N windows, L length."""
+"""Windows of a text, as ``moc.data.windows.validation_windows`` cuts them. N windows, L length."""
 
 from __future__ import annotations
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from moc.config import ArmConfig, StudyConfig, config_hash, differences, load_study
-from moc.data.module import needed_tokens
+from moc.data.windows import needed_tokens
 from moc.errors import CheckpointError, ConfigError
 from moc.rundir import RunDir
 from moc.train.checkpoints import checkpoints_of, read_manifest

@@ -18,8 +18,8 @@ from evals.leakage import leakage_record
 from evals.local_tasks import task_names
 from evals.picks import overlap
 from moc.config import ConfigError, StudyConfig, config_hash, nearest
-from moc.data.module import validation_windows
 from moc.data.tokenizer import Tokenizer
+from moc.data.windows import comparable_texts, validation_windows
 from moc.journal import Journal, read
 from moc.model.config import routing_scope
 from moc.model.files import read_safetensors
@@ -28,7 +28,7 @@ from moc.rundir import write_json
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
 
-EVALUATION = 3  # counts up when the same model and settings give other records
+EVALUATION = 4  # counts up when the same model and settings give other records
 ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
 
@@ -55,6 +55,7 @@ class BoundaryEvaluator:
             EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint
         )
         self._windows: dict[str, Any] = {}
+        self._texts: dict[str, Any] = {}
 
     def sources(self) -> list[str]:
         """Every source that any phase trains on, in the order of the config."""
@@ -84,10 +85,9 @@ class BoundaryEvaluator:
                 num_items=evals.num_items,
                 route_on=evals.route_on,
             )
-            bits, windows = {}, {}
+            bits = {}
             for source in self.sources():
                 tokens, mask, num_bytes = self._source_windows(source)
-                windows[source] = tokens, mask
                 bits[source] = bits_per_byte(
                     model, tokens, mask, num_bytes, batch_size=evals.batch_size
                 )
@@ -95,7 +95,7 @@ class BoundaryEvaluator:
             if evals.leakage_windows:
                 leakage = leakage_record(
                     model,
-                    windows,
+                    self._comparable_texts(),
                     tasks,
                     samples,
                     num_windows=evals.leakage_windows,
@@ -200,6 +200,14 @@ class BoundaryEvaluator:
         records = [json.loads(p.read_text()) for p in folder.parent.glob("*/evals.json")]
         same = [r for r in records if r["eval_hash"] == self.eval_hash and r["index"] < index]
         return sorted(same, key=lambda record: record["index"])
+
+    def _comparable_texts(self) -> Any:
+        if not self._texts:
+            evals = self.study.evals
+            where = (self.tokenizer, evals.context_length, evals.validation_tokens)
+            for source in self.sources():
+                self._texts |= comparable_texts(self.study, source, *where)
+        return self._texts
 
     def _source_windows(self, source: str) -> Any:
         if source not in self._windows:

@@ -47,8 +47,8 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     from evals.leakage import leakage_record
     from evals.local_tasks import is_choice
     from evals.observing import looks_ahead
-    from moc.data.module import validation_windows
     from moc.data.tokenizer import Tokenizer, used_sources
+    from moc.data.windows import comparable_texts
     from moc.model import load_model, routing_scope
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of
@@ -61,10 +61,9 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     evals = study.evals
     length = evals.context_length
     max_tokens = max(evals.validation_tokens, num_windows * length + 1)
-    windows = {}
+    windows: dict[str, Any] = {}
     for source in data or used_sources(study):
-        tokens, mask, _ = validation_windows(study, source, tokenizer, length, max_tokens)
-        windows[source] = tokens, mask
+        windows |= comparable_texts(study, source, tokenizer, length, max_tokens)
     scores, samples = evaluate_model(
         model,
         tokenizer,

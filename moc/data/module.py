@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TypedDict
 
 import lightning
@@ -11,11 +10,11 @@ import torch
 from torch.utils.data import DataLoader, Dataset
 
 from moc.config import ConfigError, PhaseConfig, StudyConfig
-from moc.data.cache import TokenCache, build_cache
+from moc.data.cache import TokenCache
 from moc.data.hashing import stable_hash
-from moc.data.order import BLOCK, permute, quotas, sample_source
-from moc.data.source import Split
+from moc.data.order import permute, sample_source
 from moc.data.tokenizer import Tokenizer
+from moc.data.windows import needed_tokens, source_cache
 
 
 class StepBatch(TypedDict):
@@ -166,61 +165,6 @@ def prepare(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> dic
         ConfigError: naming the source, if one cannot be read.
     """
     return {
-        name: _source_cache(study, name, "train", tokenizer, needed_tokens(study, phase, name))
+        name: source_cache(study, name, "train", tokenizer, needed_tokens(study, phase, name))
         for name in phase.mixture
     }
-
-
-def validation_windows(
-    study: StudyConfig,
-    source_name: str,
-    tokenizer: Tokenizer,
-    context_length: int,
-    max_tokens: int,
-) -> tuple[torch.Tensor, torch.Tensor, int]:
-    """The start of the source's validation split as n consecutive windows, and the bytes of the
-    tokens whose loss counts (of a chat: the assistant's).
-
-    Returns:
-        tokens (n, L + 1) int64, the last window padded on the right with the end-of-text token;
-        loss mask (n, L) bool, False at padding; number of bytes.
-    """
-    cache = _source_cache(study, source_name, "validation", tokenizer, max_tokens)
-    stream = cache.tokens[:max_tokens].astype(np.int64)
-    counts = np.array(cache.mask[:max_tokens])
-    num_windows = max(1, -(-(len(stream) - 1) // context_length))
-    num_padding = num_windows * context_length + 1 - len(stream)
-    num_bytes = int(tokenizer.token_bytes[stream[1:][counts[1:]]].sum())
-    stream = np.pad(stream, (0, num_padding), constant_values=tokenizer.eos_id)
-    counts = np.pad(counts, (0, num_padding))
-    starts = np.arange(num_windows)[:, None] * context_length
-    tokens = torch.from_numpy(stream[starts + np.arange(context_length + 1)])
-    loss_mask = torch.from_numpy(counts[starts + np.arange(1, context_length + 1)])
-    return tokens, loss_mask, num_bytes
-
-
-def _source_cache(
-    study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, max_tokens: int
-) -> TokenCache:
-    try:
-        return build_cache(study.data[name], split, tokenizer, Path(study.cache_dir), max_tokens)
-    except ConfigError as error:
-        raise ConfigError(f"data.{name}: {error}") from error
-
-
-def needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
-    """The most tokens of a source that any arm reads over all its phases.
-
-    One number for the whole study, so that all arms and phases share one cache, and a phase that
-    goes on in the data order finds the stream as the phase before left it.
-    """
-    arms = [study.phases, *(arm.phases for arm in study.arms.values()), {"": phase}]
-    return max(sum(_phase_tokens(p, name) for p in phases.values()) for phases in arms)
-
-
-def _phase_tokens(phase: PhaseConfig, name: str) -> int:
-    if name not in phase.mixture:
-        return 0
-    share = quotas(tuple(phase.mixture.values()))[list(phase.mixture).index(name)]
-    num_samples = phase.num_steps() * phase.tokens_per_step // phase.context_length
-    return -(-num_samples // BLOCK) * share * phase.context_length + 1

@@ -51,6 +51,7 @@ def leakage(results: Results) -> Table:
         "Gain = prefix-only − full. Look-ahead = borrowed − full: at most, what knowing the future "
         "is worth. Mismatch = prefix-only − borrowed: at least, what routing it was not trained on "
         "costs.",
+        *_notes_on_texts(rows),
         *_notes_on_intervals(results, rows, "windows"),
     ]
     raw = [row for row in all_losses(results) if not row["causal"]]
@@ -113,6 +114,7 @@ def advantage(results: Results) -> Table:
         *_answers(results, baseline or "", found),
         "Positive: the arm is better. Prefix-only routing sees nothing ahead; it also pays for not "
         "having been trained that way, so what stays may be underestimated.",
+        *_notes_on_texts(rows),
         *_notes_on_intervals(results, rows, ""),
     ]
     return table_of(results, "advantage", caption, header, rows, num_keys=4, notes=notes, raw=raw)
@@ -219,6 +221,16 @@ def _picks(run: Run, boundary: str, sources: list[str]) -> dict[str, list[int]]:
         layer: [sum(picks) for picks in zip(*(load[layer] for load in loads), strict=True)]
         for layer in loads[0]
     }
+
+
+def _notes_on_texts(rows: list[list[str]]) -> list[str]:
+    """What the source in the first column is, where it is not plain validation text."""
+    trained = sorted({row[0] for row in rows if row[0].endswith("-trained")})
+    plain = ", ".join(name.removesuffix("-trained") for name in trained)
+    return [
+        f"{', '.join(trained)}: text that was trained on. The validation text of {plain} says the "
+        "same facts in sentences never trained, so that most of its loss is wording."
+    ] * bool(trained)
 
 
 def _routing_text(results: Results, entry: Comparison) -> str:

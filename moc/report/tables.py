@@ -2,13 +2,22 @@
 
 from __future__ import annotations
 
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from evals.forgetting import transition_deltas
-from moc.report.cells import MISSING, count, fixed, over_text, percent, signed, table_of
+from moc.report.cells import (
+    MISSING,
+    count,
+    estimated,
+    fixed,
+    over_text,
+    percent,
+    signed,
+    table_of,
+)
+from moc.report.estimates import over_seeds
 from moc.report.layout import Table
 from moc.report.raw import all_bits_per_byte, all_forgetting, all_scores
 from moc.report.results import (
@@ -159,11 +168,9 @@ def forgetting(results: Results) -> Table:
         found.setdefault(key, []).append(value)
 
     def cell(arm: str, unit: str, name: str) -> str:
-        values = found.get((arm, unit, name))
-        if not values:
-            return MISSING
-        mean = statistics.fmean(values)
-        return signed(100 * mean, 1) if unit == "share" else signed(mean, 3)
+        digits, scale = (1, 100) if unit == "share" else (3, 1)
+        estimate = over_seeds(found.get((arm, unit, name), []))
+        return estimated(results, estimate, digits=digits, scale=scale)
 
     rows = [
         [
@@ -175,7 +182,8 @@ def forgetting(results: Results) -> Table:
         if raw
     ]
     header = ["arm", *results.tasks, *(f"{source}, bits/byte" for source in results.sources)]
-    caption = f"Forgetting since the best earlier boundary{over_text(results)}"
+    over = over_text(results) + ", [95% t-interval over seeds]" * (len(results.seeds) > 1)
+    caption = f"Forgetting since the best earlier boundary{over}"
     notes = [
         "Tasks: best earlier score minus the last, in points. Bits per byte: last minus lowest.",
         "Negative: better at the last boundary than at any before.",

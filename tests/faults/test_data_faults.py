@@ -13,9 +13,10 @@ import pytest
 
 from moc.config import ConfigError, PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
 from moc.data.cache import build_cache
-from moc.data.module import StepDataset, prepare, validation_windows
+from moc.data.module import StepDataset, prepare
 from moc.data.source import documents
 from moc.data.tokenizer import Tokenizer, build_tokenizer
+from moc.data.windows import validation_windows
 
 GOOD = b'{"text": "a good row"}\n'
 

@@ -9,9 +9,9 @@ import pytest
 from evals.leakage import measure_leakage
 from moc.cli import main
 from moc.config import save_study
-from moc.data.module import validation_windows
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import build_tokenizer
+from moc.data.windows import validation_windows
 from moc.leak import render_leak
 from moc.model import MemoryConfig, RouterConfig, build_model, load_model
 from moc.train.checkpoints import save_boundary
@@ -114,7 +114,7 @@ def test_data_names_sources_files_and_globs(study, capsys, tmp_path, monkeypatch
     folder = run_dir(study, "sequence")
     code, out, _ = run(capsys, "leak", folder, "--windows", "2", "--json", "--data", *words)
     sources = json.loads(out)["sources"]
-    assert code == 0 and list(sources) == words
+    assert code == 0 and list(sources) == ["people", "people-trained", "one.txt", "*.md"]
     assert {found["num_windows"] for found in sources.values()} == {2}
     assert sources["one.txt"] == sources["*.md"] != sources["people"]
 

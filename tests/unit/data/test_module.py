@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from moc.config import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig, TrainerConfig
-from moc.data.module import StepDataset, StudyDataModule, prepare, validation_windows
+from moc.data.module import StepDataset, StudyDataModule, prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
+from moc.data.windows import comparable_texts, validation_windows
 
 LENGTH = 32
 
@@ -176,6 +177,20 @@ def test_validation_windows_against_a_naive_loop(
         assert len(text.encode()) - first_bytes == num_bytes
     else:
         assert 0 < sum(scored) < max_tokens / 2
+
+
+def test_facts_are_also_compared_on_text_that_is_trained(
+    study: StudyConfig, tokenizer: Tokenizer
+) -> None:
+    texts = comparable_texts(study, "people", tokenizer, LENGTH, 200)
+    assert list(texts) == ["people", "people-trained"]
+    validation = validation_windows(study, "people", tokenizer, LENGTH, 200)[0]
+    assert torch.equal(texts["people"][0], validation)
+    tokens, mask = texts["people-trained"]
+    read = prepare(study, study.phases["pretrain"], tokenizer)["people"].tokens
+    assert [int(tokens[0, 0]), *tokens[:, 1:].flatten()[: 200 - 1].tolist()] == read[:200].tolist()
+    assert mask.sum() == 200 - 1
+    assert list(comparable_texts(study, "skills", tokenizer, LENGTH, 200)) == ["skills"]
 
 
 def test_phases_and_arms_share_one_cache(tokenizer: Tokenizer, study: StudyConfig, tmp_path: Path):

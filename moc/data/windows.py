@@ -1,0 +1,111 @@
+"""Tokens of a study's sources outside the training order: their caches, and windows to score."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from moc.config import ConfigError, PhaseConfig, StudyConfig
+from moc.data.cache import TokenCache, build_cache
+from moc.data.order import BLOCK, quotas
+from moc.data.source import Split
+from moc.data.tokenizer import Tokenizer
+
+TRAINED = "-trained"  # ends the name of a source whose training text is meant
+
+
+def validation_windows(
+    study: StudyConfig,
+    source_name: str,
+    tokenizer: Tokenizer,
+    context_length: int,
+    max_tokens: int,
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The start of the source's validation split as n consecutive windows, and the bytes of the
+    tokens whose loss counts (of a chat: the assistant's).
+
+    Returns:
+        tokens (n, L + 1) int64, the last window padded on the right with the end-of-text token;
+        loss mask (n, L) bool, False at padding; number of bytes.
+    """
+    cache = source_cache(study, source_name, "validation", tokenizer, max_tokens)
+    return _windows(cache, tokenizer, context_length, max_tokens)
+
+
+def comparable_texts(
+    study: StudyConfig,
+    source_name: str,
+    tokenizer: Tokenizer,
+    context_length: int,
+    max_tokens: int,
+) -> dict[str, tuple[torch.Tensor, torch.Tensor]]:
+    """Tokens and loss mask, as of ``validation_windows``, of what models are compared on by loss.
+
+    That is the validation text and, of a source of facts, also the start of what is trained, under
+    ``<source>-trained``: its validation text says the facts in sentences that training never uses,
+    so that most of its loss is wording.
+    """
+    where = (tokenizer, context_length, max_tokens)
+    found = {source_name: validation_windows(study, source_name, *where)[:2]}
+    phases = [p for phases in _phases_of_arms(study) for p in phases.values()]
+    readers = [phase for phase in phases if source_name in phase.mixture]
+    if study.data[source_name].kind == "facts" and readers:
+        num_tokens = needed_tokens(study, readers[0], source_name)
+        cache = source_cache(study, source_name, "train", tokenizer, num_tokens)
+        found[f"{source_name}{TRAINED}"] = _windows(cache, *where)[:2]
+    return found
+
+
+def source_cache(
+    study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, max_tokens: int
+) -> TokenCache:
+    """``build_cache`` of a source of the study.
+
+    Raises:
+        ConfigError: naming the source, if it cannot be read.
+    """
+    try:
+        return build_cache(study.data[name], split, tokenizer, Path(study.cache_dir), max_tokens)
+    except ConfigError as error:
+        raise ConfigError(f"data.{name}: {error}") from error
+
+
+def needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
+    """The most tokens of a source that any arm reads over all its phases.
+
+    One number for the whole study, so that all arms and phases share one cache, and a phase that
+    goes on in the data order finds the stream as the phase before left it.
+    """
+    arms = [*_phases_of_arms(study), {"": phase}]
+    return max(sum(_phase_tokens(p, name) for p in phases.values()) for phases in arms)
+
+
+def _phases_of_arms(study: StudyConfig) -> list[dict[str, PhaseConfig]]:
+    return [study.phases, *(arm.phases for arm in study.arms.values())]
+
+
+def _phase_tokens(phase: PhaseConfig, name: str) -> int:
+    if name not in phase.mixture:
+        return 0
+    share = quotas(tuple(phase.mixture.values()))[list(phase.mixture).index(name)]
+    num_samples = phase.num_steps() * phase.tokens_per_step // phase.context_length
+    return -(-num_samples // BLOCK) * share * phase.context_length + 1
+
+
+def _windows(
+    cache: TokenCache, tokenizer: Tokenizer, context_length: int, max_tokens: int
+) -> tuple[torch.Tensor, torch.Tensor, int]:
+    """The start of ``cache``, as ``validation_windows`` returns it."""
+    stream = cache.tokens[:max_tokens].astype(np.int64)
+    counts = np.array(cache.mask[:max_tokens])
+    num_windows = max(1, -(-(len(stream) - 1) // context_length))
+    num_padding = num_windows * context_length + 1 - len(stream)
+    num_bytes = int(tokenizer.token_bytes[stream[1:][counts[1:]]].sum())
+    stream = np.pad(stream, (0, num_padding), constant_values=tokenizer.eos_id)
+    counts = np.pad(counts, (0, num_padding))
+    starts = np.arange(num_windows)[:, None] * context_length
+    tokens = torch.from_numpy(stream[starts + np.arange(context_length + 1)])
+    loss_mask = torch.from_numpy(counts[starts + np.arange(1, context_length + 1)])
+    return tokens, loss_mask, num_bytes

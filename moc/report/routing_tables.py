@@ -238,23 +238,34 @@ def _routing_text(results: Results, entry: Comparison) -> str:
 
 
 def _answers(results: Results, baseline: str, found: list[Comparison]) -> list[str]:
-    """In words, at the last boundary measured: what of an advantage stays without looking ahead."""
-    reached = [entry.boundary for entry in found if entry.advantage]
-    last = next((name for name in reversed(results.phases) if name in reached), None)
+    """In words, after the last phase that trains on each source: what of an advantage is looking
+    ahead, and what causal routing has."""
     pairs = {
         (entry.source, entry.arm, entry.routing): entry.advantage
         for entry in found
-        if entry.boundary == last
+        if entry.advantage and entry.boundary == _taught_by(results, entry.source)
     }
     said = []
     for (source, arm, routing), trained in pairs.items():
+        after = f"{source} after {_taught_by(results, source)}, bits per token: "
         stays = pairs.get((source, arm, "prefix"))
-        if routing == "full" and trained and stays:
+        if routing == "full" and stays:
             said.append(
-                f"{source} after {last}, bits per token: {results.label(arm)} is {_better(trained)}"
-                f" than {baseline} as trained, {_better(stays)} without looking ahead."
+                f"{after}{results.label(arm)} is {_better(trained)} than {baseline} as trained, "
+                f"{_better(stays)} without looking ahead."
+            )
+        elif routing == "full" and results.routing(arm) != "none":
+            said.append(
+                f"{after}{arm}, which cannot look ahead, is {_better(trained)} than {baseline}."
             )
     return said
+
+
+def _taught_by(results: Results, source: str) -> str | None:
+    """The last phase whose mixture has ``source``."""
+    name = source.removesuffix("-trained")
+    phases = results.study["phases"].items()
+    return next((p for p, phase in reversed(list(phases)) if name in phase["mixture"]), None)
 
 
 def _better(advantage: Estimate) -> str:

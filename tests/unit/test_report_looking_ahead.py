@@ -117,20 +117,26 @@ def test_the_advantage_is_baseline_minus_arm_paired_by_seed(tmp_path: Path) -> N
 
 
 def test_the_answer_is_said_in_words(tmp_path: Path) -> None:
-    folder = study_of(tmp_path, 3, "moc", "iso_flop")
-
-    def after_ift(arm: str, **values: float) -> None:
+    """Of the boundary after the phase that teaches the source, whatever comes later."""
+    folder = study_of(tmp_path, 3, "moc", "moc_segment", "iso_flop")
+    for arm, values in (
+        ("iso_flop", {"full": 2.0}),
+        ("moc", {"full": 1.9, "prefix": 2.03}),
+        ("moc_segment", {"full": 2.01}),
+    ):
         change_evals(
             folder,
-            lambda record: record["leakage"]["sources"]["people"].update(values),
-            f"{arm}/seed-*/boundaries/2-ift",
+            lambda record, values=values: record["leakage"]["sources"]["people"].update(values),
+            f"{arm}/seed-*/boundaries/1-pretrain",
         )
-
-    after_ift("iso_flop", full=2.0)
-    after_ift("moc", full=1.9, prefix=2.03)
+    notes = advantage(load_results(folder)).notes
     assert (
-        "people after ift, bits per token: moc† is 0.100 better than iso_flop as trained, "
-        "0.030 worse without looking ahead." in advantage(load_results(folder)).notes
+        "people after pretrain, bits per token: moc† is 0.100 better than iso_flop as trained, "
+        "0.030 worse without looking ahead." in notes
+    )
+    assert (
+        "people after pretrain, bits per token: moc_segment, which cannot look ahead, is 0.010 "
+        "worse than iso_flop." in notes
     )
 
 

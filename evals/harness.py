@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.leakage import FULL
-from evals.local_tasks import load_task, quiet, task_names
+from evals.local_tasks import is_choice, load_task, quiet, task_names
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.study_lm import RouteOn, StudyLM
 from evals.windows import real_lengths
@@ -53,8 +53,8 @@ def evaluate_model(
     Under data parallelism every rank calls this with the same arguments and gets the same result.
 
     Args:
-        route_on: see ``StudyLM``. ``both``: on the context, and if the model looks ahead once more
-            with every task named ``<task>.full``; to other models it makes no difference.
+        route_on: see ``StudyLM``. ``both``: on the context, and multiple-choice tasks, if the model
+            looks ahead, once more on the answer as ``<task>.full``.
 
     Returns:
         Scores, ``{task: {"metric", "value", "stderr", "num_items", "chance", "majority",
@@ -86,8 +86,12 @@ def evaluate_model(
             batch_size=batch_size,
             route_on=routed_on,
         )
+        # an answer that has yet to be written cannot steer
+        names = [name for name in tasks if not ending or is_choice(name)]
+        if not names:
+            continue
         with only_observing(model), quiet():
-            loaded = {name: load_task(name, task_dir) for name in tasks}
+            loaded = {name: load_task(name, task_dir) for name in names}
             results = evaluate(
                 study_lm, {"tasks": loaded}, limit=num_items, bootstrap_iters=0, log_samples=True
             )

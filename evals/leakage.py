@@ -6,8 +6,8 @@ under three routings. For a window x of L tokens, and a position t whose logits 
 
 - ``full``: pools all of x, as in training. The router has seen token t + 1 and all that follow.
 - ``prefix``: pools x up to t, as a model must that has yet to write token t + 1.
-- ``borrowed``: pools x up to t, and in place of the rest another window's tokens: a future of the
-  length that the router was trained on, which knows nothing of this text.
+- ``borrowed``: pools x up to t, and in place of the rest another whole window's tokens: as long as
+  x, with a future that knows nothing of this text.
 
 In bits per token: gain = prefix - full, and gain = look_ahead + mismatch, where
 look_ahead = borrowed - full and mismatch = prefix - borrowed.
@@ -18,16 +18,18 @@ is what the true future is worth against another text's.
 What it cannot. ``gain`` is not all knowledge of the future: the router never saw the mean of a
 prefix in training, and a model trained on prefixes might do better on them; this is the mismatch.
 The split separates the two only roughly. Another text's future is not a neutral one: it can pick
-chapters that mislead, which raises ``borrowed``. So ``look_ahead`` is an upper estimate of what
-knowing the future is worth, and ``mismatch`` a lower estimate of what merely unfamiliar routing
-costs; it is negative where misleading outweighs all else. Nor does any of this say what the model
-would have learnt under another scope: that takes training it (``experiments/forgetting``).
+chapters that mislead, which raises ``borrowed``, and then ``look_ahead`` overstates what knowing
+the future is worth, and ``mismatch`` understates what merely unfamiliar routing costs (it can be
+negative). A text that happens to share this one's subject works the other way. Nor does any of this
+say what the model would have learnt under another scope: that takes training it
+(``experiments/forgetting``).
 
-N windows, L length, B rows of a batch, V vocabulary, P predicted tokens, R resamples.
+N windows, L length, B rows of a batch, V vocabulary, P predicted tokens, X windows used.
 """
 
 from __future__ import annotations
 
+import hashlib
 import itertools
 import math
 from collections.abc import Mapping, Sequence
@@ -38,6 +40,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
+from evals.intervals import clustered_mean, paired_difference
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.windows import real_lengths
 from moc.errors import ConfigError
@@ -47,7 +50,6 @@ if TYPE_CHECKING:
 
 POSITIONS_PER_WINDOW = 16  # each costs a pass under prefix and one under borrowed routing
 NUM_BINS = 8  # of the position axis
-NUM_RESAMPLES = 2000
 FULL = ".full"  # ends a task's name when the answers were routed on as well
 
 Record = dict[str, Any]
@@ -117,25 +119,22 @@ def measure_leakage(
         batch_size: speed only.
 
     Returns:
-        ``{"num_windows", "num_tokens", "full"}``; unless the model is causal also ``prefix``,
-        ``borrowed``, ``gain``, ``look_ahead``, ``mismatch`` and ``by_position``, the gain over
-        positions ``start`` to ``end`` (excluded), where there are any.
+        ``{"num_windows", "num_tokens", "tokens", "full", "per_window"}``, ``tokens`` being a hash
+        of what was predicted and ``per_window`` the number of tokens and the sums of bits behind
+        the means. Unless the model is causal, or there is no other whole window to borrow from,
+        also ``prefix``, ``borrowed``, ``gain``, ``look_ahead``, ``mismatch`` and ``by_position``,
+        the gain over positions ``start`` to ``end`` (excluded), where there are any.
 
     Raises:
-        ConfigError: when nothing is counted, or there is but one window and none to borrow from.
+        ConfigError: when nothing is counted.
     """
     tokens_NL = torch.as_tensor(tokens_NL1).long()
     counted_NL = torch.as_tensor(loss_mask_NL).bool()
     usable = counted_NL.any(1).nonzero().flatten().tolist()
     chosen = [usable[i] for i in _spread(len(usable), num_windows)]
     measures_ahead = even_if_causal or looks_ahead(model)
-    needed = 2 if measures_ahead else 1  # one to borrow from
-    if len(chosen) < needed:
-        raise ConfigError(
-            f"{len(chosen)} window(s) of {counted_NL.shape[1]} tokens with one that counts, and "
-            f"{needed} are needed; give it more text or lower evals.context_length (a study can do "
-            "without: evals.leakage_windows=0)"
-        )
+    if not chosen:
+        raise ConfigError("no token counts; give it more text")
     lengths_N = real_lengths(counted_NL)
     texts = [tokens_NL[n, : lengths_N[n]] for n in chosen]
     places = []
@@ -152,21 +151,25 @@ def measure_leakage(
 
     with only_observing(model):
         full_P = bits(texts, window_P)
-        record = {
+        counts_X = np.bincount(window_P)
+        per_window = {"num_tokens": counts_X.tolist(), "full": _sums(full_P, window_P)}
+        record: Record = {
             "num_windows": len(chosen),
             "num_tokens": len(full_P),
+            "tokens": _fingerprint(window_P, position_P, target_P),
             "full": float(full_P.mean()),
+            "per_window": per_window,
         }
-        if not measures_ahead:
+        donors = _donors(texts, counted_NL.shape[1])
+        if not measures_ahead or donors is None:
             return record
-        # half the windows away: the next one often goes on with the same document
-        donors = texts[len(texts) // 2 :] + texts[: len(texts) // 2]
         cuts = list(zip(window_P.tolist(), (position_P + 1).tolist(), strict=True))
         each_P = np.arange(len(cuts))
         prefix_P = bits([texts[n][:end] for n, end in cuts], each_P)
         mixed = [torch.cat((texts[n][:end], donors[n][end : len(texts[n])])) for n, end in cuts]
         borrowed_P = bits(mixed, each_P)
     gain_P = prefix_P - full_P
+    per_window |= {"prefix": _sums(prefix_P, window_P), "borrowed": _sums(borrowed_P, window_P)}
     return record | {
         "prefix": float(prefix_P.mean()),
         "borrowed": float(borrowed_P.mean()),
@@ -201,23 +204,27 @@ def choice_gain(
         "num_items": len(context_P),
         "context": float(context_P.mean()),
         "full": float(full_P.mean()),
-        "gain": clustered_mean(full_P - context_P, np.arange(len(context_P))),
+        "gain": paired_difference(context_P, full_P),
     }
 
 
-def clustered_mean(value_P: np.ndarray, cluster_P: np.ndarray) -> dict[str, float]:
-    """Mean of the values, and its 95% percentile interval over resampled clusters.
+def _donors(texts: list[Tensor], length: int) -> list[Tensor] | None:
+    """For each text another whole window; None if there is none to borrow from."""
+    whole = [i for i, text in enumerate(texts) if len(text) == length]
+    if len(whole) < 2:
+        return None
+    # half the windows away: the next one often goes on with the same document
+    found = [whole[(turn + len(whole) // 2) % len(whole)] for turn in range(len(texts))]
+    return [texts[j if j != i else whole[whole.index(j) - 1]] for i, j in enumerate(found)]
 
-    The tokens of a window are not independent, so windows are drawn, with all of their tokens: in
-    each resample the mean is the drawn windows' sum over their count.
-    """
-    _, cluster_P = np.unique(cluster_P, return_inverse=True)
-    sum_X, count_X = np.bincount(cluster_P, value_P), np.bincount(cluster_P)
-    generator = np.random.default_rng(0)
-    drawn_RX = generator.integers(len(sum_X), size=(NUM_RESAMPLES, len(sum_X)))
-    mean_R = sum_X[drawn_RX].sum(1) / count_X[drawn_RX].sum(1)
-    low, high = np.quantile(mean_R, [0.025, 0.975])
-    return {"value": float(np.mean(value_P)), "low": float(low), "high": float(high)}
+
+def _sums(bits_P: np.ndarray, window_P: np.ndarray) -> list[float]:
+    return [round(value, 6) for value in np.bincount(window_P, bits_P).tolist()]
+
+
+def _fingerprint(window_P: np.ndarray, position_P: Tensor, target_P: Tensor) -> str:
+    rows = np.stack([window_P, position_P.numpy(), target_P.numpy()]).astype(np.int64)
+    return hashlib.sha256(rows.tobytes()).hexdigest()[:16]
 
 
 def _bits(

@@ -40,8 +40,8 @@ class StudyLM(TemplateLM):
 
     ``route_on`` matters to routing of scope ``sequence`` alone, which is not causal. ``context``:
     chapters are chosen by what precedes the answer, so that an answer never steers the routing that
-    scores it, and by the prompt in generation. ``full``: by the answer too, as the published
-    scores were; in generation by all that has been written so far.
+    scores it, and by the prompt in generation. ``full``: by the answer too, as in scoring
+    by a plain forward pass; in generation by all that has been written so far.
     """
 
     def __init__(

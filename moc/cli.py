@@ -198,10 +198,11 @@ def _generate(arguments: argparse.Namespace) -> int:
         policy=arguments.policy,
         window_tokens=arguments.window,
     ):
-        texts[row] += piece
+        texts[row] += piece or ""
         if len(texts) == 1:
-            print(piece, end="", flush=True)
-    print("\n".join(f"[{row}] {text}" for row, text in enumerate(texts)) if texts[1:] else "")
+            print("\n" if piece is None else piece, end="", flush=True)
+        elif piece is None:
+            print(f"[{row}] {texts[row]}", flush=True)
     return 0
 
 

@@ -28,7 +28,7 @@ from moc.rundir import write_json
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
 
-EVALUATION = 4  # counts up when the same model and settings give other records
+EVALUATION = 5  # counts up when the same model and settings give other records
 ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
 
@@ -181,6 +181,8 @@ class BoundaryEvaluator:
             for source, record in scores["leakage"].get("sources", {}).items()
             if "gain" in record
         }
+        for task, record in scores["leakage"].get("tasks", {}).items():
+            metrics[f"eval/{task}/answer_gain"] = record["gain"]["value"]
         if not scores["routing"] or not earlier:
             return metrics
         last = earlier[-1]

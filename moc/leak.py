@@ -17,7 +17,7 @@ _COLUMNS = 100
 _LEGEND = [
     "full: routed on the whole window; prefix: on what precedes the predicted token; borrowed: on",
     "that and another window's later tokens. gain = prefix - full, look-ahead = borrowed - full,",
-    "mismatch = prefix - borrowed. Another text's future can mislead: hence at most and at least.",
+    "mismatch = prefix - borrowed: an estimate, for another text's future can mislead the router.",
 ]
 
 
@@ -83,6 +83,12 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
         batch_size=evals.batch_size,
         even_if_causal=True,
     )
+    for source, found in record["sources"].items():
+        if "gain" not in found:
+            raise ConfigError(
+                f"leakage on {source!r}: needs two whole windows of {length} tokens, one to borrow "
+                "from; give it more text"
+            )
     run = folder.resolve().parents[1]
     return {
         "checkpoint": str(folder),
@@ -114,7 +120,7 @@ def render_leak(record: Mapping[str, Any]) -> str:
         for name, found in sources.items()
     }
     lines += [*table(header, losses), ""]
-    header = ["bits per token", "gain [95%]", "look-ahead, at most", "mismatch, at least"]
+    header = ["bits per token", "gain [95%]", "of it: look-ahead", "of it: mismatch"]
     gains = {
         name: [_interval(found[key]) for key in ("gain", "look_ahead", "mismatch")]
         for name, found in sources.items()
@@ -167,17 +173,19 @@ def _in_words(found: Mapping[str, Any]) -> str:
     gain = found["gain"]
     size = _interval(gain)
     if gain["low"] <= 0 <= gain["high"]:
-        return f"no gain from looking ahead shows: {size} bits per token"
+        return f"no cost of routing on the prefix only shows: {size} bits per token"
     if gain["high"] < 0:
-        return f"looking ahead does harm: it gains {size} bits per token"
-    worth = f"looking ahead is worth {size} bits per token"
-    if found["mismatch"]["value"] <= 0:
-        return f"{worth}, and none of it shows as mere mismatch"
-    ahead, mismatch = (_interval(found[key]) for key in ("look_ahead", "mismatch"))
-    return (
-        f"{worth}; at most {ahead} of it is knowledge of the future, and at least {mismatch} "
-        "mere mismatch (routing unlike that of training)"
-    )
+        return f"routing on the prefix only does better: by {size} bits per token"
+    said = [f"routing on the prefix only, instead of the whole, costs {size} bits per token"]
+    for key, what in (
+        ("look_ahead", "knowing the future"),
+        ("mismatch", "mere mismatch, routing unlike that of training"),
+    ):
+        shows = found[key]["low"] > 0
+        said.append(
+            f"{_interval(found[key])} of it is {what}" if shows else f"no part shows as {what}"
+        )
+    return "; by estimate, ".join((said[0], ", and ".join(said[1:])))
 
 
 def _interval(found: Mapping[str, float]) -> str:

@@ -236,8 +236,11 @@ class _Mirror:
             self._stamp("skipped", skipped)
 
     def send_boundaries(self) -> None:
-        """Full results and samples as artifacts; the headline scores are in the journal."""
+        """Full results and samples as artifacts, with what every layer's router did; the headline
+        figures are in the journal."""
         self.send_files("boundaries/*/evals.json")
+        self.send_files("chapters.jsonl")
+        self.send_files("revivals.jsonl")
         self.send_files("boundaries/*/samples/*.jsonl")
 
     def send_files(self, pattern: str) -> None:

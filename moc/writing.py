@@ -27,8 +27,9 @@ def continue_prompts(
     seed: int = 0,
     policy: DecodePolicy = "prompt",
     window_tokens: int | None = None,
-) -> Iterator[tuple[int, str]]:
-    """Pieces of text as they come, each with the number of the prompt that it continues.
+) -> Iterator[tuple[int, str | None]]:
+    """Pieces of text as they come, each with the number of the prompt that it continues; None once
+    that continuation has ended.
 
     Args:
         path: a boundary's folder, or a seed's, which stands for its last boundary.
@@ -47,6 +48,8 @@ def continue_prompts(
         raise ConfigError("--prompt is empty")
     if not all(stop):
         raise ConfigError("--stop is empty")
+    if window_tokens is not None and policy != "running":
+        raise ConfigError("--window is of --policy running")
     from moc.data.document import TURN_END, chat_prompt
     from moc.data.tokenizer import Tokenizer
     from moc.model import load_model, stream
@@ -73,18 +76,28 @@ def continue_prompts(
         policy=policy,
         window_tokens=window_tokens,
     )
+    going = list(range(len(prompts)))
     try:
         for step in steps:
-            for row, token in enumerate(step):
+            for row in list(going):
+                token = step[row]
                 if token is not None and (piece := written[row].add(token)):
                     yield row, piece
-            if all(row.stopped or token is None for row, token in zip(written, step, strict=True)):
+                if token is None or written[row].stopped:
+                    going.remove(row)
+                    yield from _ending(row, written[row])
+            if not going:
                 break
     except ValueError as error:
         raise ConfigError(str(error)) from error
-    for row, writing in enumerate(written):
-        if piece := writing.rest():
-            yield row, piece
+    for row in going:
+        yield from _ending(row, written[row])
+
+
+def _ending(row: int, writing: _Writing) -> Iterator[tuple[int, str | None]]:
+    if piece := writing.rest():
+        yield row, piece
+    yield row, None
 
 
 class _Writing:

@@ -86,14 +86,15 @@ class Script(nn.Module):
 
 
 @functools.cache
-def routed_model(scope="segment", mixing="joint"):
+def routed_model(scope="segment", mixing="joint", window=None, tap="block_input", variant="A"):
     """Random weights large enough that routing moves the logits; segments of four positions.
 
     Made once: leave it as it is.
     """
     memory = MemoryConfig(
         num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal",
-        mixing=mixing, router=RouterConfig(scope=scope, segment_tokens=4),
+        mixing=mixing, variant=variant,
+        router=RouterConfig(scope=scope, segment_tokens=4, window_tokens=window, tap=tap),
     )  # fmt: skip
     memory.bank_init_std = 1.0
     config = ModelConfig(

@@ -31,9 +31,10 @@ class ChapterUtilisation(L.Callback):
 
     Counts come from ``training_step``'s result: once per step, over all micro-batches and ranks,
     whether or not activations are recomputed. Coverage and the router's losses are those of the
-    recorded step alone. Means over layers go into the run's journal, one line per layer with all
-    counts into ``chapters``. A layer that has collapsed is reported in one printed line, and again
-    only once it has recovered (or the run was resumed). The window is saved with checkpoints.
+    recorded step alone. Every layer's figures and their means go into the run's journal, all counts
+    into ``chapters``, one line per layer. A layer that has collapsed is reported in one printed
+    line, and again only once it has recovered (or the run was resumed). The window is saved with
+    checkpoints.
     """
 
     def __init__(self, chapters: Journal) -> None:
@@ -98,7 +99,14 @@ class ChapterUtilisation(L.Callback):
             f"router/{key}": sum(row[key] for row in per_layer) / len(per_layer)
             for key in per_layer[0]
         }
-        logger.log_metrics({**means, "router/collapsed_layers": len(self.collapsed)}, step)
+        by_layer = {
+            f"router/layer_{layer}/{key}": value
+            for layer, row in zip(layers, per_layer, strict=True)
+            for key, value in row.items()
+        }
+        logger.log_metrics(
+            {**means, **by_layer, "router/collapsed_layers": len(self.collapsed)}, step
+        )
 
     def _watch(self, layer: int, load_C: Tensor, statistics: dict[str, float], where: str) -> None:
         """Print a line when ``layer`` has collapsed since it was last looked at."""

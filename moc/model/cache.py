@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from moc.model.config import ModelConfig, RouterConfig
-from moc.model.router import Router, Routing, mean_of_last
+from moc.model.router import Router, Routing, mean_of_last, running_sums
 
 DecodePolicy = Literal["prompt", "running"]
 
@@ -199,7 +199,8 @@ class MemoryState:
     def _pool(self, x_BLD: Tensor) -> Tensor:
         """Means over what lies before each new position, itself included: (B, L, D)."""
         places = self.places
-        sums_BLD = x_BLD.cumsum(1)  # at padding they are overwritten by the tokens that follow
+        # at padding they are overwritten by the tokens that follow
+        sums_BLD = running_sums(x_BLD, self.window)
         if self.sums_BMD is None:
             self.sums_BMD = sums_BLD.new_zeros(len(x_BLD), places.max_length, x_BLD.shape[-1])
         row_B1 = torch.arange(len(x_BLD), device=x_BLD.device)[:, None]
@@ -209,7 +210,7 @@ class MemoryState:
         # the first call of scope sequence is the prompt, which is pooled whole
         whole = self.config.scope == "sequence" and not places.num_before
         window = None if whole else self.window
-        return mean_of_last(self.sums_BMD, places.position_BL, window)
+        return mean_of_last(self.sums_BMD, places.position_BL, window).to(x_BLD.dtype)
 
     def _since(self, fresh: Routing, step_BL: Tensor) -> Routing:
         """``fresh``'s choice at step ``step_BL`` of this call; where negative, the one in force."""

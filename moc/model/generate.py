@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch import distributed as dist
 
 from moc.model.cache import DecodePolicy
 from moc.model.transformer import Transformer
@@ -81,6 +82,11 @@ def stream(
     for left in reversed(range(max_new_tokens)):
         drawn = [generators[row] for row in rows]
         chosen = _choose(logits_BV.float().cpu(), temperature, top_k, top_p, drawn)
+        if dist.is_available() and dist.is_initialized():
+            # a rounding apart, ranks would run different numbers of (collective) forward passes
+            agreed_B = torch.tensor(chosen, device=device)
+            dist.broadcast(agreed_B, src=0)
+            chosen = agreed_B.tolist()
         going = [i for i, token in enumerate(chosen) if token not in stop_ids]
         step: list[int | None] = [None] * len(prompts)
         for i in going:

@@ -121,10 +121,18 @@ def pool_groups(x_BLD: Tensor, pooled_BL: Tensor | None, config: RouterConfig) -
             return kept_BLD.sum(1, keepdim=True) / count_B11
         case "segment":
             first_G = torch.arange(0, x_BLD.shape[1], config.segment_tokens, device=x_BLD.device)
-            sums_BLD = x_BLD.cumsum(1)
-            return mean_of_last(sums_BLD, first_G.expand(len(x_BLD), -1), config.window_tokens)
+            sums_BLD = running_sums(x_BLD, config.window_tokens)
+            return mean_of_last(sums_BLD, first_G.expand(len(x_BLD), -1), config.window_tokens).to(
+                x_BLD.dtype
+            )
         case "token":
             return x_BLD
+
+
+def running_sums(x_BLD: Tensor, window: int | None) -> Tensor:
+    """Sums over the positions up to and including each; in float64 where a window will subtract
+    two of them, which over thousands of positions would cancel most of float32's digits."""
+    return x_BLD.cumsum(1, dtype=None if window is None else torch.float64)
 
 
 def mean_of_last(sums_BLD: Tensor, position_BG: Tensor, window: int | None) -> Tensor:

@@ -26,6 +26,8 @@ from torch.nn import functional as F
 
 from moc.ops.shapes import moves_queries, query_blocks
 
+MASS_GROUPS = 32
+
 
 def routed_attention(
     q_BLHE: Tensor,
@@ -106,9 +108,10 @@ def _queries_to_chapters(
     num_positions, num_heads, head_dim = q_XHE.shape
     num_read, num_kv_heads = row_XN.shape[1], k_UTJE.shape[2]
     slot_P, chapter_Z, size = _blocks(row_XN.flatten(), k_UTJE.shape[0])
-    # slots that no pair fills work on position 0, and nobody reads the result
     position_P = torch.arange(slot_P.numel(), device=slot_P.device) // num_read
-    position_S = slot_P.new_zeros(chapter_Z.numel() * size).scatter(0, slot_P, position_P)
+    # slots that no pair fills work on any positions, spread out, and nobody reads the result
+    position_S = torch.arange(chapter_Z.numel() * size, device=slot_P.device) % num_positions
+    position_S = position_S.scatter(0, slot_P, position_P)
     split = (chapter_Z.numel(), size, num_kv_heads, num_heads // num_kv_heads)
     q_ZJME = q_XHE[position_S].view(*split, head_dim).transpose(1, 2).flatten(2, 3)
     k_ZJTE = k_UTJE.transpose(1, 2)[chapter_Z]
@@ -167,26 +170,32 @@ def shared_attention_mass(
 ) -> Tensor:
     """Share of the attention that falls on the shared chapters, mean over positions and heads.
 
-    For ``per_chapter`` this is their mixing weight. Scalar float32.
+    For ``per_chapter`` this is their mixing weight. Otherwise it is measured on ``MASS_GROUPS``
+    groups, evenly spaced over the batch: every group needs a copy of its chapters. Scalar float32.
     """
     length = q_BLHE.shape[1]
     group_L = torch.arange(length, device=q_BLHE.device) // group_tokens
     if mixing == "per_chapter":
         return weight_BGN[:, group_L, :num_shared].float().sum(-1).mean()
     num_groups, num_read = row_BGN.shape[1:]
-    padded_BLHE = F.pad(q_BLHE, (0, 0, 0, 0, 0, num_groups * group_tokens - length))
-    q_XWHE = padded_BLHE.unflatten(1, (num_groups, -1)).flatten(0, 1).float()
-    k_XNTJE = _take(k_UTJE, row_BGN.flatten(0, 1)).float()
+    missing = num_groups * group_tokens - length
+    q_XWHE = F.pad(q_BLHE, (0, 0, 0, 0, 0, missing)).unflatten(1, (num_groups, -1)).flatten(0, 1)
+    real_GW = torch.arange(num_groups * group_tokens, device=q_BLHE.device) < length
+    real_XW = real_GW.view(num_groups, -1).repeat(len(q_BLHE), 1)
+    taken_X = torch.arange(len(q_XWHE), device=q_BLHE.device)
+    taken_X = taken_X[:: -(-len(taken_X) // MASS_GROUPS)]
+    q_XWHE, real_XW = q_XWHE[taken_X].float(), real_XW[taken_X]
+    k_XNTJE = _take(k_UTJE, row_BGN.flatten(0, 1)[taken_X]).float()
     k_XNTHE = k_XNTJE.repeat_interleave(q_XWHE.shape[2] // k_XNTJE.shape[3], dim=3)
-    weight_XN = weight_BGN.flatten(0, 1).float()
+    weight_XN = weight_BGN.flatten(0, 1)[taken_X].float()
     scores_XHWNT = torch.einsum("xwhe,xnthe->xhwnt", q_XWHE, k_XNTHE) * q_XWHE.shape[-1] ** -0.5
     if mixing == "joint":
         scores_XHWNT = scores_XHWNT * weight_XN[:, None, None, :, None]
     elif mixing == "log_bias":
         scores_XHWNT = scores_XHWNT + _finite_log(weight_XN)[:, None, None, :, None]
     mass_XHWN = scores_XHWNT.flatten(-2).softmax(-1).unflatten(-1, (num_read, -1)).sum(-1)
-    shared_XWH = mass_XHWN[..., :num_shared].sum(-1).transpose(1, 2)
-    return shared_XWH.reshape(*padded_BLHE.shape[:3])[:, :length].mean()
+    shared_XW = mass_XHWN[..., :num_shared].sum(-1).mean(1)
+    return (shared_XW * real_XW).sum() / real_XW.sum()
 
 
 def _take(chapters_UTJE: Tensor, row_XN: Tensor) -> Tensor:

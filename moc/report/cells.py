@@ -41,7 +41,7 @@ def intervals_text(results: Results, unit: str) -> str:
     """What the intervals of ``estimated`` are: over seeds, or over the ``unit`` of the one seed."""
     if len(results.seeds) == 1:
         return f"[95% interval over {unit}]; one seed"
-    return f"[95% t-interval over seeds]{over_text(results)}"
+    return f"[95% t-interval over seeds and {unit}]{over_text(results)}"
 
 
 def estimated(

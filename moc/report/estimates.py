@@ -7,6 +7,8 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+NORMAL_QUANTILE = 1.959963984540054  # at 0.975
+
 
 @dataclass(frozen=True)
 class Estimate:
@@ -27,27 +29,48 @@ class Estimate:
         return self.low <= 0 <= self.high
 
 
-def over_seeds(values: Sequence[float]) -> Estimate | None:
+def over_seeds(values: Sequence[float], *, common_variance: float = 0.0) -> Estimate | None:
     """Mean of one value per seed with Student's t interval, which two seeds or more allow.
 
-    Values that are not finite are left out; None if there are no others.
+    Args:
+        values: those that are not finite are left out; None if there are no others.
+        common_variance: of the error that all seeds share, because they are measured on the same
+            tokens or items; added to that of the mean over seeds.
     """
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return None
     mean = statistics.fmean(known)
-    if len(known) == 1:
-        return Estimate(mean, 1)
+    variance = common_variance
+    if len(known) > 1:
+        variance += statistics.variance(known) / len(known)
+    if len(known) == 1 or not variance:  # seeds that agree to the last digit say nothing of others
+        return Estimate(mean, len(known))
     from scipy.special import stdtrit  # here: a report without such tables need not wait for it
 
-    half = float(stdtrit(len(known) - 1, 0.975)) * statistics.stdev(known) / math.sqrt(len(known))
+    half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(variance)
     return Estimate(mean, len(known), mean - half, mean + half)
 
 
 def over_records(records: Sequence[Mapping[str, float]]) -> Estimate | None:
-    """``over_seeds`` of ``{"value", "low", "high"}``, one per seed; a single one keeps its own
-    interval, which is over the windows or items that it was measured on."""
+    """``over_seeds`` of ``{"value", "low", "high"}``, one per seed, whose own intervals, over the
+    windows or items that all seeds share, add their variance; a single one keeps its interval."""
     known = [record for record in records if math.isfinite(record["value"])]
     if len(known) == 1:
         return Estimate(known[0]["value"], 1, known[0]["low"], known[0]["high"])
-    return over_seeds([record["value"] for record in known])
+    variances = [
+        ((record["high"] - record["low"]) / (2 * NORMAL_QUANTILE)) ** 2 for record in known
+    ]
+    common = statistics.fmean(variances) if variances else 0.0
+    return over_seeds([record["value"] for record in known], common_variance=common)
+
+
+def ratio_variance(sums: Sequence[float], counts: Sequence[float]) -> float:
+    """Variance of ``sum(sums) / sum(counts)`` over clusters that were drawn at random, to first
+    order; 0 for a single cluster."""
+    num_clusters, total = len(counts), sum(counts)
+    if num_clusters < 2 or not total:
+        return 0.0
+    mean = sum(sums) / total
+    squares = sum((part - mean * count) ** 2 for part, count in zip(sums, counts, strict=True))
+    return num_clusters / (num_clusters - 1) * squares / total**2

@@ -11,6 +11,7 @@ from pathlib import Path
 from moc.report import routing_tables, tables
 from moc.report.drawing import WIDTH, Figure
 from moc.report.figures import all_figures
+from moc.report.forgetting_tables import forgetting_paired
 from moc.report.layout import Table
 from moc.report.results import NON_CAUSAL, ON_ANSWER, Results, load_results
 
@@ -74,6 +75,7 @@ def _tables(results: Results) -> dict[str, Table]:
         tables.scores(results),
         *tables.deltas(results),
         tables.forgetting(results),
+        forgetting_paired(results),
         tables.bits_per_byte(results),
         routing_tables.leakage(results),
         routing_tables.leakage_choice(results),
@@ -93,7 +95,7 @@ def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) 
         ("Training loss", ["figure:losses", "losses"]),
         ("Scores at each boundary", ["figure:scores", "scores"]),
         ("What changed over each transition", deltas),
-        ("Forgetting", ["forgetting"]),
+        ("Forgetting", ["forgetting", "forgetting_paired"]),
         ("Bits per byte", ["figure:bits_per_byte", "bits_per_byte"]),
         ("Looking ahead", ["figure:leakage", "leakage", "leakage_choice"]),
         ("Loss against the iso-FLOP baseline", ["advantage"]),
@@ -142,9 +144,9 @@ def _header(results: Results) -> str:
         parts.append(
             f'<p class="callout"><strong>{escape(", ".join(non_causal))}: non-causal.</strong> '
             "Chapters are chosen from the whole sequence, including later tokens, in training and "
-            "in validation: the losses and scores of these arms are not those of a causal language "
-            f"model. They carry {NON_CAUSAL} wherever they appear. Answers were scored with "
-            f"{_scored_on(results)}.</p>"
+            "in validation: the losses of these arms are not those of a causal language model. "
+            f"Numbers of these arms carry {NON_CAUSAL}. Answers were scored with "
+            f"{_scored_on(results)}; routing on less than the whole is unlike training.</p>"
         )
     return "\n".join(parts)
 

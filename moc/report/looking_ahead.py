@@ -11,7 +11,7 @@ import statistics
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from moc.report.estimates import Estimate, over_records, over_seeds
+from moc.report.estimates import Estimate, over_records, over_seeds, ratio_variance
 from moc.report.results import Results
 
 Entry = dict[str, Any]
@@ -93,6 +93,13 @@ def iso_flop_arm(results: Results) -> str | None:
     return next((arm for arm in results.arms if configs[arm].get("iso_flop")), None)
 
 
+def taught_by(results: Results, source: str) -> str | None:
+    """The last phase whose mixture has ``source``."""
+    name = source.removesuffix("-trained")
+    phases = results.study["phases"].items()
+    return next((p for p, phase in reversed(list(phases)) if name in phase["mixture"]), None)
+
+
 def comparisons(results: Results, baseline: str) -> list[Comparison]:
     """Every measured arm against ``baseline``; non-causal ones as trained and prefix-only."""
     arms = measured_arms(results)
@@ -101,11 +108,12 @@ def comparisons(results: Results, baseline: str) -> list[Comparison]:
         for source in names(results, "sources", arms)
         for boundary in results.boundaries
         for arm in arms
-        for routing in _routings(results, arm)
+        for routing in routings(results, arm)
     ]
 
 
-def _routings(results: Results, arm: str) -> list[Routing]:
+def routings(results: Results, arm: str) -> list[Routing]:
+    """As trained; for a non-causal arm also without looking ahead."""
     return ["full"] if results.is_causal(arm) else ["full", "prefix"]
 
 
@@ -115,11 +123,10 @@ def _compare(
     found = entries(results, arm, boundary, "sources", source)
     other = entries(results, baseline, boundary, "sources", source)
     losses = {seed: entry[routing] for seed, entry in found.items() if routing in entry}
-    advantage = {
-        seed: other[seed]["full"] - loss
-        for seed, loss in losses.items()
-        if seed in other and other[seed]["num_tokens"] == found[seed]["num_tokens"]
-    }
+    paired = [seed for seed in losses if seed in other and _same_tokens(other[seed], found[seed])]
+    advantage = {seed: other[seed]["full"] - losses[seed] for seed in paired}
+    common = _common_variance([(other[seed], found[seed]) for seed in paired], routing)
+    estimate = over_seeds(list(advantage.values()), common_variance=common)
     return Comparison(
         source,
         boundary,
@@ -128,5 +135,21 @@ def _compare(
         losses,
         advantage,
         statistics.fmean(losses.values()) if losses else None,
-        over_seeds(list(advantage.values())) if arm != baseline else None,
+        estimate if arm != baseline else None,
     )
+
+
+def _same_tokens(one: Entry, other: Entry) -> bool:
+    return one["num_tokens"] == other["num_tokens"] and one.get("tokens") == other.get("tokens")
+
+
+def _common_variance(pairs: list[tuple[Entry, Entry]], routing: Routing) -> float:
+    """Of the mean difference, over the windows that all seeds are measured on."""
+    if not pairs or not all("per_window" in entry for pair in pairs for entry in pair):
+        return 0.0
+    differences = [
+        [x - y for x, y in zip(a["per_window"]["full"], b["per_window"][routing], strict=True)]
+        for a, b in pairs
+    ]
+    sums = [statistics.fmean(column) for column in zip(*differences, strict=True)]
+    return ratio_variance(sums, pairs[0][0]["per_window"]["num_tokens"])

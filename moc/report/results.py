@@ -104,10 +104,11 @@ class Results:
         if memory is None or memory["num_routed"] is None:
             return "none"
         router = memory["router"]
-        if router["scope"] != "segment":
-            return router["scope"] + ("" if self.is_causal(arm) else NON_CAUSAL)
-        window = router["window_tokens"]
-        return f"segment of {router['segment_tokens']}" + (f", window {window}" if window else "")
+        text = router["scope"] + ("" if self.is_causal(arm) else NON_CAUSAL)
+        if router["scope"] == "segment":
+            window = router["window_tokens"]
+            text += f" of {router['segment_tokens']}" + (f", window {window}" if window else "")
+        return text + ", forced uniform" * bool(router.get("forced_uniform"))
 
     @property
     def any_non_causal(self) -> bool:

@@ -108,12 +108,13 @@ def advantage(results: Results) -> Table:
     header += [f"advantage over {results.label(baseline)}" if baseline else ""]
     caption = "Loss in bits per token against the iso-FLOP baseline, on the same tokens"
     if len(results.seeds) > 1:
-        caption += ", paired by seed [95% t-interval over seeds]"
+        caption += ", paired by seed [95% t-interval over seeds and windows]"
     caption += over_text(results)
     notes = [
         *_answers(results, baseline or "", found),
         "Positive: the arm is better. Prefix-only routing sees nothing ahead; it also pays for not "
-        "having been trained that way, so what stays may be underestimated.",
+        "having been trained that way, so what stays may be underestimated. What the arms cost is "
+        "in the table on cost: equal FLOPs in one accounting are not equal in the other.",
         *_notes_on_texts(rows),
         *_notes_on_intervals(results, rows, ""),
     ]
@@ -243,29 +244,23 @@ def _answers(results: Results, baseline: str, found: list[Comparison]) -> list[s
     pairs = {
         (entry.source, entry.arm, entry.routing): entry.advantage
         for entry in found
-        if entry.advantage and entry.boundary == _taught_by(results, entry.source)
+        if entry.advantage and entry.boundary == ahead.taught_by(results, entry.source)
     }
     said = []
+    name = results.label(baseline) if found else baseline
     for (source, arm, routing), trained in pairs.items():
-        after = f"{source} after {_taught_by(results, source)}, bits per token: "
+        after = f"{source} after {ahead.taught_by(results, source)}, bits per token: "
         stays = pairs.get((source, arm, "prefix"))
         if routing == "full" and stays:
             said.append(
-                f"{after}{results.label(arm)} is {_better(trained)} than {baseline} as trained, "
+                f"{after}{results.label(arm)} is {_better(trained)} than {name} as trained, "
                 f"{_better(stays)} without looking ahead."
             )
         elif routing == "full" and results.routing(arm) != "none":
             said.append(
-                f"{after}{arm}, which cannot look ahead, is {_better(trained)} than {baseline}."
+                f"{after}{arm}, which cannot look ahead, is {_better(trained)} than {name}."
             )
     return said
-
-
-def _taught_by(results: Results, source: str) -> str | None:
-    """The last phase whose mixture has ``source``."""
-    name = source.removesuffix("-trained")
-    phases = results.study["phases"].items()
-    return next((p for p, phase in reversed(list(phases)) if name in phase["mixture"]), None)
 
 
 def _better(advantage: Estimate) -> str:

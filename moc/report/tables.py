@@ -18,7 +18,9 @@ from moc.report.cells import (
     table_of,
 )
 from moc.report.estimates import over_seeds
+from moc.report.forgetting_tables import forgetting_paired
 from moc.report.layout import Table
+from moc.report.looking_ahead import iso_flop_arm
 from moc.report.raw import all_bits_per_byte, all_forgetting, all_scores
 from moc.report.results import (
     NEAR,
@@ -40,7 +42,7 @@ def result_tables(study_dir: Path) -> str:
         ValueError: if ``study_dir`` holds no study.
     """
     results = load_results(Path(study_dir))
-    tables = [scores(results), *deltas(results), forgetting(results)]
+    tables = [scores(results), *deltas(results), forgetting(results), forgetting_paired(results)]
     tables += [bits_per_byte(results), losses(results)]
     tables += [leakage(results), leakage_choice(results), advantage(results)]
     parts = [table.to_text() for table in tables if table.rows]
@@ -85,6 +87,15 @@ def cost(results: Results) -> Table:
         "deviation from iso-FLOP (training, per token)",
         lambda arm: _iso_flop(results, arm),
     )
+    if baseline := iso_flop_arm(results):
+        for accounting, key in (
+            ("paper accounting, forward", "paper_forward_per_sequence"),
+            ("hardware accounting, training", "hardware_train_per_token"),
+        ):
+            add(
+                f"FLOPs over those of {results.label(baseline)}, {accounting}",
+                lambda arm, key=key: _over_baseline(results, arm, baseline, key),  # type: ignore[misc]
+            )
     for phase in results.phases:
         add(f"optimizer steps, {phase}", planned("steps", phase))
     for phase in results.phases:
@@ -262,6 +273,13 @@ def _iso_flop(results: Results, arm: str) -> str:
     if not isinstance(entry, dict) or entry.get("relative_error") is None:
         return MISSING
     return f"{signed(100 * entry['relative_error'], 2)}% of {results.label(entry['target'])}"
+
+
+def _over_baseline(results: Results, arm: str, baseline: str, key: str) -> str:
+    mine, theirs = (_dig(results.plan, "arms", a, "flops", key) for a in (arm, baseline))
+    if not isinstance(mine, (int, float)) or not isinstance(theirs, (int, float)):
+        return MISSING
+    return f"{signed(100 * (mine / theirs - 1), 1)}%"
 
 
 def _dig(tree: object, *path: str) -> object:

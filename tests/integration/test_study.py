@@ -303,7 +303,7 @@ def test_what_looking_ahead_is_worth_is_measured_where_there_is_a_future(
         if ahead:
             gain = found["prefix"] - found["full"]
             assert found["gain"]["value"] == pytest.approx(gain, abs=1e-9) and gain != 0
-    assert set(record["tasks"]) == set(TASKS) | ({f"{t}.full" for t in TASKS} if ahead else set())
+    assert set(record["tasks"]) == set(TASKS) | ({"facts_choice.full"} if ahead else set())
     assert set(leakage["tasks"]) == ({"facts_choice"} if ahead else set())
     assert ("eval/people/leak_gain" in logged(study, arm)) == ahead
 
@@ -353,7 +353,7 @@ def test_a_runs_folder_stands_for_its_last_model(study: StudyConfig) -> None:
 
     def write(path: Path) -> str:
         pieces = continue_prompts(path, ["Question:"], max_new_tokens=40, temperature=1.0)
-        return "".join(piece for _, piece in pieces)
+        return "".join(piece or "" for _, piece in pieces)
 
     last = write(folder / "boundaries/2-skills")
     assert write(folder) == last != write(folder / "boundaries/0-start")

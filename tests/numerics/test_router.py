@@ -10,8 +10,8 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig
-from moc.model.router import Router, balance_loss, pick_counts, z_loss
+from moc.model import MemoryConfig, RouterConfig
+from moc.model.router import Router, balance_loss, pick_counts, pool_groups, z_loss
 from tests.numerics.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
 
 DIM = 6
@@ -218,3 +218,15 @@ def test_shared_mass_is_measured_on_request(scope):
     out = model(tokens_BL, measure_mass=True)
     # the shared chapter weighs 1 against routed_scale times weights that sum to 1
     assert [routing.shared_mass.item() for routing in out.routing] == [pytest.approx(1 / 3.5)] * 2
+
+
+def test_a_window_far_into_a_text_is_pooled_as_exactly_as_the_first():
+    """Differences of float32 running sums would lose three digits here, and decoding agreement."""
+    generator = torch.Generator().manual_seed(0)
+    x_BLD = 3 + torch.randn(1, 6000, 4, generator=generator)
+    config = RouterConfig(scope="segment", segment_tokens=7, window_tokens=3)
+    pooled_BGD = pool_groups(x_BLD, None, config)
+    assert pooled_BGD.dtype == torch.float32
+    for group, first in enumerate(range(0, 6000, 7)):
+        expected = x_BLD[0, max(0, first - 2) : first + 1].double().mean(0)
+        torch.testing.assert_close(pooled_BGD[0, group].double(), expected, rtol=0, atol=1e-6)

@@ -13,7 +13,8 @@ from typing import Any
 import pytest
 
 from moc.report import build_report, result_tables
-from moc.report.estimates import over_records, over_seeds
+from moc.report.estimates import over_records, over_seeds, ratio_variance
+from moc.report.forgetting_tables import forgetting_paired
 from moc.report.results import load_results
 from moc.report.routing_tables import advantage, chapters, leakage, leakage_choice, overlap
 from moc.report.tables import scores
@@ -48,6 +49,27 @@ def test_the_interval_over_seeds_is_students() -> None:
     assert estimate.near_zero
 
 
+def test_what_all_seeds_share_is_added_to_what_they_differ_in() -> None:
+    """Three seeds scored on the same few tokens agree more with each other than with the truth."""
+    half = T_OF_3_SEEDS * math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3 + 0.25)
+    estimate = over_seeds([1.0, 2.0, 4.0], common_variance=0.25)
+    assert estimate is not None and estimate.high - 7 / 3 == pytest.approx(half, rel=1e-6)
+    same = over_seeds([0.0, 0.0, 0.0])  # no spread is no certainty either
+    assert same is not None and not same.has_interval and not same.near_zero
+    records = [{"value": v, "low": v - 1.96, "high": v + 1.96} for v in (1.0, 2.0, 4.0)]
+    shared = over_records(records)  # the variance of each is 1
+    assert shared is not None
+    half = T_OF_3_SEEDS * math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3 + 1)
+    assert shared.high - 7 / 3 == pytest.approx(half, rel=1e-4)
+
+
+def test_the_variance_of_a_ratio_over_windows_by_hand() -> None:
+    """Means 1 and 3 of windows of 2 and 2 tokens: 2 +- 1; a window alone says nothing."""
+    assert ratio_variance([2.0, 6.0], [2, 2]) == pytest.approx(2 * (4 + 4) / 16)
+    assert ratio_variance([4.0, 2.0], [2, 1]) == 0.0
+    assert ratio_variance([4.0], [2]) == 0.0
+
+
 def test_one_seed_has_no_interval_over_seeds() -> None:
     """An interval of width zero would read as certainty."""
     for values in ([0.5], [0.5, math.nan]):
@@ -62,14 +84,14 @@ def test_one_seed_has_no_interval_over_seeds() -> None:
 def test_the_gain_is_over_windows_with_one_seed_and_over_seeds_with_more(tmp_path: Path) -> None:
     folder = study_of(tmp_path, 3, "moc", "iso_flop")
     for seed, gain in enumerate((0.06, 0.08, 0.10)):
-        part = {"value": gain, "low": gain - 0.001, "high": gain + 0.001}
+        part = {"value": gain, "low": gain, "high": gain}
         set_source(folder, "moc", seed, gain=part, full=2.0, prefix=2.0 + gain)
     table = leakage(load_results(folder))
     row = row_of(table, "people", "pretrain", "moc†")
     half = T_OF_3_SEEDS * 0.02 / math.sqrt(3)
     assert row["gain"] == f"+0.080 [{0.08 - half:.3f}, {0.08 + half:.3f}]"
     assert (row["full"], row["prefix-only"]) == ("2.000", "2.080")
-    assert "95% t-interval over seeds" in table.caption
+    assert "95% t-interval over seeds and windows" in table.caption
 
     one = study_of(tmp_path / "one", 1, "moc", "iso_flop")
     part = {"value": 0.004, "low": -0.002, "high": 0.009}
@@ -138,6 +160,55 @@ def test_the_answer_is_said_in_words(tmp_path: Path) -> None:
         "people after pretrain, bits per token: moc_segment, which cannot look ahead, is 0.010 "
         "worse than iso_flop." in notes
     )
+
+
+def test_windows_that_all_seeds_share_widen_the_advantage(tmp_path: Path) -> None:
+    """Differences 0.1, 0.2, 0.3 over seeds; per token of either window 0.0 and 0.4 on average."""
+    folder = study_of(tmp_path, 3, "moc_segment", "iso_flop")
+    for seed, gap in enumerate((0.1, 0.2, 0.3)):
+        counts = {"num_tokens": [5, 5]}
+        near, far = 5 * (gap - 0.2), 5 * (gap + 0.2)
+        mine = counts | {"full": [8.0, 8.0]}
+        base = counts | {"full": [8.0 + near, 8.0 + far]}
+        same = {"num_tokens": 10, "tokens": "abc"}
+        set_source(folder, "moc_segment", seed, full=1.6, per_window=mine, **same)
+        set_source(folder, "iso_flop", seed, full=1.6 + gap, per_window=base, **same)
+    row = row_of(advantage(load_results(folder)), "people", "pretrain", "moc_segment")
+    common = 2 * (1.0 + 1.0) / 100  # residuals of 5 * 0.2 bits in two windows of ten tokens
+    half = T_OF_3_SEEDS * math.sqrt(0.01 / 3 + common)
+    expected = f"+0.200 [−{half - 0.2:.3f}, {half + 0.2:.3f}] not distinguishable"
+    assert row["advantage over iso_flop"] == expected
+    set_source(folder, "iso_flop", 1, tokens="other")  # of other tokens: seed 1 has no pair
+    row = row_of(advantage(load_results(folder)), "people", "pretrain", "moc_segment")
+    assert "(2 of 3 seeds)" in row["advantage over iso_flop"]
+
+
+def test_forgetting_against_the_baseline_is_paired_by_seed(tmp_path: Path) -> None:
+    """In bits: the loss after ift minus that after pretrain; a non-causal arm twice."""
+    folder = study_of(tmp_path, 3, "moc", "iso_flop")
+
+    def set_losses(arm: str, seed: int, boundary: str, **values: float) -> None:
+        change_evals(
+            folder,
+            lambda record: record["leakage"]["sources"]["people"].update(values),
+            f"{arm}/seed-{seed}/boundaries/{boundary}",
+        )
+
+    for seed, lost in enumerate((0.5, 0.6, 0.7)):
+        set_losses("iso_flop", seed, "1-pretrain", full=1.0)
+        set_losses("iso_flop", seed, "2-ift", full=1.0 + lost)
+        set_losses("moc", seed, "1-pretrain", full=0.9, prefix=1.0)
+        more = (0.1, 0.2, 0.3)[seed]
+        set_losses("moc", seed, "2-ift", full=0.9 + lost + more, prefix=1.4)
+    table = forgetting_paired(load_results(folder))
+    half = T_OF_3_SEEDS * 0.1 / math.sqrt(3)
+    row = row_of(table, "people, bits/token", "moc†", "sequence†")
+    assert row["more than iso_flop"].startswith(f"+0.200 [−{half - 0.2:.3f}, {half + 0.2:.3f}]")
+    row = row_of(table, "people, bits/token", "moc†", "prefix only")
+    assert row["forgotten"] == "+0.400"  # the same in all three seeds: no interval
+    assert row_of(table, "people, bits/token", "iso_flop")["more than iso_flop"] == "baseline"
+    assert not [r for r in table.rows if r[0] == "skills, bits/token"]  # ift still trains on it
+    assert len([r for r in table.rows if r[0] == "facts_choice, points"]) == 2
 
 
 def test_one_seed_gives_the_bare_difference(tmp_path: Path) -> None:

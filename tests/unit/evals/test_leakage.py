@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from evals.harness import evaluate_model
-from evals.leakage import choice_gain, clustered_mean, leakage_record, measure_leakage
-from moc.errors import ConfigError
+from evals.intervals import clustered_mean, paired_difference
+from evals.leakage import _donors, choice_gain, leakage_record, measure_leakage
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
 from tests.fake_language import ByteTokenizer, routed_model
 
@@ -283,13 +283,51 @@ def test_windows_are_taken_from_all_of_the_text():
 
 
 def test_a_single_window_has_nothing_to_borrow():
+    """It still has a loss to compare; a study does not stop over it."""
     windows = text_windows(1, 12)
-    with pytest.raises(ConfigError, match=r"leakage on 'text': 1 window.* 2 are needed"):
-        leakage_record(
-            routed_model("sequence"), {"text": windows}, {}, {}, num_windows=8, batch_size=8
-        )
-    found = measure_leakage(routed_model("segment"), *windows, batch_size=8)
-    assert found["num_tokens"] == 12
+    for scope in ("sequence", "segment"):
+        found = measure_leakage(routed_model(scope), *windows, batch_size=8)
+        assert found["num_tokens"] == 12 and "gain" not in found
+
+
+def test_only_whole_windows_are_borrowed_from():
+    """A shorter future would not be of the length that routing was trained on."""
+    texts = [torch.arange(8), torch.arange(8) + 10, torch.arange(8) + 20, torch.arange(3)]
+    donors = _donors(texts, 8)
+    assert all(len(donor) == 8 for donor in donors)
+    assert all(donor is not text for donor, text in zip(donors, texts, strict=True))
+    assert _donors([texts[0], texts[3]], 8) is None
+
+
+def test_sums_per_window_add_up_to_the_losses():
+    found = measure_leakage(routed_model("sequence"), *text_windows(4, 12), batch_size=8)
+    parts = found["per_window"]
+    assert sum(parts["num_tokens"]) == found["num_tokens"]
+    for routing in ("full", "prefix", "borrowed"):
+        total = sum(parts[routing]) / found["num_tokens"]
+        assert total == pytest.approx(found[routing], abs=1e-6)
+
+
+def test_the_fingerprint_is_of_the_tokens_that_were_predicted():
+    first, same = (
+        measure_leakage(routed_model(scope), *text_windows(4, 12), batch_size=8)["tokens"]
+        for scope in ("sequence", "token")
+    )
+    other = measure_leakage(routed_model(), *text_windows(4, 12, seed=1), batch_size=8)["tokens"]
+    assert first == same != other
+
+
+def test_accuracies_that_agree_on_few_items_are_not_certain_to():
+    """Agresti and Min's interval: n = 10, no discordant pair, half an item in each cell."""
+    right = np.array([1.0] * 6 + [0.0] * 4)
+    found = paired_difference(right, right)
+    assert found["value"] == 0 and found["high"] == -found["low"] == pytest.approx(1.96 / 12, 1e-3)
+    better = right.copy()
+    better[6:9] = 1  # three gained, none lost: (3.5 - 0.5) / 12 +- 1.96 sqrt(4 - 9 / 12) / 12
+    found = paired_difference(right, better)
+    half = 1.96 * math.sqrt(4 - 9 / 12) / 12
+    assert found["value"] == pytest.approx(0.3)
+    assert (found["low"], found["high"]) == pytest.approx((0.25 - half, 0.25 + half), rel=1e-3)
 
 
 def test_intervals_resample_windows_as_every_possible_draw_would():

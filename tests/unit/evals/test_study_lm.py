@@ -93,32 +93,32 @@ def test_an_answer_steers_the_routing_only_if_asked(model):
 TEXT = "What ended in 1066, and where?"
 
 
-def chain_rule_errors(model, route_on="context"):
+def chain_rule_errors(model):
     """log p(a | c) + log p(b | c, a) - log p(a, b | c) for every cut of a text after c."""
-    lm = language_model(model, route_on=route_on)
-    errors = []
+    parts = []
     for start in (1, 7):
         for cut in range(start + 1, len(TEXT)):
-            if TEXT[cut - 1] == " ":
-                continue  # lm-eval moves a context's last spaces to the answer
-            context, first, second = TEXT[:start], TEXT[start:cut], TEXT[cut:]
-            parts = [(context, first), (context + first, second), (context, first + second)]
-            (a, _), (b, _), (both, _) = lm.loglikelihood([request(*pair) for pair in parts])
-            errors.append(abs(a + b - both))
-    return errors
+            if TEXT[cut - 1] != " ":  # lm-eval moves a context's last spaces to the answer
+                context, first, second = TEXT[:start], TEXT[start:cut], TEXT[cut:]
+                parts += [(context, first), (context + first, second), (context, first + second)]
+    scores = language_model(model, route_on="full").loglikelihood([request(*p) for p in parts])
+    values = iter([score for score, _ in scores])
+    return [abs(a + b - both) for a, b, both in zip(values, values, values, strict=True)]
 
 
+@pytest.mark.parametrize("variant", ["A", "B"])
+@pytest.mark.parametrize("tap", ["block_input", "post_attention"])
 @pytest.mark.parametrize("mixing", MIXINGS)
-@pytest.mark.parametrize("scope", ["segment", "token"])
-def test_scores_of_a_causal_scope_obey_the_chain_rule(scope, mixing):
-    """They could not if what is scored steered the routing; cuts lie on both sides of borders."""
-    assert max(chain_rule_errors(routed_model(scope, mixing))) < 1e-4
-
-
-@pytest.mark.parametrize("mixing", MIXINGS)
-def test_scores_routed_on_the_answer_break_the_chain_rule(mixing):
-    """The positive control of the test above."""
-    assert max(chain_rule_errors(routed_model("sequence", mixing), "full")) > 1e-2
+@pytest.mark.parametrize(
+    ("scope", "window"), [("segment", None), ("segment", 3), ("token", None), ("sequence", None)]
+)
+def test_scores_obey_the_chain_rule_if_and_only_if_nothing_looks_ahead(
+    scope, window, mixing, tap, variant
+):
+    """The gate through the adapter: what follows in a request must not move what comes before.
+    Cuts lie on both sides of segment borders; scope sequence is the positive control."""
+    errors = chain_rule_errors(routed_model(scope, mixing, window, tap, variant))
+    assert max(errors) > 1e-2 if scope == "sequence" else max(errors) < 1e-4
 
 
 def test_padding_would_change_scores_if_it_were_not_marked(model):

@@ -175,7 +175,7 @@ def _in_words(found: Mapping[str, Any]) -> str:
     if gain["low"] <= 0 <= gain["high"]:
         return f"no cost of routing on the prefix only shows: {size} bits per token"
     if gain["high"] < 0:
-        return f"routing on the prefix only does better: by {size} bits per token"
+        return f"routing on the prefix only does better: it costs {size} bits per token"
     said = [f"routing on the prefix only, instead of the whole, costs {size} bits per token"]
     for key, what in (
         ("look_ahead", "knowing the future"),

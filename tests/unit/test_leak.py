@@ -124,7 +124,7 @@ def test_data_names_sources_files_and_globs(study, capsys, tmp_path, monkeypatch
     [
         (["--data", "onne.txt"], "'onne.txt': no such file; did you mean 'one.txt'?"),
         (["--data", "poeple"], "nor is it a source of the study: did you mean 'people'?"),
-        (["--data", "one.txt"], "leakage on 'one.txt': 1 window(s) of 64 tokens"),
+        (["--data", "one.txt"], "leakage on 'one.txt': needs two whole windows of 64 tokens"),
         (["--data", "one.csv"], "cannot read .csv"),
         (["--windows", "1"], "--windows must be at least 2"),
     ],
@@ -150,25 +150,28 @@ def difference(value, low, high):
         (
             difference(0.12, 0.08, 0.16),
             difference(0.03, 0.01, 0.05),
-            "text: looking ahead is worth 0.1200 [0.0800, 0.1600] bits per token; at most 0.0900 "
-            "[0.0500, 0.1300] of it is knowledge of the future, and at least 0.0300 [0.0100, "
-            "0.0500] mere mismatch (routing unlike that of training)",
+            "text: routing on the prefix only, instead of the whole, costs 0.1200 [0.0800, 0.1600] "
+            "bits per token; by estimate, 0.0900 [0.0500, 0.1300] of it is knowing the future, and "
+            "0.0300 [0.0100, 0.0500] of it is mere mismatch, routing unlike that of training",
         ),
         (
             difference(0.12, 0.08, 0.16),
             difference(-0.03, -0.05, 0.01),
-            "text: looking ahead is worth 0.1200 [0.0800, 0.1600] bits per token, and none of it "
-            "shows as mere mismatch",
+            "text: routing on the prefix only, instead of the whole, costs 0.1200 [0.0800, 0.1600] "
+            "bits per token; by estimate, 0.0900 [0.0500, 0.1300] of it is knowing the future, and "
+            "no part shows as mere mismatch, routing unlike that of training",
         ),
         (
             difference(0.01, -0.00001, 0.02),
             difference(0.0, 0.0, 0.0),
-            "text: no gain from looking ahead shows: 0.0100 [0.0000, 0.0200] bits per token",
+            "text: no cost of routing on the prefix only shows: 0.0100 [0.0000, 0.0200] bits per "
+            "token",
         ),
         (
             difference(-0.02, -0.03, -0.01),
             difference(0.0, 0.0, 0.0),
-            "text: looking ahead does harm: it gains -0.0200 [-0.0300, -0.0100] bits per token",
+            "text: routing on the prefix only does better: it costs -0.0200 [-0.0300, -0.0100] bits "
+            "per token",
         ),
     ],
 )

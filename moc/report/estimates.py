@@ -35,20 +35,22 @@ def over_seeds(values: Sequence[float], *, common_variance: float = 0.0) -> Esti
     Args:
         values: those that are not finite are left out; None if there are no others.
         common_variance: of the error that all seeds share, because they are measured on the same
-            tokens or items; added to that of the mean over seeds.
+            tokens or items, of which there are many; added to that of the mean over seeds. The
+            degrees of freedom are then Satterthwaite's, who lets the larger part decide.
     """
     known = [value for value in values if math.isfinite(value)]
     if not known:
         return None
     mean = statistics.fmean(known)
-    variance = common_variance
-    if len(known) > 1:
-        variance += statistics.variance(known) / len(known)
+    own_variance = statistics.variance(known) / len(known) if len(known) > 1 else 0.0
+    variance = own_variance + common_variance
     if len(known) == 1 or not variance:  # seeds that agree to the last digit say nothing of others
         return Estimate(mean, len(known))
+    own_share = max(own_variance / variance, 1e-3)
+    degrees = (len(known) - 1) / own_share**2
     from scipy.special import stdtrit  # here: a report without such tables need not wait for it
 
-    half = float(stdtrit(len(known) - 1, 0.975)) * math.sqrt(variance)
+    half = float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
     return Estimate(mean, len(known), mean - half, mean + half)
 
 

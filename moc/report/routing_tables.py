@@ -48,9 +48,10 @@ def leakage(results: Results) -> Table:
     notes = [
         "The same tokens and weights. Full: routed on the whole sequence, as trained. Prefix-only: "
         "each position routed on the text up to it. Borrowed: on that and another text's future.",
-        "Gain = prefix-only − full. Look-ahead = borrowed − full: at most, what knowing the future "
-        "is worth. Mismatch = prefix-only − borrowed: at least, what routing it was not trained on "
-        "costs.",
+        "Gain = prefix-only − full, and the sum of two estimates. Look-ahead = borrowed − full: "
+        "what knowing the future is worth. Mismatch = prefix-only − borrowed: what routing unlike "
+        "that of training costs. A borrowed future that misleads moves the first up and the second "
+        "down.",
         *_notes_on_texts(rows),
         *_notes_on_intervals(results, rows, "windows"),
     ]

@@ -170,8 +170,8 @@ def difference(value, low, high):
         (
             difference(-0.02, -0.03, -0.01),
             difference(0.0, 0.0, 0.0),
-            "text: routing on the prefix only does better: it costs -0.0200 [-0.0300, -0.0100] bits "
-            "per token",
+            "text: routing on the prefix only does better: it costs -0.0200 [-0.0300, -0.0100] "
+            "bits per token",
         ),
     ],
 )

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import scipy.stats
 
 from moc.report import build_report, result_tables
 from moc.report.estimates import over_records, over_seeds, ratio_variance
@@ -40,6 +41,12 @@ def set_source(folder: Path, arm: str, seed: int, **values: Any) -> None:
     )
 
 
+def satterthwaite_half(own: float, common: float) -> float:
+    """Half an interval from the variance over three seeds and one that is known."""
+    total = own + common
+    return float(scipy.stats.t.ppf(0.975, 2 * (total / own) ** 2)) * math.sqrt(total)
+
+
 def test_the_interval_over_seeds_is_students() -> None:
     estimate = over_seeds([1.0, 2.0, 4.0])
     assert estimate is not None and estimate.num_seeds == 3
@@ -51,7 +58,8 @@ def test_the_interval_over_seeds_is_students() -> None:
 
 def test_what_all_seeds_share_is_added_to_what_they_differ_in() -> None:
     """Three seeds scored on the same few tokens agree more with each other than with the truth."""
-    half = T_OF_3_SEEDS * math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3 + 0.25)
+    own = (16 / 9 + 1 / 9 + 25 / 9) / 2 / 3
+    half = satterthwaite_half(own, 0.25)
     estimate = over_seeds([1.0, 2.0, 4.0], common_variance=0.25)
     assert estimate is not None and estimate.high - 7 / 3 == pytest.approx(half, rel=1e-6)
     same = over_seeds([0.0, 0.0, 0.0])  # no spread is no certainty either
@@ -59,7 +67,8 @@ def test_what_all_seeds_share_is_added_to_what_they_differ_in() -> None:
     records = [{"value": v, "low": v - 1.96, "high": v + 1.96} for v in (1.0, 2.0, 4.0)]
     shared = over_records(records)  # the variance of each is 1
     assert shared is not None
-    half = T_OF_3_SEEDS * math.sqrt((16 / 9 + 1 / 9 + 25 / 9) / 2 / 3 + 1)
+    half = satterthwaite_half(own, 1.0)
+    assert half < T_OF_3_SEEDS * math.sqrt(own + 1)  # the shared part is known well
     assert shared.high - 7 / 3 == pytest.approx(half, rel=1e-4)
 
 
@@ -175,7 +184,7 @@ def test_windows_that_all_seeds_share_widen_the_advantage(tmp_path: Path) -> Non
         set_source(folder, "iso_flop", seed, full=1.6 + gap, per_window=base, **same)
     row = row_of(advantage(load_results(folder)), "people", "pretrain", "moc_segment")
     common = 2 * (1.0 + 1.0) / 100  # residuals of 5 * 0.2 bits in two windows of ten tokens
-    half = T_OF_3_SEEDS * math.sqrt(0.01 / 3 + common)
+    half = satterthwaite_half(0.01 / 3, common)
     expected = f"+0.200 [−{half - 0.2:.3f}, {half + 0.2:.3f}] not distinguishable"
     assert row["advantage over iso_flop"] == expected
     set_source(folder, "iso_flop", 1, tokens="other")  # of other tokens: seed 1 has no pair

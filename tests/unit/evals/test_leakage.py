@@ -169,7 +169,7 @@ def test_routing_on_the_answer_turns_chance_into_full_marks(tmp_path):
     found = record["tasks"]["facts_choice"]
     assert (found["num_items"], found["context"], found["full"]) == (40, 0.25, 1.0)
     assert found["gain"]["value"] == 0.75
-    # 30 of 40 gained, none lost, half an item more in each cell: of 42, 30 +- 1.96 sqrt(31 - 900 / 42)
+    # 30 of 40 gained, none lost, half an item more in each cell of the table
     half = 1.96 * math.sqrt(31 - 900 / 42) / 42
     bounds = (found["gain"]["low"], found["gain"]["high"])
     assert bounds == pytest.approx((30 / 42 - half, 30 / 42 + half), abs=1e-4)

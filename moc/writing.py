@@ -52,11 +52,14 @@ def continue_prompts(
         raise ConfigError("--window is of --policy running")
     from moc.data.document import TURN_END, chat_prompt
     from moc.data.tokenizer import Tokenizer
-    from moc.model import load_model, stream
+    from moc.model import is_causal, load_model, stream
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of
 
     check_manifest(folder)
+    model = load_model(folder).to(device_of(study.trainer))
+    if policy != "prompt" and is_causal(model.config):
+        raise ConfigError("--policy is for scope sequence; this model decodes as it was trained")
     tokenizer = Tokenizer.load(study_dir / "tokenizer")
     if chat:
         prompts = [chat_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
@@ -65,7 +68,7 @@ def continue_prompts(
         stop_ids.add(turn_end[0])
     written = [_Writing(tokenizer, stop) for _ in prompts]
     steps = stream(
-        load_model(folder).to(device_of(study.trainer)),
+        model,
         [tokenizer.encode(prompt) for prompt in prompts],
         max_new_tokens=max_new_tokens,
         stop_ids=stop_ids,

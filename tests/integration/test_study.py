@@ -13,6 +13,7 @@ import pytest
 import torch
 
 import moc.study
+from moc.cli import main
 from moc.config import CarryConfig, StudyConfig, load_study
 from moc.errors import ConfigError
 from moc.journal import read
@@ -357,3 +358,33 @@ def test_a_runs_folder_stands_for_its_last_model(study: StudyConfig) -> None:
 
     last = write(folder / "boundaries/2-skills")
     assert write(folder) == last != write(folder / "boundaries/0-start")
+
+
+def test_generate_streams_one_prompt_and_takes_a_batch(
+    study: StudyConfig, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Alone or beside another prompt, greedy text is the same; a stop string is left out."""
+
+    def generate(*words: str, arm: str = "moc") -> tuple[int, str, str]:
+        code = main(["generate", str(run_dir(study, arm)), "--max-new-tokens", "12", *words])
+        return code, *capsys.readouterr()
+
+    code, alone, _ = generate("--prompt", "Question: What")
+    assert code == 0 and alone.endswith("\n") and len(alone) > 2
+    code, both, _ = generate("--prompt", "Question: What", "--prompt", "The birth city of")
+    assert code == 0 and f"[0] {alone}" in both and "[1] " in both
+    assert generate("--prompt", "Question: What", "--stop", alone[:2])[1] == "\n"
+    sampled = ("--prompt", "a", "--temperature", "1", "--top-k", "50", "--top-p", "0.9")
+    assert generate(*sampled, "--seed", "1") == generate(*sampled, "--seed", "1")
+    assert generate(*sampled, "--seed", "1") != generate(*sampled, "--seed", "2")
+    running = ("--prompt", "a", "--policy", "running")
+    assert generate(*running, "--window", "4", arm="published")[0] == 0
+    for words, said in (
+        (running, "--policy is for scope sequence"),
+        (("--prompt", "a", "--window", "4"), "--window is of --policy running"),
+        (("--prompt", ""), "--prompt is empty"),
+        (("--prompt", "a", "--stop", ""), "--stop is empty"),
+        (("--prompt", "a", "--top-p", "2"), "top_p must be above 0"),
+    ):
+        code, out, err = generate(*words)
+        assert (code, out) == (2, "") and said in err and err.count("\n") == 1

@@ -14,6 +14,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from evals.intervals import Z
+
 Record = Mapping[str, Any]  # one boundary's evals.json
 
 
@@ -113,10 +115,9 @@ def wilson_interval(value: float, num_items: int) -> tuple[float, float]:
     """
     if num_items < 1 or not 0 <= value <= 1:
         raise ValueError(f"no interval for a share of {value} among {num_items} items")
-    z = 1.959963984540054  # normal quantile at 0.975
-    scale = 1 + z * z / num_items
-    center = (value + z * z / (2 * num_items)) / scale
-    half = z / scale * math.sqrt(value * (1 - value) / num_items + (z / (2 * num_items)) ** 2)
+    scale = 1 + Z * Z / num_items
+    center = (value + Z * Z / (2 * num_items)) / scale
+    half = Z / scale * math.sqrt(value * (1 - value) / num_items + (Z / (2 * num_items)) ** 2)
     return max(0.0, center - half), min(1.0, center + half)
 
 

@@ -21,13 +21,13 @@ from lm_eval.evaluator import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.leakage import FULL
 from evals.local_tasks import is_choice, load_task, quiet, task_names
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.study_lm import RouteOn, StudyLM
 from evals.windows import real_lengths
 from moc.config import nearest
 from moc.errors import ConfigError
+from moc.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
@@ -73,7 +73,7 @@ def evaluate_model(
         raise ConfigError(f"evals.num_items must be at least 1, not {num_items}")
     passes: dict[str, RouteOn] = {"": "context" if route_on == "both" else route_on}
     if route_on == "both" and looks_ahead(model):
-        passes[FULL] = "full"
+        passes[ON_ANSWER] = "full"
     scores: Scores = {}
     samples: Samples = {}
     if not tasks:

@@ -44,13 +44,13 @@ from evals.intervals import clustered_mean, paired_difference
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.windows import real_lengths
 from moc.errors import ConfigError
+from moc.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
     from moc.model import Transformer
 
 POSITIONS_PER_WINDOW = 16  # each costs a pass under prefix and one under borrowed routing
 NUM_BINS = 8  # of the position axis
-FULL = ".full"  # ends a task's name when the answers were routed on as well
 
 Record = dict[str, Any]
 
@@ -58,7 +58,6 @@ Record = dict[str, Any]
 def leakage_record(
     model: Transformer,
     windows: Mapping[str, tuple[Tensor, Tensor]],
-    scores: Mapping[str, Mapping[str, Any]],
     samples: Mapping[str, Sequence[Mapping[str, Any]]],
     *,
     num_windows: int,
@@ -69,8 +68,7 @@ def leakage_record(
 
     Args:
         windows: per source, tokens (N, L + 1) and loss mask (N, L) of ``comparable_texts``.
-        scores, samples: of ``evaluate_model``; multiple-choice tasks that were also scored with
-            ``route_on="both"`` are compared.
+        samples: of ``evaluate_model``; tasks that were also routed on the answer are compared.
         num_windows: use at most so many windows per source.
         even_if_causal: measure what is zero by construction too.
 
@@ -91,9 +89,9 @@ def leakage_record(
         except ConfigError as error:
             raise ConfigError(f"leakage on {source!r}: {error}") from error
     tasks = {
-        task: choice_gain(samples[task], samples[task + FULL])
-        for task, score in scores.items()
-        if task + FULL in samples and score["chance"] > 0
+        task: choice_gain(samples[task], samples[task + ON_ANSWER])
+        for task in samples
+        if task + ON_ANSWER in samples
     }
     return {"causal": not looks_ahead(model), "sources": sources, "tasks": tasks}
 

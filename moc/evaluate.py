@@ -96,7 +96,6 @@ class BoundaryEvaluator:
                 leakage = leakage_record(
                     model,
                     self._comparable_texts(),
-                    tasks,
                     samples,
                     num_windows=evals.leakage_windows,
                     batch_size=evals.batch_size,

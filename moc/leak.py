@@ -7,12 +7,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moc.config import SourceConfig, StudyConfig, nearest
+from moc.config import EvalConfig, SourceConfig, StudyConfig, nearest
 from moc.errors import ConfigError
 from moc.stored import boundary_folders, study_of
 from moc.text import table
 
-DEFAULT_WINDOWS = 32
 _COLUMNS = 100
 _LEGEND = [
     "full: routed on the whole window; prefix: on what precedes the predicted token; borrowed: on",
@@ -40,7 +39,7 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     folder = boundary_folders(path)[-1]
     study, study_dir = study_of(path)
     if num_windows is None:
-        num_windows = study.evals.leakage_windows or DEFAULT_WINDOWS
+        num_windows = study.evals.leakage_windows or EvalConfig().leakage_windows
     if num_windows < 2:
         raise ConfigError(f"--windows must be at least 2, one to borrow from; it is {num_windows}")
     from evals.harness import evaluate_model
@@ -64,7 +63,7 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     windows: dict[str, Any] = {}
     for source in data or used_sources(study):
         windows |= comparable_texts(study, source, tokenizer, length, max_tokens)
-    scores, samples = evaluate_model(
+    _, samples = evaluate_model(
         model,
         tokenizer,
         tasks=[task for task in evals.tasks if is_choice(task)] if looks_ahead(model) else [],
@@ -77,7 +76,6 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     record = leakage_record(
         model,
         windows,
-        scores,
         samples,
         num_windows=num_windows,
         batch_size=evals.batch_size,

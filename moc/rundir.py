@@ -11,6 +11,10 @@ from typing import Any
 
 from moc.journal import Journal
 
+# Ends of names in a boundary's evals.json.
+ON_ANSWER = ".full"  # of a task: its answers were routed on as well
+TRAINED = "-trained"  # of a source: its training text, not its validation text
+
 
 @dataclass(frozen=True)
 class RunDir:

@@ -12,8 +12,7 @@ from moc.data.cache import TokenCache, build_cache
 from moc.data.order import BLOCK, quotas
 from moc.data.source import Split
 from moc.data.tokenizer import Tokenizer
-
-TRAINED = "-trained"  # ends the name of a source whose training text is meant
+from moc.rundir import TRAINED
 
 
 def validation_windows(

@@ -182,6 +182,8 @@ class MemoryState:
         position_BL = self.places.position_BL
         if self.config.scope == "token":
             return router.choose(x_BLD, position_BL, 1)
+        if self.config.scope == "sequence" and self.policy == "prompt" and self.places.num_before:
+            return self._frozen(x_BLD)
         pooled_BLD = self._pool(x_BLD)
         if self.config.scope == "segment":
             width = self.config.segment_tokens
@@ -193,8 +195,7 @@ class MemoryState:
             last_B1 = self.places.real_BL.sum(1, keepdim=True) - 1
             whole_B1D = pooled_BLD.gather(1, last_B1[..., None].expand(-1, -1, x_BLD.shape[-1]))
             return self._since(router.choose(whole_B1D, first_BL[:, :1], 1), first_BL)
-        fresh = router.choose(pooled_BLD, first_BL, 1)
-        return self._since(fresh, first_BL - 1) if self.policy == "prompt" else fresh
+        return router.choose(pooled_BLD, first_BL, 1)
 
     def _pool(self, x_BLD: Tensor) -> Tensor:
         """Means over what lies before each new position, itself included: (B, L, D)."""
@@ -211,6 +212,15 @@ class MemoryState:
         whole = self.config.scope == "sequence" and not places.num_before
         window = None if whole else self.window
         return mean_of_last(self.sums_BMD, places.position_BL, window).to(x_BLD.dtype)
+
+    def _frozen(self, x_BLD: Tensor) -> Routing:
+        """The choice in force, for every new position."""
+        assert self.index_BN is not None and self.weight_BN is not None
+        batch, length, _ = x_BLD.shape
+        none_BGC = x_BLD.new_zeros(batch, length, 0)
+        index_BLN = self.index_BN[:, None].expand(-1, length, -1)
+        weight_BLN = self.weight_BN[:, None].expand(-1, length, -1)
+        return Routing(none_BGC, none_BGC, index_BLN, weight_BLN, 1)
 
     def _since(self, fresh: Routing, step_BL: Tensor) -> Routing:
         """``fresh``'s choice at step ``step_BL`` of this call; where negative, the one in force."""

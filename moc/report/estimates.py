@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-NORMAL_QUANTILE = 1.959963984540054  # at 0.975
+from evals.intervals import Z
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def over_records(records: Sequence[Mapping[str, float]]) -> Estimate | None:
     known = [record for record in records if math.isfinite(record["value"])]
     if len(known) == 1:
         return Estimate(known[0]["value"], 1, known[0]["low"], known[0]["high"])
-    variances = [
-        ((record["high"] - record["low"]) / (2 * NORMAL_QUANTILE)) ** 2 for record in known
-    ]
+    variances = [((record["high"] - record["low"]) / (2 * Z)) ** 2 for record in known]
     common = statistics.fmean(variances) if variances else 0.0
     return over_seeds([record["value"] for record in known], common_variance=common)
 

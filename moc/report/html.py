@@ -13,7 +13,8 @@ from moc.report.drawing import WIDTH, Figure
 from moc.report.figures import all_figures
 from moc.report.forgetting_tables import forgetting_paired
 from moc.report.layout import Table
-from moc.report.results import NON_CAUSAL, ON_ANSWER, Results, load_results
+from moc.report.results import NON_CAUSAL, Results, load_results
+from moc.rundir import ON_ANSWER
 
 CSS = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }

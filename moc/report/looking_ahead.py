@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 from moc.report.estimates import Estimate, over_records, over_seeds, ratio_variance
 from moc.report.results import Results
+from moc.rundir import TRAINED
 
 Entry = dict[str, Any]
 Part = Literal["sources", "tasks"]
@@ -95,7 +96,7 @@ def iso_flop_arm(results: Results) -> str | None:
 
 def taught_by(results: Results, source: str) -> str | None:
     """The last phase whose mixture has ``source``."""
-    name = source.removesuffix("-trained")
+    name = source.removesuffix(TRAINED)
     phases = results.study["phases"].items()
     return next((p for p, phase in reversed(list(phases)) if name in phase["mixture"]), None)
 

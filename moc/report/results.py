@@ -29,7 +29,6 @@ NON_CAUSAL_NOTE = (
     f"{NON_CAUSAL} non-causal routing: chapters are chosen from the whole sequence, "
     "including later tokens"
 )
-ON_ANSWER = ".full"  # ends the name of a task that was routed on the answer too
 NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
 
 

@@ -23,6 +23,7 @@ from moc.report.looking_ahead import Comparison
 from moc.report.raw import Row, all_choices, all_losses
 from moc.report.results import START, Results
 from moc.report.runs import Run
+from moc.rundir import TRAINED
 
 
 def leakage(results: Results) -> Table:
@@ -227,8 +228,8 @@ def _picks(run: Run, boundary: str, sources: list[str]) -> dict[str, list[int]]:
 
 def _notes_on_texts(rows: list[list[str]]) -> list[str]:
     """What the source in the first column is, where it is not plain validation text."""
-    trained = sorted({row[0] for row in rows if row[0].endswith("-trained")})
-    plain = ", ".join(name.removesuffix("-trained") for name in trained)
+    trained = sorted({row[0] for row in rows if row[0].endswith(TRAINED)})
+    plain = ", ".join(name.removesuffix(TRAINED) for name in trained)
     return [
         f"{', '.join(trained)}: text that was trained on. The validation text of {plain} says the "
         "same facts in sentences never trained, so that most of its loss is wording."

@@ -26,13 +26,13 @@ from moc.report.results import (
     NEAR,
     NEAR_NOTE,
     NON_CAUSAL,
-    ON_ANSWER,
     Results,
     Score,
     load_results,
     mean_over_seeds,
 )
 from moc.report.routing_tables import advantage, leakage, leakage_choice
+from moc.rundir import ON_ANSWER
 
 
 def result_tables(study_dir: Path) -> str:

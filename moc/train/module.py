@@ -103,8 +103,9 @@ class StudyModule(L.LightningModule):
                 loss = nll * (world_size() / num_counted)
                 routed = [layer for layer in output.routing if layer.logits_BGC.shape[-1]]
                 if routed:
-                    loss = loss + self._router_loss(routed) / num_micro
-                    router_sums.append(self._router_sums(routed))
+                    picks_LC = self._picks(routed)
+                    loss = loss + self._router_loss(routed, picks_LC) / num_micro
+                    router_sums.append(self._router_sums(routed, picks_LC))
                 self.manual_backward(loss)
             nll_sum = nll_sum + nll.detach()
         grad_norm = self._clip_gradients()
@@ -129,18 +130,22 @@ class StudyModule(L.LightningModule):
         total = self.phase.num_steps() + self.schedule_offset
         return lr_factor(self.step + self.schedule_offset, total, self.phase.schedule)
 
-    def _router_loss(self, routed: list[Routing]) -> Tensor:
+    def _picks(self, routed: list[Routing]) -> Tensor:
+        """How many groups of a micro-batch on this rank picked each chapter: (layers, C)."""
+        memory = self._memory()
+        counts = (pick_counts(r.index_BGN, memory.num_chapters, memory.num_shared) for r in routed)
+        return torch.stack(list(counts))
+
+    def _router_loss(self, routed: list[Routing], picks_LC: Tensor) -> Tensor:
         """Balance and z-loss of one micro-batch, weighted and averaged over layers.
 
         The balance loss uses the picks of all ranks, so that its gradient does not depend on how
         a micro-batch is spread over them. Across micro-batches it is a mean of their losses.
         """
-        memory = self._memory()
-        router = memory.router
+        router = self._memory().router
         balance = z = torch.zeros((), device=self.device)
         if router.balance_coefficient:
-            picks = torch.stack([_picks(layer, memory) for layer in routed])
-            shares = all_sum(picks).to(balance.dtype) / world_size()
+            shares = all_sum(picks_LC).to(balance.dtype) / world_size()
             for layer, picks_C in zip(routed, shares, strict=True):
                 balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
         for layer in routed:
@@ -148,17 +153,16 @@ class StudyModule(L.LightningModule):
         scale = 1 / len(routed)
         return balance * router.balance_coefficient * scale + z * router.z_loss_coefficient * scale
 
-    def _router_sums(self, routed: list[Routing]) -> Tensor:
+    def _router_sums(self, routed: list[Routing], picks_LC: Tensor) -> Tensor:
         """What ``router_figures`` needs of one micro-batch on this rank, float64."""
-        memory = self._memory()
         rows = []
-        for layer in routed:
+        for layer, picks_C in zip(routed, picks_LC, strict=True):
             # summed in float64, but not copied to it: with scope token this is one row per position
             logits_XC = layer.logits_BGC.detach().flatten(0, 1)
             probs_C = layer.probs_BGC.detach().flatten(0, 1).sum(0, dtype=torch.float64)
             squares_1 = logits_XC.logsumexp(-1).double().square().sum()[None]
             groups_1 = torch.full_like(squares_1, len(logits_XC))
-            rows.append(torch.cat((_picks(layer, memory), probs_C, squares_1, groups_1)))
+            rows.append(torch.cat((picks_C, probs_C, squares_1, groups_1)))
         return torch.stack(rows)
 
     def _nudge_selection(self, picks_LC: Tensor | None) -> None:
@@ -234,7 +238,3 @@ def router_figures(sums: Tensor | None) -> dict[str, Tensor | None]:
         "balance_loss": num_chapters * (picks_LC * probs_LC).sum(-1) / groups_L.square(),
         "z_loss": squares_L / groups_L,
     }
-
-
-def _picks(layer: Routing, memory: MemoryConfig) -> Tensor:
-    return pick_counts(layer.index_BGN, memory.num_chapters, memory.num_shared)

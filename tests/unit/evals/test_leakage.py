@@ -159,11 +159,11 @@ def test_routing_on_the_answer_turns_chance_into_full_marks(tmp_path):
     for task in ("facts_choice", "facts_answer"):
         (tmp_path / f"{task}.jsonl").write_text("".join(lines))
     model = answer_reading_model()
-    scores, samples = evaluate_model(
+    _, samples = evaluate_model(
         model, ByteTokenizer(), tasks=["facts_choice", "facts_answer"], task_dir=tmp_path,
         context_length=64, batch_size=16, num_items=40, route_on="both",
     )  # fmt: skip
-    record = leakage_record(model, {}, scores, samples, num_windows=2, batch_size=16)
+    record = leakage_record(model, {}, samples, num_windows=2, batch_size=16)
     assert record["causal"] is False and record["sources"] == {}
     assert list(record["tasks"]) == ["facts_choice"]  # no answer is given to facts_answer
     found = record["tasks"]["facts_choice"]
@@ -250,11 +250,11 @@ def test_a_causal_model_costs_one_pass_over_the_same_tokens():
     windows = {"text": text_windows(4, 24)}
     model = routed_model("segment")
     settings = {"num_windows": 3, "batch_size": 8}
-    record = leakage_record(model, windows, {}, {}, **settings)
+    record = leakage_record(model, windows, {}, **settings)
     found = record["sources"].pop("text")
     assert record == {"causal": True, "sources": {}, "tasks": {}}
     assert set(found) == {"num_windows", "num_tokens", "tokens", "full", "per_window"}
-    more = leakage_record(model, windows, {}, {}, even_if_causal=True, **settings)
+    more = leakage_record(model, windows, {}, even_if_causal=True, **settings)
     again = more["sources"]["text"]
     parts = found.pop("per_window")
     assert found.items() <= again.items() and parts.items() <= again["per_window"].items()

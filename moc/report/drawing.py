@@ -133,9 +133,9 @@ def legend_above(
     canvas.legend(handles=handles, loc="outside upper left", ncols=columns)
 
 
-def footnote(canvas: Canvas, results: Results) -> None:
-    """What † means, below every figure that shows such an arm."""
-    if results.any_non_causal:
+def footnote(canvas: Canvas, results: Results, *arms: str) -> None:
+    """What † means, below every figure that shows such an arm; ``arms``: those shown, or all."""
+    if not all(results.is_causal(arm) for arm in arms or results.arms):
         canvas.supxlabel(NON_CAUSAL_NOTE, fontsize=7, color=INK, x=0.01, ha="left")
 
 

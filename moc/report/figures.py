@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import TYPE_CHECKING
 
 from moc.report.drawing import (
     GREY,
@@ -25,6 +26,10 @@ from moc.report.drawing import (
 )
 from moc.report.results import Results
 from moc.report.routing_figures import chapters, leakage, routed_runs
+from moc.report.runs import Run
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
 
 BASELINES = {"chance": ":", "majority": "--"}  # line styles
 SMOOTHING = 5  # logged values in the moving mean of a loss curve
@@ -109,6 +114,8 @@ def scores(results: Results) -> Figure | None:
                     markerfacecolor="white" if score.near else colour(index),
                     zorder=4,
                 )
+            runs = results.runs_of(arm)
+            _single_seeds(axes, index, shift, runs, results.boundaries, "tasks", task)
             for _, score in found[:1]:
                 for level, style in (
                     (score.chance, BASELINES["chance"]),
@@ -123,6 +130,7 @@ def scores(results: Results) -> Figure | None:
     caption = (
         "Score at each boundary with 95% Wilson intervals. Hollow markers: not distinguishable "
         "from the larger of chance and majority. Points are shifted sideways for legibility."
+        f"{_dots(results)}"
     )
     return finish(canvas, "scores", caption, "Score per task at each boundary, one line per arm")
 
@@ -145,15 +153,40 @@ def bits_per_byte(results: Results) -> Figure | None:
                 markersize=4,
                 linewidth=1.3,
             )
+            _single_seeds(
+                axes, index, shift, results.runs_of(arm), results.phases, "bits_per_byte", source
+            )
         boundary_axis(axes, source, results.phases)
     panels[0].set_ylabel("bits per byte")
     legend_above(canvas, results)
     footnote(canvas, results)
     caption = (
         "Bits per byte of each source's validation text after each phase; lower is better. "
-        "Vertical axes differ. The untrained start is in the table only."
+        f"Vertical axes differ. The untrained start is in the table only.{_dots(results)}"
     )
     return finish(canvas, "bits_per_byte", caption, "Validation bits per byte, one line per arm")
+
+
+def _single_seeds(
+    axes: Axes,
+    index: int,
+    shift: float,
+    runs: Sequence[Run],
+    boundaries: Sequence[str],
+    part: str,
+    name: str,
+) -> None:
+    """A dot for each of several seeds: what a mean and the interval over items do not show."""
+    for run in runs if len(runs) > 1 else ():
+        for place, boundary in enumerate(boundaries):
+            value = run.evals.get(boundary, {}).get(part, {}).get(name)
+            if value is not None:
+                height = 100 * value["value"] if part == "tasks" else value
+                axes.plot(place + shift, height, ".", color=colour(index), markersize=3, alpha=0.5)
+
+
+def _dots(results: Results) -> str:
+    return " Small dots: single seeds." if len(results.seeds) > 1 else ""
 
 
 def moving_mean(values: Sequence[float], window: int) -> list[float]:

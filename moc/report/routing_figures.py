@@ -125,7 +125,7 @@ def chapters(results: Results, run: Run) -> Figure | None:
     bar.set_ticks([1 / 8, 1 / 4, 1 / 2, 1, 2, 4, 8], labels=["⅛", "¼", "½", "1", "2", "4", "8"])
     bar.ax.minorticks_off()
     bar.set_label("load / uniform load")
-    footnote(canvas, results)
+    footnote(canvas, results, run.arm)
     caption = (
         f"Chapter use of {label}, seed {run.seed}, in the last window of each phase: a chapter's "
         "share of the picks over its share under uniform use. Black: never picked."

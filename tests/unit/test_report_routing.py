@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moc.journal import Journal
+from moc.report.figures import all_figures
 from moc.report.results import load_results
 from moc.report.routing_tables import chapters, overlap
 from moc.report.tables import cost
@@ -86,3 +87,19 @@ def test_scope_and_coverage_stand_beside_what_they_explain(tmp_path: Path) -> No
     ]
     last = [line for line in lines if (line["phase"], line["layer"]) == ("ift", 3)][-1]
     assert row["coverage, %"] == f"{100 * last['coverage']:.1f}"
+
+
+def test_figures_of_several_seeds_show_each_and_mark_only_who_looks_ahead(tmp_path: Path) -> None:
+    """A mean of three seeds without their spread would pass for a difference between arms."""
+    pages = {}
+    for seeds in (1, 3):
+        folder = study_of(tmp_path / str(seeds), seeds, "moc", "moc_segment")
+        pages[seeds] = {figure.name: figure for figure in all_figures(load_results(folder))}
+    for name in ("scores", "bits_per_byte"):
+        assert "Small dots: single seeds." in pages[3][name].caption
+        assert "Small dots" not in pages[1][name].caption
+        # one more mark for every arm, boundary and seed
+        marks = [page[name].svg.count(b"<use") for page in pages.values()]
+        assert marks[1] - marks[0] >= 2 * 2 * 3
+    assert b"non-causal" in pages[1]["chapters_moc"].svg
+    assert b"non-causal" not in pages[1]["chapters_moc_segment"].svg

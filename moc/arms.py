@@ -1,21 +1,24 @@
-"""What every arm turns out to be: its solved shape, its FLOPs per token, its batch on a device."""
+"""What every arm turns out to be: its solved shape, its data, its FLOPs per token, its batch on a
+device."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from moc.config import (
     ArmConfig,
     ConfigError,
     IsoFlopConfig,
+    IsoParamConfig,
     PhaseConfig,
     StudyConfig,
     TrainerConfig,
 )
-from moc.flops import hardware_train_flops_per_token, paper_forward_flops
-from moc.iso_flop import solve_iso_flop
+from moc.flops import hardware_train_flops_per_token, paper_forward_flops, parameter_counts
+from moc.iso_flop import solve_shape
+from moc.mixtures import resolve_mixtures
 from moc.model.config import ModelConfig
 
 Accounting = Literal["paper", "hardware"]
@@ -23,8 +26,41 @@ Accounting = Literal["paper", "hardware"]
 MICRO_BATCH_TOKENS = 8192  # at most, of a phase that does not set micro_batch
 
 
+@dataclass(frozen=True)
+class Match:
+    """What an arm is to have in common with another one."""
+
+    setting: Literal["iso_flop", "iso_param"]
+    config: IsoFlopConfig | IsoParamConfig
+    what: str  # is compared, in words
+    unit: str
+    cost: Callable[[ArmConfig], float]
+
+
+def match_of(study: StudyConfig, arm: ArmConfig) -> Match | None:
+    """What ``arm`` is matched by; None if it stands for itself."""
+    if (flop := arm.iso_flop) is not None:
+        return Match(
+            "iso_flop",
+            flop,
+            "training FLOPs per token",
+            "FLOPs per token",
+            lambda other: train_flops_per_token(study, other, flop.accounting),
+        )
+    if arm.iso_param is not None:
+        return Match(
+            "iso_param",
+            arm.iso_param,
+            "parameters",
+            "parameters",
+            lambda other: parameter_counts(other.model).total,
+        )
+    return None
+
+
 def resolve_arms(study: StudyConfig) -> dict[str, ArmConfig]:
-    """The study's arms, in order, with the shapes that the iso-FLOP solver chose.
+    """The study's arms, in order, with the shapes that the solver chose and the mixtures that
+    ``replay`` and ``joint`` mean.
 
     Raises:
         ConfigError: if targets go round in a circle, or a shape cannot be found.
@@ -38,7 +74,11 @@ def resolve_arms(study: StudyConfig) -> dict[str, ArmConfig]:
 def solved_arms(study: StudyConfig) -> dict[str, ArmConfig]:
     """``resolve_arms``, with nothing left to solve: loading the result again changes nothing."""
     return {
-        name: replace(arm, iso_flop=arm.iso_flop and replace(arm.iso_flop, solve=False))
+        name: replace(
+            arm,
+            iso_flop=arm.iso_flop and replace(arm.iso_flop, solve=False),
+            iso_param=arm.iso_param and replace(arm.iso_param, solve=False),
+        )
         for name, arm in resolve_arms(study).items()
     }
 
@@ -108,27 +148,34 @@ def _resolve_arm(
 ) -> ArmConfig:
     if name in resolved:
         return resolved[name]
-    if name in above:
-        circle = " -> ".join([*above, name])
-        raise ConfigError(f"arms.{name}.iso_flop.target goes round in a circle: {circle}")
     arm = study.arms[name]
-    if arm.iso_flop is not None:
-        target = _resolve_arm(study, arm.iso_flop.target, resolved, (*above, name))
-        if arm.iso_flop.solve:
-            arm = _solve_arm(study, name, arm.iso_flop, target)
-    resolved[name] = arm
-    return arm
+    match = match_of(study, arm)
+    if match is not None:
+        if name in above:
+            circle = " -> ".join([*above, name])
+            raise ConfigError(
+                f"arms.{name}.{match.setting}.target goes round in a circle: {circle}"
+            )
+        target = _resolve_arm(study, match.config.target, resolved, (*above, name))
+        if match.config.solve:
+            arm = _solve_arm(name, arm, match, target)
+    resolved[name] = resolve_mixtures(arm)
+    return resolved[name]
 
 
-def _solve_arm(study: StudyConfig, name: str, iso: IsoFlopConfig, target: ArmConfig) -> ArmConfig:
-    arm = study.arms[name]
+def _solve_arm(name: str, arm: ArmConfig, match: Match, target: ArmConfig) -> ArmConfig:
+    def cost(model: ModelConfig) -> float:
+        return match.cost(replace(arm, model=model))
 
-    def flops(model: ModelConfig) -> float:
-        return train_flops_per_token(study, replace(arm, model=model), iso.accounting)
-
-    wanted = train_flops_per_token(study, target, iso.accounting)
     try:
-        model, _ = solve_iso_flop(arm.model, wanted, flops, tolerance=iso.tolerance)
+        model, _ = solve_shape(
+            arm.model,
+            match.cost(target),
+            cost,
+            tolerance=match.config.tolerance,
+            unit=match.unit,
+            setting=match.setting,
+        )
     except ConfigError:
         raise
     except ValueError as error:

@@ -24,11 +24,15 @@ from moc.model.config import ModelConfig, preset
 from moc.schema import (
     ArmConfig,
     CarryConfig,
+    ControlConfig,
     EvalConfig,
     GroupConfig,
+    InPhaseConfig,
     IsoFlopConfig,
+    IsoParamConfig,
     OptimizerConfig,
     PhaseConfig,
+    ProbeConfig,
     ScheduleConfig,
     SourceConfig,
     StudyConfig,
@@ -42,11 +46,15 @@ __all__ = [
     "ArmConfig",
     "CarryConfig",
     "ConfigError",
+    "ControlConfig",
     "EvalConfig",
     "GroupConfig",
+    "InPhaseConfig",
     "IsoFlopConfig",
+    "IsoParamConfig",
     "OptimizerConfig",
     "PhaseConfig",
+    "ProbeConfig",
     "ScheduleConfig",
     "SourceConfig",
     "StudyConfig",
@@ -133,7 +141,12 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     except OmegaConfBaseException as error:
         raise ConfigError(f"{override!r}: {_one_line(error)}") from error
     _check(read, "command line")
-    for section, entry in (("phases", "phase"), ("arms", "arm"), ("data", "data source")):
+    for section, entry in (
+        ("phases", "phase"),
+        ("arms", "arm"),
+        ("data", "data source"),
+        ("probes", "probe"),
+    ):
         known = [str(name) for name in raw.get(section) or {}]
         for name in read.get(section) or {}:
             if name not in known:

@@ -11,20 +11,20 @@ from typing import Any
 
 from moc.activations import activation_bytes
 from moc.arms import (
-    Accounting,
+    match_of,
     micro_batch,
     phase_batch,
     resolve_arms,
     train_flops_per_token,
     world_size,
 )
-from moc.config import ArmConfig, PhaseConfig, StudyConfig
+from moc.config import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
 from moc.flops import Parameters, paper_forward_flops, parameter_counts
 from moc.model.config import ModelConfig, is_causal, routing_scope
 
 __all__ = [
     "ArmPlan",
-    "IsoFlopPlan",
+    "MatchPlan",
     "PhasePlan",
     "StudyPlan",
     "micro_batch",
@@ -46,11 +46,14 @@ class PhasePlan:
 
 
 @dataclass(frozen=True)
-class IsoFlopPlan:
+class MatchPlan:
+    """How near an arm comes to the one that it is matched to, by FLOPs or by parameters."""
+
     target: str
-    relative_error: float  # of the training FLOPs per token, in ``accounting``
+    what: str  # is compared
+    relative_error: float
     tolerance: float
-    accounting: Accounting
+    accounting: str | None  # of FLOPs
     original: ModelConfig | None  # the shape the solver started from; None: only checked
 
     @property
@@ -68,7 +71,8 @@ class ArmPlan:
     paper_forward_flops: int  # one sequence at the first phase's context length
     paper_train_flops_per_token: float  # averaged over the phases' tokens, like the next
     hardware_train_flops_per_token: float
-    iso_flop: IsoFlopPlan | None
+    iso_flop: MatchPlan | None
+    iso_param: MatchPlan | None
     phases: dict[str, PhasePlan]
     state_bytes: int  # weights, gradients and Adam moments
     activation_bytes: int  # a rough estimate, of the phase that needs most
@@ -109,10 +113,10 @@ class StudyPlan:
 
 
 def plan_study(study: StudyConfig) -> StudyPlan:
-    """The plan of every arm, with iso-FLOP shapes solved.
+    """The plan of every arm, with iso-FLOP and iso-parameter shapes solved.
 
     Raises:
-        ConfigError: for a batch that the devices cannot share, or an unsolvable iso-FLOP arm.
+        ConfigError: for a batch that the devices cannot share, or an unsolvable arm.
     """
     arms = resolve_arms(study)
     return StudyPlan(
@@ -126,13 +130,14 @@ def plan_study(study: StudyConfig) -> StudyPlan:
 
 
 def violations(plan: StudyPlan) -> list[str]:
-    """One line for each iso-FLOP arm beyond its tolerance."""
+    """One line for each matched arm beyond its tolerance."""
     return [
-        f"{name}: training FLOPs per token are {arm.iso_flop.relative_error:+.2%} off "
-        f"{arm.iso_flop.target}'s, more than the tolerance of {arm.iso_flop.tolerance:.2%}; set "
-        f"arms.{name}.iso_flop.solve=true, or change its model or tolerance"
+        f"{name}: {match.what} are {match.relative_error:+.2%} off {match.target}'s, more than the "
+        f"tolerance of {match.tolerance:.2%}; set arms.{name}.{setting}.solve=true, or change its "
+        "model or tolerance"
         for name, arm in plan.arms.items()
-        if arm.iso_flop is not None and not arm.iso_flop.within_tolerance
+        for setting, match in (("iso_flop", arm.iso_flop), ("iso_param", arm.iso_param))
+        if match is not None and not match.within_tolerance
     ]
 
 
@@ -158,7 +163,8 @@ def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmP
         ),
         paper_train_flops_per_token=train_flops_per_token(study, arm, "paper"),
         hardware_train_flops_per_token=train_flops_per_token(study, arm, "hardware"),
-        iso_flop=_plan_iso_flop(study, arms, name),
+        iso_flop=_plan_match(study, arms, name, "iso_flop"),
+        iso_param=_plan_match(study, arms, name, "iso_param"),
         phases=phases,
         # float32 weights; gradients and two Adam moments for what trains
         state_bytes=(4 * parameters.total + 12 * max(trainable)) // shards,
@@ -170,16 +176,19 @@ def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmP
     )
 
 
-def _plan_iso_flop(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> IsoFlopPlan | None:
-    iso = arms[name].iso_flop
-    if iso is None:
+def _plan_match(
+    study: StudyConfig, arms: dict[str, ArmConfig], name: str, setting: str
+) -> MatchPlan | None:
+    match = match_of(study, arms[name])
+    if match is None or match.setting != setting:
         return None
-    wanted = train_flops_per_token(study, arms[iso.target], iso.accounting)
-    return IsoFlopPlan(
+    iso = match.config
+    return MatchPlan(
         target=iso.target,
-        relative_error=train_flops_per_token(study, arms[name], iso.accounting) / wanted - 1,
+        what=match.what,
+        relative_error=match.cost(arms[name]) / match.cost(arms[iso.target]) - 1,
         tolerance=iso.tolerance,
-        accounting=iso.accounting,
+        accounting=iso.accounting if isinstance(iso, IsoFlopConfig) else None,
         original=study.arms[name].model if iso.solve else None,
     )
 
@@ -194,7 +203,6 @@ def _trainable(parameters: Parameters, phase: PhaseConfig) -> int:
 
 
 def _arm_json(arm: ArmPlan) -> dict[str, Any]:
-    iso = arm.iso_flop
     return {
         "scope": routing_scope(arm.model),
         "causal": is_causal(arm.model),
@@ -203,9 +211,16 @@ def _arm_json(arm: ArmPlan) -> dict[str, Any]:
             "paper_forward_per_sequence": arm.paper_forward_flops,
             "hardware_train_per_token": arm.hardware_train_flops_per_token,
         },
-        "iso_flop": {
-            "target": iso.target if iso else None,
-            "relative_error": iso.relative_error if iso else None,
-        },
+        "iso_flop": _match_json(arm.iso_flop),
+        "iso_param": _match_json(arm.iso_param),
         "steps": {name: phase.num_steps for name, phase in arm.phases.items()},
+        "state_bytes": arm.state_bytes,
+        "activation_bytes": arm.activation_bytes,
+    }
+
+
+def _match_json(match: MatchPlan | None) -> dict[str, Any]:
+    return {
+        "target": match.target if match else None,
+        "relative_error": match.relative_error if match else None,
     }

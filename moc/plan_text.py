@@ -51,7 +51,7 @@ def render_plan(plan: StudyPlan, width: int = 100) -> str:
     }
     header = ["bytes", "weights+grads+Adam", "activations, roughly", "checkpoint", "boundary"]
     lines += ["", *table(header, rows, width)]
-    notes = [line for name, arm in arms.items() for line in _iso_flop_lines(name, arm, width)]
+    notes = [line for name, arm in arms.items() for line in _match_lines(name, arm, width)]
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
@@ -90,18 +90,18 @@ def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:
     }
 
 
-def _iso_flop_lines(name: str, arm: ArmPlan, width: int) -> list[str]:
-    iso = arm.iso_flop
-    if iso is None:
+def _match_lines(name: str, arm: ArmPlan, width: int) -> list[str]:
+    match = arm.iso_flop or arm.iso_param
+    if match is None:
         return []
+    accounting = f" ({match.accounting} accounting)" if match.accounting else ""
     verdict = (
-        f"{name} against {iso.target}: {iso.relative_error:+.2%} training FLOPs per token "
-        f"({iso.accounting} accounting), tolerance {iso.tolerance:.2%}: "
-        f"{'OK' if iso.within_tolerance else 'OFF'}"
+        f"{name} against {match.target}: {match.relative_error:+.2%} {match.what}{accounting}, "
+        f"tolerance {match.tolerance:.2%}: {'OK' if match.within_tolerance else 'OFF'}"
     )
     lines = wrap(verdict, width, subsequent_indent="  ")
-    if iso.original is not None:
-        was, now = iso.original, arm.model
+    if match.original is not None:
+        was, now = match.original, arm.model
         lines.append(
             f"  the solver chose {now.num_layers} layers (from {was.num_layers}) "
             f"and MLP {now.mlp_dim} (from {was.mlp_dim})"

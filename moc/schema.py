@@ -30,6 +30,7 @@ class SourceConfig:
     num_phrasings: int = 50  # facts: biographies per person in one pass over the source
     question_share: float = 0.5  # facts: share of the people whose questions are trained
     question_ratio: float = 0.5  # facts: trained question documents per biography of those people
+    documents: Literal["all", "questions"] = "all"  # facts: or the trained questions alone
     num_examples: int = 20_000  # skills: instructions in one pass over the source
     # text and chat: files, or a dataset on the Hugging Face hub
     path: str | None = None  # a file or glob: .txt .md .jsonl .parquet
@@ -91,6 +92,8 @@ class PhaseConfig:
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
     revive_every_steps: int = 0  # restart the chapters unread for so many steps; 0: never
+    replay: float = 0.0  # share of the samples that come from the data of all earlier phases
+    no_op: bool = False  # control: the same tokens at learning rate zero; no weight changes
 
     def num_steps(self) -> int:
         return self.tokens // self.tokens_per_step
@@ -107,6 +110,15 @@ class IsoFlopConfig:
 
 
 @dataclass
+class IsoParamConfig:
+    """Match this arm's number of parameters to another arm's."""
+
+    target: str = "moc"
+    solve: bool = True  # false: keep the arm's own shape and only check it
+    tolerance: float = 0.005  # largest relative deviation
+
+
+@dataclass
 class ArmConfig:
     """One model variant and its phases: the study's base with the arm laid over it."""
 
@@ -114,18 +126,59 @@ class ArmConfig:
     model: ModelConfig = field(default_factory=ModelConfig)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     iso_flop: IsoFlopConfig | None = None
+    iso_param: IsoParamConfig | None = None
+    joint: bool = False  # control: every phase trains on the data of all phases together
+
+
+@dataclass
+class InPhaseConfig:
+    """Evaluations while a phase trains; they change nothing but the clock on the wall."""
+
+    every_tokens: int = 0  # training tokens between two of them; 0: at boundaries alone
+    num_items: int = 50  # per task: the first of those that boundaries score
+    tasks: list[str] | None = None  # null: all of evals.tasks
+
+
+@dataclass
+class ControlConfig:
+    """How much of a score lives in the bank: memory arms, scored again at every phase's end."""
+
+    knockouts: list[str] = field(default_factory=lambda: ["bank"])  # and "top-<n>", "chapter-<i>"
+    # the bank of an earlier boundary in its place: "previous", "all", or boundaries by name
+    bank_swap: list[str] = field(default_factory=lambda: ["previous"])
+    num_items: int = 100  # per task: the first of those that boundaries score
 
 
 @dataclass
 class EvalConfig:
-    tasks: list[str] = field(default_factory=list)  # facts_choice, facts_answer, skills_answer
-    num_items: int = 200  # per task
+    # ours (facts_choice, facts_answer, skills_answer), any of lm-eval, or a suite ("paper")
+    tasks: list[str] = field(default_factory=list)
+    num_items: int | None = 200  # per task; null: all
+    num_fewshot: dict[str, int] = field(default_factory=dict)  # task -> shots; else the task's own
+    hub_mirror: str | None = None  # <dataset>/<config>/<split>.parquet; null: $MOC_HUB_MIRROR
     context_length: int = 128  # one length for all phases: changing it changes the task
     batch_size: int = 64  # speed only; scores do not depend on it
     validation_tokens: int = 16_384  # per source, for bits per byte
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
     route_on: Literal["context", "full", "both"] = "context"
     leakage_windows: int = 32  # per source, to measure what looking ahead is worth; 0: do not
+    controls: ControlConfig = field(default_factory=ControlConfig)
+    in_phase: InPhaseConfig = field(default_factory=InPhaseConfig)
+
+
+@dataclass
+class ProbeConfig:
+    """What a boundary's model still knows, or learns again: training on a copy, scored as it goes.
+
+    Relearning on an earlier phase's data gives the savings; a few examples about other people tell
+    lost alignment from lost knowledge. No phase goes on from a probe.
+    """
+
+    phase: PhaseConfig = field(default_factory=PhaseConfig)  # as of a study's phases
+    after: list[str] = field(default_factory=list)  # boundaries to start from; empty: the last
+    tasks: list[str] = field(default_factory=list)  # of evals.tasks; empty: all
+    num_items: int = 100  # per task: the first of those that boundaries score
+    every_tokens: int = 8192  # between two scorings; the first is before the first step
 
 
 @dataclass
@@ -161,6 +214,7 @@ class StudyConfig:
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     arms: dict[str, ArmConfig] = field(default_factory=dict)
     evals: EvalConfig = field(default_factory=EvalConfig)
+    probes: dict[str, ProbeConfig] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
 

@@ -6,9 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
+from moc.controls import check_controls
 from moc.errors import ConfigError, nearest
 from moc.model.config import validate_model
-from moc.schema import PhaseConfig, StudyConfig
+from moc.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
 
 _STUDY_MINIMA: dict[str, float] = {
     "evals.num_items": 1,
@@ -16,6 +17,9 @@ _STUDY_MINIMA: dict[str, float] = {
     "evals.context_length": 2,
     "evals.validation_tokens": 1,
     "evals.leakage_windows": 0,
+    "evals.controls.num_items": 1,
+    "evals.in_phase.every_tokens": 0,
+    "evals.in_phase.num_items": 1,
     "tokenizer.vocab_size": 260,  # every byte and the control tokens
     "tokenizer.training_bytes": 1,
     "trainer.devices": 1,
@@ -38,6 +42,7 @@ _PHASE_MINIMA: dict[str, float] = {
     "context_length": 2,
     "micro_batch": 1,
     "revive_every_steps": 0,
+    "replay": 0,
     "optimizer.clip_norm": 0,
     "schedule.warmup_steps": 0,
     "schedule.decay_fraction": 0,
@@ -54,16 +59,22 @@ def validate_study(study: StudyConfig) -> None:
     for section in ("arms", "phases", "data", "seeds"):
         if not getattr(study, section):
             raise ConfigError(f"a study needs at least one entry under {section!r}")
-    for word in (study.name, *study.arms, *study.phases):  # they name folders
+    # they name folders and files
+    for word in (study.name, *study.arms, *study.phases, *study.data):
         if not re.fullmatch(r"\w[\w.-]*", word):
             raise ConfigError(
-                f"{word!r} cannot name a study, arm or phase; use letters, digits, '_', '-', '.'"
+                f"{word!r} cannot name a study, arm, phase or data source; use letters, digits, "
+                "'_', '-', '.'"
             )
+    if "full" in study.data:  # facts_choice.full is facts_choice, routed on its answers
+        raise ConfigError("data.full: give the source another name; '.full' has a meaning in tasks")
     if len(set(study.seeds)) < len(study.seeds):
         raise ConfigError(f"seeds {study.seeds} are not all different")
     _check_minima(study, _STUDY_MINIMA, "")
     for name, source in study.data.items():
         _check_minima(source, _SOURCE_MINIMA, f"data.{name}.")
+        if source.documents == "questions":
+            _check_questions(study, name)
     for arm_name, arm in study.arms.items():
         where = f"arms.{arm_name}"
         try:
@@ -79,18 +90,51 @@ def validate_study(study: StudyConfig) -> None:
                 f"tokenizer.vocab_size {study.tokenizer.vocab_size} is more than "
                 f"{where}.model.vocab_size {arm.model.vocab_size}"
             )
-        if arm.iso_flop is not None and (
-            arm.iso_flop.target not in study.arms or arm.iso_flop.target == arm_name
-        ):
-            others = [name for name in study.arms if name != arm_name]
+        _check_matching(study, arm_name, arm)
+        if arm.joint and (replaying := [key for key, p in arm.phases.items() if p.replay]):
             raise ConfigError(
-                f"{where}.iso_flop.target {arm.iso_flop.target!r} is no other arm; "
-                f"{nearest(arm.iso_flop.target, others)}"
+                f"{where}.joint trains every phase on all data; set "
+                f"{where}.phases.{replaying[0]}.replay to 0"
             )
         earlier: list[PhaseConfig] = []
         for phase_name, phase in arm.phases.items():
             _validate_phase(study, phase, earlier, f"{where}.phases.{phase_name}")
             earlier.append(phase)
+    check_controls(study)
+    for name, probe in study.probes.items():
+        _validate_probe(study, probe, f"probes.{name}")
+
+
+def _check_matching(study: StudyConfig, name: str, arm: ArmConfig) -> None:
+    where = f"arms.{name}"
+    if arm.iso_flop is not None and arm.iso_param is not None:
+        raise ConfigError(
+            f"{where} has both iso_flop and iso_param; one shape cannot meet both: make two arms"
+        )
+    for setting, match in (("iso_flop", arm.iso_flop), ("iso_param", arm.iso_param)):
+        if match is not None and (match.target not in study.arms or match.target == name):
+            others = [other for other in study.arms if other != name]
+            raise ConfigError(
+                f"{where}.{setting}.target {match.target!r} is no other arm; "
+                f"{nearest(match.target, others)}"
+            )
+
+
+def _check_questions(study: StudyConfig, name: str) -> None:
+    """Whose questions are trained depends on all of these; others would train on test questions."""
+    source = study.data[name]
+    if source.kind != "facts":
+        raise ConfigError(f"data.{name}.documents: a source of kind {source.kind} has no questions")
+    for other_name, other in study.data.items():
+        if other.kind != "facts" or other.seed != source.seed:
+            continue
+        for key in ("num_people", "question_share"):
+            mine, theirs = getattr(source, key), getattr(other, key)
+            if mine != theirs:
+                raise ConfigError(
+                    f"data.{name}.{key} {mine} must be data.{other_name}'s {theirs}: with another "
+                    "one, questions that evaluations ask would be trained"
+                )
 
 
 def _validate_phase(
@@ -114,12 +158,44 @@ def _validate_phase(
         )
     if phase.num_steps() < 1:
         raise ConfigError(f"{where}.tokens {phase.tokens} is less than one step's tokens")
+    _check_replay(phase, earlier, where)
     for before in earlier if phase.carry.data_position else ():
         if (before.context_length, before.mixture) != (phase.context_length, phase.mixture):
             raise ConfigError(
                 f"{where}.carry.data_position needs the context_length and mixture of every "
                 "earlier phase: a position in another order of samples means nothing"
             )
+
+
+def _check_replay(phase: PhaseConfig, earlier: Sequence[PhaseConfig], where: str) -> None:
+    if phase.carry.data_position and (phase.replay or any(before.replay for before in earlier)):
+        raise ConfigError(
+            f"{where}.carry.data_position: with replay the mixtures of phases differ, and a "
+            "position in another order of samples means nothing"
+        )
+    if not phase.replay:
+        return
+    if phase.replay >= 1:
+        raise ConfigError(
+            f"{where}.replay {phase.replay} leaves nothing of its own data; take a share below 1"
+        )
+    if all(before.no_op for before in earlier):
+        raise ConfigError(
+            f"{where}.replay {phase.replay}: no phase before it trains, so there is nothing to "
+            "repeat; set it to 0"
+        )
+
+
+def _validate_probe(study: StudyConfig, probe: ProbeConfig, where: str) -> None:
+    if not re.fullmatch(r"\w[\w.-]*", where.removeprefix("probes.")):
+        raise ConfigError(f"{where} cannot name a folder; use letters, digits, '_', '-', '.'")
+    _validate_phase(study, probe.phase, (), f"{where}.phase")
+    for boundary in probe.after:
+        if boundary not in study.phases:
+            raise ConfigError(
+                f"{where}.after: no phase {boundary!r}; {nearest(boundary, list(study.phases))}"
+            )
+    _check_minima(probe, {"num_items": 1, "every_tokens": 1}, f"{where}.")
 
 
 def _check_minima(config: Any, minima: dict[str, float], where: str) -> None:

@@ -89,7 +89,7 @@ def knowledge(study: StudyConfig) -> list[str]:
         f"{name}: {source.num_people:,} people x {bits_per_person(source):.1f} bits of knowledge "
         f"= {source.num_people * bits_per_person(source):,.0f} bits"
         for name, source in study.data.items()
-        if source.kind == "facts"
+        if source.kind == "facts" and source.documents == "all"  # else another's people
     ]
 
 
@@ -98,15 +98,16 @@ def fact_documents(config: SourceConfig, split: str) -> Iterator[Document]:
 
     Train: ``num_phrasings`` rounds over all people, each round in an order of its own, so that
     every prefix covers people equally. After a biography may come question documents, about
-    *another* person: the answer is never in the text just before. Validation: everyone once, in
-    sentences that training never uses.
+    *another* person: the answer is never in the text just before. With ``documents: questions``
+    only these question documents, of which one pass may have few. Validation: everyone's biography
+    once, in sentences that training never uses.
 
     Raises:
-        ConfigError: if there are fewer names than people.
+        ConfigError: if there are fewer names than people, or no question to train.
     """
     _check(config)
     if split == "validation":
-        return _biographies(config, "validation", 0)
+        return (_biography(config, "validation", 0, i) for i in range(config.num_people))
     return _train_documents(config)
 
 
@@ -143,25 +144,24 @@ def question_text(name: str, attribute: str) -> str:
 def _train_documents(config: SourceConfig) -> Iterator[Document]:
     for turn in range(config.num_phrasings):
         order = stable_hash(config.seed, "questions", turn)
-        for i, biography in enumerate(_biographies(config, "train", turn)):
-            yield biography
+        for i in range(config.num_people):
+            if config.documents == "all":
+                yield _biography(config, "train", turn, i)
             asked = permute(i, config.num_people, order)
             if is_trained(config, asked):
                 yield from _question_documents(config, asked, turn)
 
 
-def _biographies(config: SourceConfig, split: str, turn: int) -> Iterator[Document]:
-    """Everyone's biography number ``turn``, in random order."""
+def _biography(config: SourceConfig, split: str, turn: int, place: int) -> Document:
+    """Of whoever comes at ``place`` in the random order of round ``turn``."""
     order = stable_hash(config.seed, split, turn)
-    for i in range(config.num_people):
-        someone = person(config, permute(i, config.num_people, order))
-        draws = Draws(config.seed, split, turn, someone.person_id)
-        sentences = []
-        for attribute in draws.sample(ATTRIBUTES, len(ATTRIBUTES)):
-            sentence = draws.choice(sentences_of(attribute, split))
-            value = someone.values[attribute]
-            sentences.append(sentence.format(name=someone.name, value=value))
-        yield plain_document(" ".join(sentences))
+    someone = person(config, permute(place, config.num_people, order))
+    draws = Draws(config.seed, split, turn, someone.person_id)
+    sentences = []
+    for attribute in draws.sample(ATTRIBUTES, len(ATTRIBUTES)):
+        sentence = draws.choice(sentences_of(attribute, split))
+        sentences.append(sentence.format(name=someone.name, value=someone.values[attribute]))
+    return plain_document(" ".join(sentences))
 
 
 def sentences_of(attribute: str, split: str) -> list[str]:
@@ -241,4 +241,10 @@ def _check(config: SourceConfig) -> None:
         raise ConfigError(
             "question_share must be from 0 to 1 and question_ratio at least 0, "
             f"not {config.question_share} and {config.question_ratio}"
+        )
+    num_asked = round(config.question_share * config.num_people)
+    if config.documents == "questions" and not (num_asked and config.question_ratio):
+        raise ConfigError(
+            f"documents: questions has none with question_share {config.question_share} and "
+            f"question_ratio {config.question_ratio}; raise both above 0"
         )

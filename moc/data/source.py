@@ -29,7 +29,14 @@ Split = Literal["train", "validation"]
 
 # The fields of SourceConfig that decide what documents a generated source has.
 _GENERATED_FIELDS = {
-    "facts": ("seed", "num_people", "num_phrasings", "question_share", "question_ratio"),
+    "facts": (
+        "seed",
+        "num_people",
+        "num_phrasings",
+        "question_share",
+        "question_ratio",
+        "documents",
+    ),
     "skills": ("seed", "num_examples"),
 }
 

@@ -112,7 +112,8 @@ class StudyModule(L.LightningModule):
         loss_value = all_sum(nll_sum) / num_counted
         skipped = not bool(torch.isfinite(loss_value) & torch.isfinite(grad_norm))
         figures = router_figures(all_sum(torch.stack(router_sums).sum(0)) if router_sums else None)
-        if not skipped:  # the same on every rank: both figures are global
+        # the same on every rank: both figures are global
+        if not skipped and not self.phase.no_op:
             optimizer.step()
             self._nudge_selection(figures["picks"])
         optimizer.zero_grad(set_to_none=True)
@@ -126,7 +127,10 @@ class StudyModule(L.LightningModule):
         }
 
     def current_lr_factor(self) -> float:
-        """Learning rate of the coming step over its peak."""
+        """Learning rate of the coming step over its peak; 0 in a ``no_op`` phase, whose optimizer
+        is not even asked: Adam moments that the next phase may carry on stay what they were."""
+        if self.phase.no_op:
+            return 0.0
         total = self.phase.num_steps() + self.schedule_offset
         return lr_factor(self.step + self.schedule_offset, total, self.phase.schedule)
 

@@ -209,6 +209,10 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ("evals.route_on=contxt", "evals.route_on cannot be 'contxt'; did you mean 'context'?"),
         ("evals.leakage_windows=-1", "evals.leakage_windows must be at least 0, not -1"),
         ("phases.ift.revive_every_steps=-1", "ift.revive_every_steps must be at least 0, not -1"),
+        (
+            "data.skills.documents=questions",
+            "data.skills.documents: a source of kind skills has no questions",
+        ),
         ("model.memory.layers=evry 2", "model.memory.layers 'evry 2' is none of"),
         ("tokenizer.vocab_size=9999", "tokenizer.vocab_size 9999 is more than"),
         ("name=../up", "'../up' cannot name a study"),
@@ -229,6 +233,11 @@ def test_an_unusable_override_says_what_was_meant(write, override, words):
         (STUDY.replace("preset: tiny", "dim: wide"), "model.dim: Value 'wide'"),
         (STUDY.replace("name: words", "name: two words"), "'two words' cannot name a study"),
         (STUDY.replace("  moc: {}", "  a/b: {}\n  moc: {}"), "'a/b' cannot name a study, arm"),
+        (
+            STUDY.replace("people: {", "people/a: {"),
+            "'people/a' cannot name a study, arm, phase or",
+        ),
+        (STUDY.replace("people: {", "full: {"), "data.full: give the source another name"),
         (STUDY.replace("mixture: {people: 1}, ", ""), "phases.pretrain.mixture is empty"),
         (STUDY.replace("name: words", "name: [a"), "not readable as YAML"),
         ("- a\n- b\n", "a study is a mapping of keys"),
@@ -239,6 +248,18 @@ def test_an_unusable_override_says_what_was_meant(write, override, words):
 def test_an_unusable_file_is_named(write, text, words):
     message = refusal(write(text))
     assert words in message and "study.yaml: " in message
+
+
+def test_questions_of_other_halves_would_train_what_is_asked(write):
+    """Whose questions are trained depends on the number of people and on their share."""
+    quiz = "skills: {kind: skills}, quiz: {documents: questions, %s}"
+    for setting in ("num_people: 500", "question_share: 0.6"):
+        message = refusal(write(STUDY.replace("skills: {kind: skills}", quiz % setting)))
+        assert f"data.quiz.{setting.replace(':', '')} must be data.people's" in message
+    same = quiz % "num_phrasings: 2"
+    other_people = quiz % "num_people: 500, seed: 1"
+    for allowed in (same, other_people):
+        assert load_study(write(STUDY.replace("skills: {kind: skills}", allowed)))
 
 
 def test_a_mistake_in_a_parent_names_the_parent(write):

@@ -12,7 +12,7 @@ from moc.flops import (
     paper_forward_flops,
     parameter_counts,
 )
-from moc.iso_flop import solve_iso_flop
+from moc.iso_flop import solve_shape
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
 from moc.model.transformer import parameter_group
 
@@ -271,7 +271,7 @@ def test_solver_reaches_half_a_percent_by_depth_then_width(moc, context_length, 
         return hardware_train_flops_per_token(config, context_length, 8)
 
     dense = replace(moc, memory=None)
-    solved, error = solve_iso_flop(dense, flops(moc), flops)
+    solved, error = solve_shape(dense, flops(moc), flops)
     assert abs(error) <= 0.005
     assert flops(solved) / flops(moc) - 1 == pytest.approx(error)
     assert replace(solved, num_layers=dense.num_layers, mlp_dim=dense.mlp_dim) == dense
@@ -285,10 +285,10 @@ def test_solver_also_shapes_an_arm_with_memory():
 
     cheap = preset("tiny")
     target = flops(replace(cheap, memory=None, num_layers=9))
-    solved, error = solve_iso_flop(cheap, target, flops)
+    solved, error = solve_shape(cheap, target, flops)
     assert solved.memory == cheap.memory and abs(error) <= 0.005
 
 
 def test_solver_says_when_no_shape_fits():
     with pytest.raises(ValueError, match="no num_layers and mlp_dim"):
-        solve_iso_flop(DENSE, 10.0, lambda config: paper_forward_flops(config, 64))
+        solve_shape(DENSE, 10.0, lambda config: paper_forward_flops(config, 64))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from moc.config import ConfigError, GroupConfig, OptimizerConfig
+from moc.config import ConfigError, GroupConfig, OptimizerConfig, load_study
 from moc.model.config import MemoryConfig, ModelConfig
 from moc.model.transformer import Transformer, build_model, parameter_group
 from moc.train.optim import build_optimizer, freeze_groups, set_learning_rates
@@ -121,6 +121,31 @@ def test_freezing_is_undone_by_the_next_phase() -> None:
     assert not model.banks[0].tokens.requires_grad
     freeze_groups(model, three_rates())
     assert all(parameter.requires_grad for parameter in model.parameters())
+
+
+def test_an_arm_may_freeze_the_bank_or_slow_it_from_the_second_phase_on(tmp_path: Path) -> None:
+    """The controls `frozen bank` and `low bank learning rate` are plain settings of an arm."""
+    path = tmp_path / "study.yaml"
+    path.write_text("""
+name: s
+data: {people: {}, skills: {kind: skills}}
+phases: {one: {mixture: {people: 1}}, two: {mixture: {skills: 1}}}
+arms:
+  frozen: {phases: {two: {optimizer: {bank: {freeze: true}}}}}
+  slow: {phases: {two: {optimizer: {bank: {lr: 1e-5}}}}}
+""")
+    rates = {}
+    for arm_name, arm in load_study(path).arms.items():
+        for phase_name, phase in arm.phases.items():
+            model = build_model(MODEL)
+            freeze_groups(model, phase.optimizer)
+            optimizer = build_optimizer(model, phase.optimizer, fused=False)
+            found = {group["name"]: group["peak_lr"] for group in optimizer.param_groups}
+            rates[arm_name, phase_name] = found
+    others = {"backbone": 1e-3, "memory_layers": 1e-3}
+    assert rates["frozen", "one"] == rates["slow", "one"] == {**others, "bank": 1e-3}
+    assert rates["frozen", "two"] == others
+    assert rates["slow", "two"] == {**others, "bank": 1e-5}
 
 
 def test_nothing_left_to_train_is_explained() -> None:

@@ -90,6 +90,7 @@ def test_json_has_exactly_the_documented_keys(study_file):
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
             "iso_flop": {"target", "relative_error"},
+            "iso_param": {"target", "relative_error"},
             "steps": {"pretrain", "tune"},
         }
     assert plan["arms"]["moc"]["iso_flop"] == {"target": None, "relative_error": None}

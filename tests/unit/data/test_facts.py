@@ -6,6 +6,7 @@ import itertools
 import re
 import tracemalloc
 from collections import Counter
+from dataclasses import replace
 from math import log2
 
 import pytest
@@ -13,6 +14,7 @@ import pytest
 from moc.config import ConfigError, SourceConfig, StudyConfig
 from moc.data import facts, facts_text
 from moc.data.document import document_text
+from moc.data.source import source_key
 
 CONFIG = SourceConfig(num_people=60, num_phrasings=10, seed=5)
 
@@ -64,6 +66,7 @@ def test_bits_per_person_by_hand() -> None:
 
 def test_the_plan_says_how_much_there_is_to_know() -> None:
     sources = {"people": SourceConfig(num_people=100), "other": SourceConfig(kind="skills")}
+    sources["quiz"] = SourceConfig(num_people=100, documents="questions")  # the same people
     (line,) = facts.knowledge(StudyConfig(data=sources))
     assert line.startswith("people: 100 people x 43.6 bits") and line.endswith("= 4,365 bits")
 
@@ -144,6 +147,31 @@ def test_question_ratio_may_exceed_one() -> None:
     questions = [text for text in texts(config) if text.startswith("Question")]
     assert len(questions) == 8 * 4 * 1.5
     assert all(text.count("Question: ") == text.count("\nAnswer: ") == 6 for text in questions)
+
+
+def test_questions_alone_are_those_that_are_trained_and_no_others() -> None:
+    """A probe for recovery must show the model nothing about the people whom it is asked about."""
+    alone = texts(replace(CONFIG, documents="questions"))
+    assert alone == [text for text in texts(CONFIG) if text.startswith("Question")]
+    assert len(alone) == 30 * 5
+    held_out = {
+        facts.person(CONFIG, question.person_id).name
+        for question in facts.fact_questions(CONFIG, trained=False)
+    }
+    assert len(held_out) == 30 and not any(name in text for name in held_out for text in alone)
+    unseen = texts(replace(CONFIG, documents="questions"), "validation")
+    assert unseen == texts(CONFIG, "validation")
+
+
+def test_questions_alone_are_another_source_to_the_token_cache() -> None:
+    alone = replace(CONFIG, documents="questions")
+    assert source_key(alone, "train") != source_key(CONFIG, "train")
+
+
+@pytest.mark.parametrize("setting", ["question_share", "question_ratio"])
+def test_no_questions_to_train_alone(setting: str) -> None:
+    with pytest.raises(ConfigError, match="documents: questions has none"):
+        texts(replace(CONFIG, documents="questions", **{setting: 0.0}))
 
 
 def test_choices_are_four_values_of_the_attribute_with_the_label_anywhere() -> None:

@@ -1,4 +1,4 @@
-"""Scores of a model in memory: lm-eval tasks over local files, and bits per byte.
+"""Scores of a model in memory: lm-eval tasks, and bits per byte.
 
 An evaluation is a pure observation. It depends on the weights, the items and ``context_length``
 alone: not on batch size, padding, autocast or the training phase; and it leaves every random
@@ -10,22 +10,21 @@ B batch, L length, N windows or scored tokens, V vocabulary.
 from __future__ import annotations
 
 import math
-from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 import torch
-from lm_eval.evaluator import evaluate
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.local_tasks import is_choice, load_task, quiet, task_names
+from evals.loading import load, quiet
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.study_lm import RouteOn, StudyLM
+from evals.suites import PAPER_SHOTS
 from evals.windows import real_lengths
-from moc.config import nearest
 from moc.errors import ConfigError
 from moc.rundir import ON_ANSWER
 
@@ -45,61 +44,60 @@ def evaluate_model(
     task_dir: Path,
     context_length: int,
     batch_size: int,
-    num_items: int,
+    num_items: int | None = None,
+    num_fewshot: Mapping[str, int] = MappingProxyType({}),
+    hub_mirror: str | None = None,
     route_on: Literal["context", "full", "both"] = "context",
+    choices_only: bool = False,
 ) -> tuple[Scores, Samples]:
-    """Run ``tasks`` on the first ``num_items`` items of ``task_dir/<task>.jsonl``.
+    """Run ``tasks``: ours over ``task_dir/<task>.jsonl``, any other as lm-eval has it.
 
-    Under data parallelism every rank calls this with the same arguments and gets the same result.
+    A group of lm-eval is one task: the items of all its subtasks together. Under data parallelism
+    every rank calls this with the same arguments and gets the same result.
 
     Args:
+        tasks: names as ``evals.suites.expand_tasks`` gives them.
+        num_items: per task, None for all: of ours the first, of others a subset spread evenly over
+            the task; that of a smaller number is part of that of a larger.
+        num_fewshot: examples before a question, by task; others as in ``evals.suites``, else as the
+            task's config says.
+        hub_mirror: see ``evals.hub``; None: ``$MOC_HUB_MIRROR``, else the hub itself.
         route_on: see ``StudyLM``. ``both``: on the context, and multiple-choice tasks, if the model
             looks ahead, once more on the answer as ``<task>.full``.
+        choices_only: leave out the tasks whose answers are written.
 
     Returns:
-        Scores, ``{task: {"metric", "value", "stderr", "num_items", "chance", "majority",
-        "extra"}}``, and samples, ``{task: [{"doc_hash", "doc_id", "correct", "prediction",
-        "target"}]}``. ``doc_hash`` names an item across boundaries, arms and seeds.
+        By task: the record of ``evals.records.score`` with ``"num_fewshot"``, and the samples of
+        ``evals.records.sample``, those of groups with ``"subtask"``. ``doc_hash`` names an item
+        across boundaries, arms and seeds.
 
     Raises:
-        ConfigError: for an unknown task, or no items asked for.
-        CheckpointError: when an item file is missing or empty.
+        ConfigError: for an unknown task, no items asked for, or data that cannot be had.
+        CheckpointError: when an item file of ours is missing or empty.
     """
-    known = task_names()
-    for name in tasks:
-        if name not in known:
-            raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
-    if num_items < 1:
-        raise ConfigError(f"evals.num_items must be at least 1, not {num_items}")
+    if num_items is not None and num_items < 1:
+        raise ConfigError(f"evals.num_items must be at least 1, or null for all, not {num_items}")
     passes: dict[str, RouteOn] = {"": "context" if route_on == "both" else route_on}
     if route_on == "both" and looks_ahead(model):
         passes[ON_ANSWER] = "full"
+    shots = {**PAPER_SHOTS, **num_fewshot}
     scores: Scores = {}
     samples: Samples = {}
-    if not tasks:
-        return scores, samples
-    for ending, routed_on in passes.items():
-        study_lm = StudyLM(
-            model,
-            tokenizer,
-            context_length=context_length,
-            batch_size=batch_size,
-            route_on=routed_on,
-        )
-        # an answer that has yet to be written cannot steer
-        names = [name for name in tasks if not ending or is_choice(name)]
-        if not names:
-            continue
+    for name in tasks:
         with only_observing(model), quiet():
-            loaded = {name: load_task(name, task_dir) for name in names}
-            results = evaluate(
-                study_lm, {"tasks": loaded}, limit=num_items, bootstrap_iters=0, log_samples=True
-            )
-        for name, task in loaded.items():
-            metrics = [metric["metric"] for metric in task.config.metric_list]
-            logged = results["samples"][name]
-            scores[name + ending] = _score(logged, metrics)
-            samples[name + ending] = [_sample(item, metrics[0]) for item in logged]
+            task = load(name, task_dir, num_items, shots.get(name), hub_mirror)
+            for ending, routed_on in passes.items():
+                # an answer that has yet to be written cannot steer
+                if not task.is_choice and (ending or choices_only):
+                    continue
+                study_lm = StudyLM(
+                    model,
+                    tokenizer,
+                    context_length=context_length,
+                    batch_size=batch_size,
+                    route_on=routed_on,
+                )
+                scores[name + ending], samples[name + ending] = task.run(study_lm)
     return scores, samples
 
 
@@ -139,35 +137,3 @@ def bits_per_byte(
             )
             nats += float(loss_N.double().sum())
     return nats / math.log(2) / num_bytes
-
-
-def _score(items: list[dict[str, Any]], metrics: list[str]) -> dict[str, Any]:
-    """A task's part of the record: its first metric as the value, the others as extras."""
-    headline, *others = metrics
-    hits = np.array([item[headline] for item in items], dtype=float)
-    targets = Counter(str(item["target"]) for item in items)
-    options = [len(item["arguments"]) for item in items]
-    spread = float(hits.std(ddof=1)) if len(hits) > 1 else 0.0
-    return {
-        "metric": headline,
-        "value": float(hits.mean()),
-        "stderr": spread / math.sqrt(len(hits)),
-        "num_items": len(hits),
-        "chance": float(np.mean([1 / n if n > 1 else 0.0 for n in options])),
-        "majority": max(targets.values()) / len(items),
-        "extra": {name: float(np.mean([item[name] for item in items])) for name in others},
-    }
-
-
-def _sample(item: dict[str, Any], headline: str) -> dict[str, Any]:
-    prediction, target = item["filtered_resps"][0], item["target"]
-    if len(item["arguments"]) > 1:  # one request per option, each (log-likelihood, is greedy)
-        best = int(np.argmax([score for score, _ in item["filtered_resps"]]))
-        prediction, target = (item["arguments"][i][1].strip() for i in (best, target))
-    return {
-        "doc_hash": item["doc_hash"],
-        "doc_id": item["doc_id"],
-        "correct": int(item[headline]),
-        "prediction": prediction,
-        "target": target,
-    }

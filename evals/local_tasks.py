@@ -4,9 +4,6 @@ from __future__ import annotations
 
 import functools
 import json
-import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -15,7 +12,7 @@ import datasets
 import lm_eval.api.task
 from lm_eval.tasks import TaskManager
 
-from moc.errors import CheckpointError
+from moc.errors import CheckpointError, ConfigError
 
 
 class LocalTask(lm_eval.api.task.ConfigurableTask):
@@ -42,38 +39,26 @@ def task_names() -> list[str]:
     return _task_manager().all_subtasks
 
 
-def is_choice(name: str) -> bool:
-    """Whether the answers of task ``name`` are given options, scored one by one."""
-    config = _task_manager().task_index[name].cfg
-    assert config is not None
-    return config["output_type"] == "multiple_choice"
+def base_task(name: str) -> str | None:
+    """Which of ``task_names()`` task ``name`` is: itself, or ``<base>.<source>``; None: neither."""
+    base = name.partition(".")[0]
+    return base if base in task_names() else None
 
 
-def load_task(name: str, task_dir: Path) -> LocalTask:
-    """The task ``name`` of ``task_names()`` over the items in ``task_dir``.
+def load_task(name: str, task_dir: Path, *, num_fewshot: int | None = None) -> LocalTask:
+    """Our task ``name`` over its items, ``task_dir/<name>.jsonl``.
 
     Raises:
         CheckpointError: when its item file is missing or empty.
+        ConfigError: for few-shot examples, of which our tasks have none to show.
     """
-    config = deepcopy(_task_manager().task_index[name].cfg)
+    if num_fewshot:
+        raise ConfigError(f"evals.num_fewshot: {name} has no examples to show; leave it out")
+    config = deepcopy(_task_manager().task_index[base_task(name)].cfg)
     assert config is not None
-    files = config["dataset_kwargs"]["data_files"]
-    files["test"] = str(Path(task_dir) / files["test"])
+    config["task"] = name
+    config["dataset_kwargs"]["data_files"]["test"] = str(Path(task_dir) / f"{name}.jsonl")
     return LocalTask(config=config)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lm-eval's warnings only: no progress bars between the lines of a training run."""
-    logger, task_module = logging.getLogger("lm_eval"), lm_eval.api.task
-    level, bar = logger.level, task_module.tqdm
-    logger.setLevel(logging.WARNING)
-    task_module.tqdm = functools.partial(bar, disable=True)  # lm-eval has no setting for it
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        task_module.tqdm = bar
 
 
 @functools.cache

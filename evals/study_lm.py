@@ -1,19 +1,15 @@
-"""A model in memory as lm-eval's language model.
-
-B batch, L length, N scored tokens, V vocabulary.
-"""
+"""A model in memory as lm-eval's language model."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import torch
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
-from torch import Tensor
 
+from evals.answers import Answer, RouteOn, batches, score_answers
 from evals.observing import device_of
 from moc.data.document import TURN_END
 from moc.errors import ConfigError
@@ -23,8 +19,6 @@ if TYPE_CHECKING:
 
     from moc.data.tokenizer import Tokenizer
     from moc.model import Transformer
-
-RouteOn = Literal["context", "full"]
 
 log = logging.getLogger(__name__)
 
@@ -105,35 +99,26 @@ class StudyLM(TemplateLM):
         **kwargs: Any,
     ) -> list[tuple[float, bool]]:
         limit = self.context_length
-        rows, num_scored = [], []
+        answers: list[Answer] = []
+        num_cut = 0
         for _, context, continuation in requests:
             if len(continuation) > limit:
                 raise ConfigError(
                     f"evals.context_length {limit} is less than an answer's {len(continuation)} "
                     "tokens; raise it"
                 )
-            rows.append([*(context or [self.prefix_token_id]), *continuation])
-            num_scored.append(len(continuation))
-        self._warn_of_cuts(sum(len(row) > limit + 1 for row in rows), len(rows))
-        rows = [row[-(limit + 1) :] for row in rows]
-        scores = [(0.0, True)] * len(rows)  # what an empty continuation gets
-        for batch in self._batches(rows, [i for i, count in enumerate(num_scored) if count]):
-            inputs = [rows[i][:-1] for i in batch]
-            num_pooled = [len(row) for row in inputs]
-            if (route_on or self.route_on) == "context":
-                num_pooled = [len(rows[i]) - num_scored[i] for i in batch]
-            tokens_BL = self._pad(inputs)
-            position_L = torch.arange(tokens_BL.shape[1], device=self.device)
-            pooled_BL = position_L < torch.tensor(num_pooled, device=self.device)[:, None]
-            logits_BLV = self.model(tokens_BL, pooled_BL).logits_BLV
-            for b, i in enumerate(batch):
-                end, count = len(rows[i]) - 1, num_scored[i]
-                logprobs_NV = logits_BLV[b, end - count : end].float().log_softmax(-1)
-                targets_N = torch.tensor(rows[i][-count:], device=logprobs_NV.device)
-                chosen_N = logprobs_NV.gather(1, targets_N[:, None])
-                greedy = bool((logprobs_NV.argmax(-1) == targets_N).all())
-                scores[i] = (float(chosen_N.double().sum()), greedy)
-        return scores
+            row = [*(context or [self.prefix_token_id]), *continuation]
+            num_cut += len(row) > limit + 1
+            start = max(len(row) - limit - 1, 0)
+            end = len(row) - len(continuation)
+            answers.append(Answer(tuple(row[start:end]), tuple(continuation)))
+        self._warn_of_cuts(num_cut, len(answers))
+        return score_answers(
+            self.model,
+            answers,
+            batch_size=self.batch_size,
+            route_on=route_on or self.route_on,
+        )
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = True) -> list[str]:
         """Greedy continuations, up to end of text, end of turn or one of the ``until`` strings.
@@ -165,7 +150,7 @@ class StudyLM(TemplateLM):
         for max_new, until in sorted(set(settings)):
             group = [i for i, setting in enumerate(settings) if setting == (max_new, until)]
             stop_ids = self._stop_ids(until)
-            for batch in self._batches(prompts, group):
+            for batch in batches(group, length=lambda i: len(prompts[i]), size=self.batch_size):
                 new_tokens = generate(
                     self.model,
                     [prompts[i] for i in batch],
@@ -182,18 +167,6 @@ class StudyLM(TemplateLM):
         ends = (*until, TURN_END)
         ids = range(self.tokenizer.vocab_size)
         return {self.eot_token_id, *(i for i in ids if self.tokenizer.decode([i]).startswith(ends))}
-
-    def _batches(self, rows: Sequence[Sequence[int]], chosen: list[int]) -> Iterator[list[int]]:
-        """Indices of ``chosen`` rows in batches of similar lengths, the longest first."""
-        chosen = sorted(chosen, key=lambda i: len(rows[i]), reverse=True)
-        for start in range(0, len(chosen), self.batch_size):
-            yield chosen[start : start + self.batch_size]
-
-    def _pad(self, rows: Sequence[Sequence[int]]) -> Tensor:
-        """Tokens (B, L), padded on the right."""
-        longest = max(len(row) for row in rows)
-        padded = [[*row, *[self.eot_token_id] * (longest - len(row))] for row in rows]
-        return torch.tensor(padded, device=self.device)
 
     def _warn_of_cuts(self, num_cut: int, num_requests: int) -> None:
         if num_cut:

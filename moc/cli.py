@@ -63,7 +63,14 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
     verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument("--suite", default="study", help="'study' (its own tasks) or a suite's name")
+    verb.add_argument(
+        "overrides", nargs="*", default=[], metavar="key=value", help="evals.<key> to score by"
+    )
+    verb.add_argument(
+        "--suite",
+        default="study",
+        help="'study' (its own tasks), 'paper', or any task or group of lm-eval",
+    )
     verb.add_argument(
         "--route-on",
         choices=["context", "full", "both"],
@@ -169,7 +176,7 @@ def _run(arguments: argparse.Namespace) -> int:
 def _eval(arguments: argparse.Namespace) -> int:
     from moc.stored import evaluate_stored
 
-    print(evaluate_stored(arguments.path, arguments.suite, arguments.route_on))
+    print(evaluate_stored(arguments.path, arguments.suite, arguments.route_on, arguments.overrides))
     return 0
 
 

@@ -44,10 +44,10 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
         raise ConfigError(f"--windows must be at least 2, one to borrow from; it is {num_windows}")
     from evals.harness import evaluate_model
     from evals.leakage import leakage_record
-    from evals.local_tasks import is_choice
     from evals.observing import looks_ahead
     from moc.data.tokenizer import Tokenizer, used_sources
     from moc.data.windows import comparable_texts
+    from moc.evaluate import all_tasks
     from moc.model import load_model, routing_scope
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of
@@ -66,12 +66,15 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     _, samples = evaluate_model(
         model,
         tokenizer,
-        tasks=[task for task in evals.tasks if is_choice(task)] if looks_ahead(model) else [],
+        tasks=all_tasks(study) if looks_ahead(model) else [],
         task_dir=study_dir / "tasks",
         context_length=length,
         batch_size=evals.batch_size,
         num_items=evals.num_items,
+        num_fewshot=evals.num_fewshot,
+        hub_mirror=evals.hub_mirror,
         route_on="both",
+        choices_only=True,
     )
     record = leakage_record(
         model,

@@ -2,15 +2,27 @@
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 from moc.config import StudyConfig, load_study, nearest
 from moc.errors import ConfigError
+from moc.rundir import write_json, write_text
+from moc.text import table
+
+STUDY = "study"  # in place of a suite: the study's own tasks
 
 NON_CAUSAL = (
     "non-causal: routing of scope sequence pools later tokens, in bits per byte always and in a\n"
     "score if it is routed on the answer; `moc leak` measures what that is worth"
+)
+
+_LEGEND = (
+    "centred: 0 at the better of chance and majority, 1 all right; bits/byte: of the right answer"
 )
 
 
@@ -47,72 +59,120 @@ def boundary_folders(path: Path) -> list[Path]:
     return sorted(found, key=lambda folder: int(folder.name.partition("-")[0]))
 
 
-def study_of(path: Path) -> tuple[StudyConfig, Path]:
-    """The study that ``path`` belongs to, and the folder it is in now.
+def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Path]:
+    """The study that ``path`` belongs to, ``overrides`` laid over it, and its folder.
 
     Raises:
-        ConfigError: if there is none.
+        ConfigError: if there is none, or an override cannot be used.
     """
     folder = study_dir_of(path)
-    study = load_study(folder / "study.yaml")
+    study = load_study(folder / "study.yaml", overrides)
     study.runs_dir = str(folder.parent)
     return study, folder
 
 
 def evaluate_stored(
     path: Path,
-    suite: str = "study",
+    suite: str = STUDY,
     route_on: Literal["context", "full", "both"] | None = None,
+    overrides: Sequence[str] = (),
 ) -> str:
-    """Score one boundary, or every boundary of a run; the same numbers as during the study.
+    """Score one boundary, or every boundary of a run.
+
+    Records go to ``<boundary>/suites/<suite>.json`` and samples to ``<suite>/<task>.jsonl`` beside
+    it; what the study itself recorded stays as it is. The evaluation length is the study's, as at
+    every boundary, unless it is overridden.
 
     Args:
         path: ``.../boundaries/<i>-<name>``, or ``.../seed-<n>``.
-        suite: ``study``, or the name of a suite in ``evals.suites``.
+        suite: ``study`` for its own tasks, with the same numbers as during the study and bits per
+            byte of its sources; or a suite or task by name, on all items.
         route_on: what may steer the routing of a model that looks ahead; None: as in the study.
+        overrides: ``evals.<key>=<value>`` laid over the study.
 
     Returns:
-        A text table, and the SHA-256 of the weights that were scored.
+        A text table, the SHA-256 of the weights that were scored, and where the records are.
 
     Raises:
-        ConfigError: for a path that holds no boundary, or an unknown suite.
+        ConfigError: for a path that holds no boundary, an unknown suite or task, or data that
+            cannot be had.
         CheckpointError: if the files are damaged.
     """
+    for override in overrides:
+        if not override.startswith(("evals.", "trainer.")):
+            raise ConfigError(
+                f"{override!r}: the model is trained; only evals.<key> and trainer.<key> can change"
+            )
     folders = boundary_folders(path)
-    study, study_dir = study_of(path)
+    study, study_dir = study_of(path, overrides)
     from evals.observing import looks_ahead
-    from evals.suites import suite_tasks
     from moc.data.tasks import write_task_items
     from moc.data.tokenizer import Tokenizer
     from moc.evaluate import BoundaryEvaluator
     from moc.model import load_model
-    from moc.text import table
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of
 
-    study.evals.tasks = suite_tasks(suite, study.evals.tasks)
+    if suite != STUDY:
+        study.evals.tasks = [suite]
+        if not any(override.startswith("evals.num_items=") for override in overrides):
+            study.evals.num_items = None
     study.evals.route_on = route_on or study.evals.route_on
     study.evals.leakage_windows = 0  # `moc leak` shows that
-    write_task_items(study, study_dir / "tasks")
-    evaluator = BoundaryEvaluator(study, Tokenizer.load(study_dir / "tokenizer"))
-    rows = {}
-    fingerprints = []
+    rows: dict[str, list[str]] = {}
+    fingerprints, written = [], []
     ahead = False
-    for folder in folders:
-        fingerprint = check_manifest(folder)["sha256"]["model.safetensors"]
-        fingerprints.append(f"{folder.name}: weights {fingerprint}")
-        model = load_model(folder).to(device_of(study.trainer))
-        ahead = ahead or looks_ahead(model)
-        scores, _ = evaluator.score(model)
-        for task, score in scores["tasks"].items():
-            baselines = f"{score['chance']:.3f} / {score['majority']:.3f}"
-            row = [score["metric"], f"{score['value']:.4f}", baselines]
-            rows[f"{folder.name}  {task}"] = row
-        for source, bits in scores["bits_per_byte"].items():
-            rows[f"{folder.name}  {source}"] = ["bits per byte", f"{bits:.4f}", ""]
-    header = ["boundary and what was scored", "metric", "value", "chance / majority"]
-    notes = [NON_CAUSAL] if ahead else []
-    return "\n".join([*table(header, rows), "", *notes, *fingerprints])
+    with tempfile.TemporaryDirectory() as items:  # the study's own items stay as they are
+        write_task_items(study, Path(items))
+        tokenizer = Tokenizer.load(study_dir / "tokenizer")
+        evaluator = BoundaryEvaluator(study, tokenizer, task_dir=Path(items))
+        for folder in folders:
+            fingerprint = check_manifest(folder)["sha256"]["model.safetensors"]
+            fingerprints.append(f"{folder.name}: weights {fingerprint}")
+            model = load_model(folder).to(device_of(study.trainer))
+            ahead = ahead or looks_ahead(model)
+            tasks, samples = evaluator.score_tasks(model, evaluator.tasks, study.evals.num_items)
+            bits = evaluator.score_sources(model) if suite == STUDY else {}
+            rows |= _rows(folder.name, tasks, bits)
+            for task, lines in samples.items():
+                text = "".join(json.dumps(line) + "\n" for line in lines)
+                write_text(folder / "suites" / suite / f"{task}.jsonl", text)
+            record = {
+                "suite": suite,
+                "boundary": folder.name,
+                "fingerprint": fingerprint,
+                "evals": asdict(study.evals),
+                "tasks": tasks,
+                "bits_per_byte": bits,
+            }
+            written.append(folder / "suites" / f"{suite}.json")
+            write_json(written[-1], record)
+    header = ["boundary and what was scored", "metric", "value", "centred", "acc_norm"]
+    header += ["bits/byte", "chance / majority", "items"]
+    notes = [_LEGEND, *([NON_CAUSAL] if ahead else []), *fingerprints]
+    notes += [f"written: {file}" for file in written]
+    return "\n".join([*table(header, rows, width=120), "", *notes])
+
+
+def _rows(
+    boundary: str, tasks: Mapping[str, Mapping[str, Any]], bits: Mapping[str, float]
+) -> dict[str, list[str]]:
+    """A table's rows, by name."""
+    rows = {}
+    for task, score in tasks.items():
+        per_byte, norm = score["bits_per_byte"], score["extra"].get("acc_norm")
+        rows[f"{boundary}  {task}"] = [
+            score["metric"],
+            f"{score['value']:.4f}",
+            f"{score['centred']:.4f}",
+            "" if norm is None else f"{norm:.4f}",
+            "" if per_byte is None else f"{per_byte:.4f}",
+            f"{score['chance']:.3f} / {score['majority']:.3f}",
+            str(score["num_items"]),
+        ]
+    for source, value in bits.items():
+        rows[f"{boundary}  {source}"] = ["text", "", "", "", f"{value:.4f}", "", ""]
+    return rows
 
 
 def _check_exists(path: Path) -> None:

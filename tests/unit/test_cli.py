@@ -124,6 +124,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
             "iso_flop": {"target", "relative_error"},
+            "iso_param": {"target", "relative_error"},
             "steps": {"pretrain", "ift"},
         }
         assert arm["steps"] == {"pretrain": 122, "ift": 30}

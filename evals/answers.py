@@ -1,0 +1,146 @@
+"""Log-likelihoods of answers. What several answers have in common is read once.
+
+B contexts of the batch, R answers of the batch, L length, N scored tokens, V vocabulary.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
+
+import torch
+from torch import Tensor
+
+from evals.observing import device_of, looks_ahead
+
+if TYPE_CHECKING:
+    from moc.model import Transformer
+
+RouteOn = Literal["context", "full"]
+Tokens = tuple[int, ...]
+Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding would write it
+Item = TypeVar("Item")
+
+# A context is read once if that divides the positions by at least so much: with a cache, short
+# segments cost up to twice as much per position, because each is routed by itself.
+_WORTH = 1.5
+
+
+class Answer(NamedTuple):
+    context: Tokens  # at least one
+    tokens: Tokens  # none scores (0, True)
+
+
+def score_answers(
+    model: Transformer,
+    answers: Sequence[Answer],
+    *,
+    batch_size: int,
+    route_on: RouteOn,
+) -> list[Score]:
+    """The sum of log p over each answer's tokens after its context.
+
+    Answers of one token each come from one pass over their context. Of longer ones the context is
+    read into a cache from which each goes on, where that saves enough; but not where an answer
+    steers its own routing (``route_on`` full, and a model that looks ahead). To be used within
+    ``only_observing(model)``. Scores do not depend on ``batch_size``, the number of answers (but
+    at least one context's) that are read together.
+    """
+    of_context: dict[Tokens, list[Answer]] = defaultdict(list)
+    for answer in dict.fromkeys(answers):
+        if answer.tokens:
+            of_context[answer.context].append(answer)
+    may_share = route_on == "context" or not looks_ahead(model)
+    shared: list[list[Answer]] = []
+    whole: dict[tuple[Tokens, int], list[Answer]] = defaultdict(list)
+    for context, group in of_context.items():
+        tails = {answer.tokens[:-1] for answer in group}  # the last token is only predicted
+        num_apart = sum(len(context) + len(tail) for tail in tails)
+        num_shared = len(context) + sum(map(len, tails))
+        if may_share and num_apart >= _WORTH * num_shared:
+            shared.append(group)
+            continue
+        for answer in group:
+            inputs = context + answer.tokens[:-1]
+            whole[inputs, len(context) if route_on == "context" else len(inputs)].append(answer)
+    scores: dict[Answer, Score] = {}
+    for passes in batches(whole, length=lambda key: len(key[0]), size=batch_size):
+        scores |= _read_whole(model, [(*key, whole[key]) for key in passes])
+    for groups in batches(
+        shared, length=lambda group: len(group[0].context), size=batch_size, rows=len
+    ):
+        scores |= _read_once(model, groups)
+    return [scores[answer] if answer.tokens else (0.0, True) for answer in answers]
+
+
+def batches(
+    items: Iterable[Item],
+    *,
+    length: Callable[[Item], int],
+    size: int,
+    rows: Callable[[Item], int] = lambda item: 1,
+) -> Iterator[list[Item]]:
+    """``items`` in batches of similar lengths, the longest first, of at most ``size`` rows (or of
+    one item)."""
+    batch: list[Item] = []
+    num_rows = 0
+    for item in sorted(items, key=length, reverse=True):
+        if batch and num_rows + rows(item) > size:
+            yield batch
+            batch, num_rows = [], 0
+        batch.append(item)
+        num_rows += rows(item)
+    if batch:
+        yield batch
+
+
+def _read_whole(
+    model: Transformer, passes: Sequence[tuple[Tokens, int, list[Answer]]]
+) -> dict[Answer, Score]:
+    """One pass over inputs, of which the first so many may steer, for all answers that they end."""
+    tokens_BL, _ = _padded([inputs for inputs, _, _ in passes], model)
+    num_pooled_B = torch.tensor([num for _, num, _ in passes], device=tokens_BL.device)
+    position_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
+    logits_BLV = model(tokens_BL, position_L < num_pooled_B[:, None]).logits_BLV
+    return {
+        answer: _score(logits_BLV[b, len(inputs) - len(answer.tokens) : len(inputs)], answer)
+        for b, (inputs, _, answers) in enumerate(passes)
+        for answer in answers
+    }
+
+
+def _read_once(model: Transformer, groups: Sequence[list[Answer]]) -> dict[Answer, Score]:
+    """One pass over each group's context, and one over what its answers add."""
+    contexts = [group[0].context for group in groups]
+    owner_R = [b for b, group in enumerate(groups) for _ in group]
+    answers = [answer for group in groups for answer in group]
+    tokens_BL, real_BL = _padded(contexts, model)
+    tails_RL, real_RL = _padded([answer.tokens[:-1] for answer in answers], model)
+    cache = model.new_cache(len(groups), tokens_BL.shape[1] + tails_RL.shape[1])
+    logits_BLV = model(tokens_BL, real_BL, cache=cache).logits_BLV
+    cache.keep_rows(torch.tensor(owner_R, device=tokens_BL.device))
+    after_RLV = model(tails_RL, real_RL, cache=cache).logits_BLV
+    scores = {}
+    for r, (b, answer) in enumerate(zip(owner_R, answers, strict=True)):
+        end = len(answer.context)
+        first_1V, later_NV = logits_BLV[b, end - 1 : end], after_RLV[r, : len(answer.tokens) - 1]
+        scores[answer] = _score(torch.cat([first_1V, later_NV]), answer)
+    return scores
+
+
+def _padded(rows: Sequence[Tokens], model: Transformer) -> tuple[Tensor, Tensor]:
+    """Tokens (B, L), padded on the right, where no other position looks; and which are real."""
+    device = device_of(model)
+    longest = max(map(len, rows))
+    tokens_BL = torch.tensor([[*row, *[0] * (longest - len(row))] for row in rows], device=device)
+    length_B = torch.tensor([len(row) for row in rows], device=device)
+    return tokens_BL, torch.arange(longest, device=device) < length_B[:, None]
+
+
+def _score(logits_NV: Tensor, answer: Answer) -> Score:
+    logprobs_NV = logits_NV.float().log_softmax(-1)
+    targets_N = torch.tensor(answer.tokens, device=logprobs_NV.device)
+    chosen_N = logprobs_NV.gather(1, targets_N[:, None])
+    greedy = bool((logprobs_NV.argmax(-1) == targets_N).all())
+    return float(chosen_N.double().sum()), greedy

@@ -1,8 +1,8 @@
-"""What one run's scores say about forgetting. Plain numpy.
+"""What scores say about forgetting. No torch.
 
 R[b, i] is the score of evaluation i at boundary b; NaN where it was not measured. Forgetting and
 backward transfer follow "Riemannian Walk" (arXiv 1801.10112) and "Gradient Episodic Memory"
-(arXiv 1706.08840).
+(arXiv 1706.08840). Intervals and tests are in ``evals.statistics``.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.intervals import Z
+from evals.statistics import clearly_above
 
 Record = Mapping[str, Any]  # one boundary's evals.json
 
@@ -96,15 +97,104 @@ def backward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarr
     Raises:
         ValueError: unless ``learned_at`` names one existing boundary per evaluation.
     """
-    num_boundaries, num_names = values.shape
-    rows = np.asarray(learned_at, dtype=int)
-    if rows.shape != (num_names,) or (rows < 0).any() or (rows >= num_boundaries).any():
-        raise ValueError(
-            f"learned_at {list(learned_at)} must name one of {num_boundaries} boundaries for each "
-            f"of {num_names} evaluations"
-        )
-    change = values[-1] - values[rows, np.arange(num_names)]
-    return np.where(rows < num_boundaries - 1, change, np.nan)
+    rows = _taught_rows(values, learned_at)
+    change = values[-1] - values[rows, np.arange(values.shape[1])]
+    return np.where(rows < len(values) - 1, change, np.nan)
+
+
+def forward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
+    """Score just before the phase that teaches it, minus the untrained model's (names,).
+
+    What earlier phases did for an evaluation that they do not teach. The first boundary must be
+    the one before training.
+
+    Args:
+        learned_at: for every evaluation, the boundary after its phase. NaN where that is not later
+            than the first phase: nothing came before.
+
+    Raises:
+        ValueError: unless ``learned_at`` names one existing boundary per evaluation.
+    """
+    rows = _taught_rows(values, learned_at)
+    change = values[np.maximum(rows - 1, 0), np.arange(values.shape[1])] - values[:1].sum(0)
+    return np.where(rows > 1, change, np.nan)
+
+
+def loss_on_earlier(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
+    """How much the loss on each source rose since the phase that taught it (boundaries, names).
+
+    Positive means forgotten. NaN up to and including the boundary after that phase.
+
+    Args:
+        values: losses, less is better.
+        learned_at: for every source, the boundary after the phase that taught it.
+
+    Raises:
+        ValueError: unless ``learned_at`` names one existing boundary per source.
+    """
+    rows = _taught_rows(values, learned_at)
+    rise = values - values[rows, np.arange(values.shape[1])]
+    return np.where(np.arange(len(values))[:, None] > rows, rise, np.nan)
+
+
+def retention(
+    before_SN: np.ndarray,
+    after_SN: np.ndarray,
+    cluster_N: Sequence[Any] | np.ndarray,
+    baseline: float,
+) -> float:
+    """Share of the score above ``baseline`` that is left: (after - baseline) / (before - baseline).
+
+    Of the means over seeds and items; pass one row for one seed. Below 0 where the score fell under
+    its baseline, above 1 where it rose.
+
+    Args:
+        before_SN, after_SN: shares (seeds, items), for instance 0 and 1.
+        cluster_N: which items are not independent.
+        baseline: the better of chance and majority.
+
+    Returns:
+        NaN unless the score before was ``clearly_above`` its baseline: what was never there cannot
+        be retained.
+
+    Raises:
+        ValueError: for tables of different seeds or items.
+    """
+    before_SN, after_SN = np.asarray(before_SN, float), np.asarray(after_SN, float)
+    if before_SN.shape != after_SN.shape:
+        raise ValueError(f"tables of {before_SN.shape} and {after_SN.shape} cannot be paired")
+    # a seed or an item that one of the two lacks would pass for a change
+    missing_SN = np.isnan(before_SN) | np.isnan(after_SN)
+    before_SN = np.where(missing_SN, np.nan, before_SN)
+    if not clearly_above(before_SN, cluster_N, baseline):
+        return math.nan
+    before, after = before_SN[~missing_SN].mean(), after_SN[~missing_SN].mean()
+    return float((after - baseline) / (before - baseline))
+
+
+def knowledge_bits(samples: Sequence[Record], num_people: int) -> float:
+    """Bits of knowledge about people that a model stores, after arXiv 2404.05405.
+
+    An attribute drawn from ``pool_size`` values takes log2(pool_size) bits to know and leaves
+    ``gold_bits`` to a model that answers with the right value's probability; the mean difference is
+    stored, and is not less than nothing. The employer's city follows from the employer: left out.
+
+    Args:
+        samples: items of one facts task at one boundary, with ``attribute``, ``pool_size`` and
+            ``gold_bits`` (-log2 of the right answer's probability).
+        num_people: whom the source is about; the items are a sample of them.
+
+    Raises:
+        ValueError: without an item of any attribute that counts.
+    """
+    stored: dict[str, list[float]] = {}
+    for sample in samples:
+        if sample["attribute"] != "employer_city":
+            bits = math.log2(sample["pool_size"]) - sample["gold_bits"]
+            stored.setdefault(sample["attribute"], []).append(bits)
+    if not stored:
+        raise ValueError(f"none of {len(samples)} items asks for an attribute that counts")
+    return num_people * sum(max(0.0, sum(bits) / len(bits)) for bits in stored.values())
 
 
 def wilson_interval(value: float, num_items: int) -> tuple[float, float]:
@@ -142,6 +232,17 @@ def _matrix(records: Sequence[Record], rows: Sequence[Mapping[str, float]]) -> S
         names,
         np.array(values, dtype=float).reshape(len(rows), len(names)),
     )
+
+
+def _taught_rows(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
+    num_boundaries, num_names = values.shape
+    rows = np.asarray(learned_at, dtype=int)
+    if rows.shape != (num_names,) or (rows < 0).any() or (rows >= num_boundaries).any():
+        raise ValueError(
+            f"learned_at {list(learned_at)} must name one of {num_boundaries} boundaries for each "
+            f"of {num_names} evaluations"
+        )
+    return rows
 
 
 def _best_earlier(values: np.ndarray) -> np.ndarray:

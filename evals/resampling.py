@@ -1,0 +1,114 @@
+"""Draws of how far the mean of a seeds x clusters table may be off. S seeds, X clusters, R draws.
+
+Every score is a table: S seeds (models trained alike) by N items in X clusters, all seeds on the
+same items, so seeds and items are crossed, not nested. A claim is about other seeds *and* other
+items, hence, by a two-way analysis of variance with random effects,
+
+    Var(mean) = (MS_seeds + MS_clusters - MS_interaction) / (S X)
+
+Resampling both sides (Owen, "The pigeonhole bootstrap", 2007) needs more than three seeds: drawn
+with replacement, they spread too little and know nothing of their own uncertainty. So:
+
+- seeds: Student's t with S - 1 degrees of freedom on the seeds' means, which carry the interaction;
+- items: a bootstrap over clusters of the items' means over seeds, scaled to the variance that the
+  interaction does not explain: max(MS_clusters - MS_interaction, 0) / (S X);
+- their sum is a Behrens-Fisher problem. Adding draws of both is conservative (up to 98% for 95%),
+  and Satterthwaite's degrees of freedom are not enough of them (down to 85%). The draws follow the
+  probability-matching prior of Ghosh and Kim ("The Behrens-Fisher problem revisited", 2001).
+"""
+
+from __future__ import annotations
+
+import math
+from functools import lru_cache
+
+import numpy as np
+from scipy.special import ndtri, stdtrit
+
+from evals.intervals import Z
+
+_MANY_CLUSTERS = 1000  # from here on their mean is normal, and resampling them only costs time
+
+
+def error_draws(
+    cells_SX: np.ndarray, smallest: float, num_draws: int, seed: int
+) -> np.ndarray | None:
+    """Draws of the mean's error (R,), or None without any sign of how large it is.
+
+    Args:
+        smallest: the variance is at least this.
+    """
+    num_seeds, num_clusters = cells_SX.shape
+    if num_clusters < 2:
+        return None
+    mean, seed_S, item_X = cells_SX.mean(), cells_SX.mean(1), cells_SX.mean(0)
+    from_items = float(((item_X - mean) ** 2).sum()) / (num_clusters - 1) / num_clusters
+    from_seeds, shared = 0.0, from_items
+    # a rounding error is not a difference between seeds
+    if num_seeds > 1 and np.ptp(seed_S) > 1e-12 * np.abs(cells_SX).max():
+        dof = num_seeds - 1
+        from_seeds = float(((seed_S - mean) ** 2).sum()) / dof / num_seeds
+        rest_SX = cells_SX - seed_S[:, None] - item_X + mean
+        interaction = float((rest_SX**2).sum()) / dof / (num_clusters - 1)
+        # Seeds that agree by luck must not make the items certain: half a standard error remains
+        # of what they say alone. More would be conservative where seeds and items are all noise.
+        shared = max(
+            from_items - interaction / (num_seeds * num_clusters), from_items / 4 - from_seeds, 0.0
+        )
+    shared = max(shared, smallest - from_seeds)
+    total = from_seeds + shared
+    if total <= (1e-12 * np.abs(cells_SX).max()) ** 2:
+        return None
+    draws_R = np.zeros(num_draws)
+    if shared > 0:
+        draws_R = math.sqrt(shared) * _item_scores(item_X - mean, num_draws, seed)
+    if from_seeds > 0:
+        scores_R = _seed_scores(num_seeds, from_seeds / total, num_draws, seed)
+        draws_R = draws_R + math.sqrt(from_seeds) * scores_R
+    return draws_R
+
+
+def _item_scores(error_X: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
+    """The bootstrap's shape, scaled to mean 0 and the spread of a t with X - 1 dof (R,)."""
+    num_clusters = len(error_X)
+    scores_R = np.zeros(num_draws)
+    if num_clusters <= _MANY_CLUSTERS:
+        scores_R = _counts(num_clusters, num_draws, seed) @ error_X.astype(np.float32)
+    spread = float(scores_R.std())
+    if spread <= 1e-6 * np.abs(error_X).max():  # many clusters, or all alike
+        scores_R, spread = _shuffled(ndtri(_grid(num_draws)), seed), 1.0
+    scale = float(stdtrit(num_clusters - 1, 0.975)) / Z
+    return (scores_R - scores_R.mean()) * (scale / spread)
+
+
+@lru_cache(maxsize=4)  # tables of a study have few sizes; 4000 draws of 1000 clusters take 16 MB
+def _counts(num_clusters: int, num_draws: int, seed: int) -> np.ndarray:
+    """How often each cluster is drawn, float32 (R, X)."""
+    drawn_RX = np.random.default_rng(seed).integers(num_clusters, size=(num_draws, num_clusters))
+    drawn_RX += np.arange(num_draws)[:, None] * num_clusters
+    counts = np.bincount(drawn_RX.ravel(), minlength=num_draws * num_clusters)
+    counts_RX = counts.reshape(num_draws, num_clusters).astype(np.float32)
+    counts_RX.setflags(write=False)
+    return counts_RX
+
+
+def _seed_scores(num_seeds: int, share: float, num_draws: int, seed: int) -> np.ndarray:
+    """Ghosh and Kim's mixture for a standard error known from S seeds (R,).
+
+    The weight 1 + items' variance / seeds' variance of a draw makes a share ``share`` of them (the
+    seeds' part of the variance) t with S - 1 dof, and the rest t with S + 1 dof, narrower.
+    """
+    dof = num_seeds - 1
+    num_first = round(share * num_draws)
+    first = stdtrit(dof, _grid(num_first))
+    second = stdtrit(dof + 2, _grid(num_draws - num_first)) * math.sqrt(dof / (dof + 2))
+    return _shuffled(np.concatenate((first, second)), seed)
+
+
+def _grid(num_draws: int) -> np.ndarray:
+    """Evenly spread probabilities: draws without the noise of drawing."""
+    return (np.arange(num_draws) + 0.5) / max(num_draws, 1)
+
+
+def _shuffled(scores_R: np.ndarray, seed: int) -> np.ndarray:
+    return np.random.default_rng((seed, len(scores_R))).permutation(scores_R)

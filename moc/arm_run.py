@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -11,11 +11,14 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 from uuid import uuid4
 
+import torch
+
 from moc.arm_settings import boundary_hashes, check_settings
 from moc.callbacks.chapters import ChapterUtilisation
 from moc.callbacks.checkpoint import Checkpoint
 from moc.callbacks.forgetting import Forgetting
 from moc.callbacks.guards import StopOnNonFinite
+from moc.callbacks.in_phase import InPhaseEvaluation
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.revival import Revival
@@ -30,14 +33,16 @@ from moc.model.config import is_causal, routing_scope
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan import micro_batch
+from moc.probe import run_probe
 from moc.rundir import RunDir, write_json
+from moc.shared_start import shared_phases, take_over
 from moc.train.checkpoints import (
     check_manifest,
     latest_checkpoint,
     load_training_state,
     prune_checkpoints,
 )
-from moc.train.distributed import is_main_process
+from moc.train.distributed import barrier, is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
@@ -75,6 +80,7 @@ class ArmRun:
         self.study, self.name, self.arm, self.seed = study, name, arm, seed
         self.tokenizer, self.evaluator = tokenizer, evaluator
         self.peak_flops, self.sync = peak_flops, sync
+        self.peak_memory_bytes = 0  # of a GPU, by this process; a CPU does not say
         self.phases = list(arm.phases.values())
         self.run_dir = RunDir.of(study.dir, name, seed, list(arm.phases))
         self.hashes = boundary_hashes(study, arm, seed, tokenizer.fingerprint)
@@ -86,8 +92,11 @@ class ArmRun:
         """
         check_settings(self.study, self.name, self.run_dir, self.hashes)
 
-    def run(self) -> None:
+    def run(self, siblings: Sequence[ArmRun] = ()) -> None:
         """Do what is missing.
+
+        Args:
+            siblings: of the same seed; a new run takes over the phases that it shares with one.
 
         Raises:
             CheckpointError: if what is on disk is damaged beyond what can be passed over.
@@ -95,9 +104,11 @@ class ArmRun:
             TrainingDiverged: after several updates in a row that were not finite.
         """
         self._mark("running")
+        self._begin_as(siblings)
         try:
             for index in range(len(self.phases)):
                 self._phase(index)
+            self._probe()
         except StudyInterrupted:
             raise  # still running, as far as anyone can tell: the same command goes on
         except Exception:
@@ -110,6 +121,43 @@ class ArmRun:
         for index in range(len(self.phases) + 1):
             if is_main_process() and self.run_dir.boundary(index).is_dir():
                 self._evaluate_from_disk(index)
+
+    def _begin_as(self, siblings: Sequence[ArmRun]) -> None:
+        """Take over the phases that a sibling has done with all that decides their weights."""
+        boundaries = self.run_dir.path / "boundaries"
+        if boundaries.is_dir() or self.run_dir.checkpoints.is_dir():
+            return
+        barrier()  # every rank has looked before rank 0 writes
+        shared = {s: shared_phases(self.hashes, s.hashes, s.run_dir) for s in siblings}
+        donor = max(shared, key=lambda s: shared[s], default=None)
+        if donor is None or not shared[donor]:
+            return
+        if self._needs_optimizer(shared[donor]) and not donor._needs_optimizer(shared[donor]):
+            return  # it kept no Adam moments to go on with
+        if is_main_process():
+            names = ", ".join(self.run_dir.phases[: shared[donor]])
+            print(f"{self.name} seed {self.seed} | {names}: as {donor.name}, not trained again")
+            take_over(self.run_dir, donor.run_dir, donor.name, shared[donor])
+        barrier()
+
+    def _needs_optimizer(self, index: int) -> bool:
+        """Whether the phase after boundary ``index`` goes on with the Adam moments there."""
+        return any(phase.carry.optimizer for phase in self.phases[index : index + 1])
+
+    def _probe(self) -> None:
+        """Train and score the study's probes, on copies of this run's boundaries."""
+        for name, probe in self.study.probes.items():
+            for after in probe.after or self.run_dir.phases[-1:]:
+                index = self.run_dir.phases.index(after) + 1
+                run_probe(
+                    self.study,
+                    name,
+                    boundary=self.run_dir.boundary(index),
+                    boundary_hash=self.hashes[index],
+                    seed=self.seed,
+                    tokenizer=self.tokenizer,
+                    evaluator=self.evaluator,
+                )
 
     def _phase(self, index: int) -> None:
         """Bring phase ``index`` to its end: trained, and evaluated at its boundaries."""
@@ -130,6 +178,8 @@ class ArmRun:
             for file in (self.run_dir.journal(), self.run_dir.chapters(), self.run_dir.revivals()):
                 if file.path.is_file():
                     file.truncate(name, start.step, phases=self.run_dir.phases)
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
         earlier = self.phases[:index]
         size, _ = micro_batch(phase, num_devices(trainer) * trainer.num_nodes)
         module = StudyModule(
@@ -164,9 +214,11 @@ class ArmRun:
             fused_attention=device_of(trainer).type == "cuda",
         )
         throughput = Throughput(flops, self.peak_flops)
-        every, revivals = phase.revive_every_steps, self.run_dir.revivals()
-        revival = [Revival(every, seed=self.seed, revivals=revivals)] if every else []
-        following = self.phases[index + 1 : index + 2]
+        revival, in_phase = [], []
+        if (every := phase.revive_every_steps) and not phase.no_op:
+            revival = [Revival(every, seed=self.seed, revivals=self.run_dir.revivals())]
+        if every_tokens := self.study.evals.in_phase.every_tokens:
+            in_phase = [InPhaseEvaluation(self.evaluator, every_tokens=every_tokens)]
         callbacks = [
             throughput,
             TrainingMetrics(),
@@ -179,8 +231,9 @@ class ArmRun:
                 self.evaluator,
                 phase_index=index,
                 config_hashes=self.hashes,
-                keep_optimizer=any(p.carry.optimizer for p in following),
+                keep_optimizer=self._needs_optimizer(index + 1),
             ),
+            *in_phase,  # after all that logs the step
             Checkpoint(  # after all whose state it saves; the last step's is Forgetting's boundary
                 self.run_dir.checkpoints,
                 config_hash=self.hashes[index + 1],
@@ -192,6 +245,8 @@ class ArmRun:
             RestartClock(throughput),
         ]
         fit(module, data, trainer, logger=logger, callbacks=callbacks)
+        if torch.cuda.is_initialized():
+            self.peak_memory_bytes = max(self.peak_memory_bytes, torch.cuda.max_memory_allocated())
 
     def _starting_point(self, index: int, checkpoint: Path | None) -> _Start:
         """What phase ``index`` goes on from."""
@@ -253,6 +308,9 @@ class ArmRun:
                 "config_hash": self.hashes[-1],
                 "started": known.get("started", now),
                 "status": status,
+                "peak_memory_bytes": max(
+                    self.peak_memory_bytes, known.get("peak_memory_bytes", 0)
+                ),
             },
         )
         self.sync()

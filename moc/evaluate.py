@@ -1,4 +1,4 @@
-"""One evaluation of one model: the study's tasks, and bits per byte of every source."""
+"""Evaluations of one model: the study's tasks, bits per byte of every source, and controls."""
 
 from __future__ import annotations
 
@@ -6,18 +6,21 @@ import json
 import time
 from dataclasses import replace
 from pathlib import Path
+from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
 import torch
 
 from evals.chapter_use import chapter_use, router_drift
+from evals.controls import apply_control, control_names
 from evals.forgetting import forgetting_so_far
-from evals.harness import bits_per_byte, evaluate_model
+from evals.harness import Samples, Scores, bits_per_byte, evaluate_model
 from evals.leakage import leakage_record
-from evals.local_tasks import task_names
 from evals.picks import overlap
-from moc.config import ConfigError, StudyConfig, config_hash, nearest
+from evals.suites import expand_tasks
+from moc.config import ConfigError, InPhaseConfig, StudyConfig, config_hash, nearest
+from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.journal import Journal, read
@@ -28,7 +31,8 @@ from moc.rundir import write_json
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
 
-EVALUATION = 5  # counts up when the same model and settings give other records
+EVALUATION = 6  # counts up when the same model and settings give other records
+TRAJECTORY = "trajectory/"  # metrics of the subset that is also scored while a phase trains
 ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
 
@@ -37,20 +41,37 @@ def check_evals(study: StudyConfig) -> None:
     Raises:
         ConfigError: if the study asks for scores that cannot be had.
     """
-    known = task_names()
-    for name in study.evals.tasks:
-        if name not in known:
-            raise ConfigError(f"evals.tasks: no task {name!r}; {nearest(name, known)}")
+    known = all_tasks(study)
+    asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
+    asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
+    for where, names in asked.items():
+        for name in names:
+            if name not in known:
+                raise ConfigError(f"{where}: {name!r} is not scored; {nearest(name, known)}")
+
+
+def all_tasks(study: StudyConfig) -> list[str]:
+    """What is scored at a boundary: suites taken apart, and our tasks once for every source.
+
+    Raises:
+        ConfigError: for an unknown task.
+    """
+    return expand_tasks(study.evals.tasks, of_study=study_tasks(study))
 
 
 class BoundaryEvaluator:
     """Scores models of one study, at boundaries and from files, always in the same way."""
 
-    def __init__(self, study: StudyConfig, tokenizer: Tokenizer) -> None:
+    def __init__(
+        self, study: StudyConfig, tokenizer: Tokenizer, *, task_dir: Path | None = None
+    ) -> None:
         self.study, self.tokenizer = study, tokenizer
+        self.task_dir = task_dir or study.dir / "tasks"  # where the items of our tasks are
+        self.tasks = all_tasks(study)
         # What was evaluated is part of the result: other tasks or items are other results.
-        evals = study.evals
-        settings = replace(evals, batch_size=1)  # speed only
+        settings = replace(  # these decide speed, place and other records
+            study.evals, batch_size=1, hub_mirror=None, in_phase=InPhaseConfig()
+        )
         self.eval_hash = config_hash(
             EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint
         )
@@ -69,28 +90,14 @@ class BoundaryEvaluator:
         path = folder / "evals.json"
         return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
 
-    def score(self, model: Transformer) -> tuple[dict[str, Any], dict[str, list[dict[str, Any]]]]:
+    def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
         """Task scores of ``model``, its bits per byte, what looking ahead is worth to it and which
         chapters it reads; and the samples behind the scores."""
         evals = self.study.evals
         begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):
-            tasks, samples = evaluate_model(
-                model,
-                self.tokenizer,
-                tasks=evals.tasks,
-                task_dir=self.study.dir / "tasks",
-                context_length=evals.context_length,
-                batch_size=evals.batch_size,
-                num_items=evals.num_items,
-                route_on=evals.route_on,
-            )
-            bits = {}
-            for source in self.sources():
-                tokens, mask, num_bytes = self._source_windows(source)
-                bits[source] = bits_per_byte(
-                    model, tokens, mask, num_bytes, batch_size=evals.batch_size
-                )
+            tasks, samples = self.score_tasks(model, self.tasks, evals.num_items)
+            bits = self.score_sources(model)
             leakage = {}
             if evals.leakage_windows:
                 leakage = leakage_record(
@@ -109,6 +116,66 @@ class BoundaryEvaluator:
             "elapsed_sec": round(time.monotonic() - begun, 3),
         }
         return record, samples
+
+    def score_tasks(
+        self, model: Transformer, tasks: Sequence[str], num_items: int | None
+    ) -> tuple[Scores, Samples]:
+        """``evaluate_model`` with the study's settings."""
+        evals = self.study.evals
+        with torch.compiler.set_stance("force_eager"):
+            return evaluate_model(
+                model,
+                self.tokenizer,
+                tasks=tasks,
+                task_dir=self.task_dir,
+                context_length=evals.context_length,
+                batch_size=evals.batch_size,
+                num_items=num_items,
+                num_fewshot=evals.num_fewshot,
+                hub_mirror=evals.hub_mirror,
+                route_on=evals.route_on,
+            )
+
+    def score_sources(self, model: Transformer, num_windows: int | None = None) -> dict[str, float]:
+        """Bits per byte of every source's validation text, or of its first windows."""
+        found = {}
+        for source in self.sources():
+            tokens_NL, mask_NL, num_bytes = self._source_windows(source)
+            if num_windows is not None and num_windows < len(tokens_NL):
+                tokens_NL, mask_NL = tokens_NL[:num_windows], mask_NL[:num_windows]
+                counted = tokens_NL[:, 1:][mask_NL].numpy()
+                num_bytes = int(self.tokenizer.token_bytes[counted].sum())
+            with torch.compiler.set_stance("force_eager"):
+                found[source] = bits_per_byte(
+                    model, tokens_NL, mask_NL, num_bytes, batch_size=self.study.evals.batch_size
+                )
+        return found
+
+    def glance(self, model: Transformer) -> dict[str, float]:
+        """Points of the trajectories: the scores of ``evals.in_phase``'s subset, by metric name."""
+        chosen = self.study.evals.in_phase
+        tasks = self.tasks if chosen.tasks is None else chosen.tasks
+        scores, _ = self.score_tasks(model, tasks, chosen.num_items)
+        found = {f"{TRAJECTORY}{task}": score["value"] for task, score in scores.items()}
+        for source, bits in self.score_sources(model, chosen.num_items).items():
+            found[f"{TRAJECTORY}{source}/bits_per_byte"] = bits
+        return found
+
+    def _controls(
+        self, model: Transformer, folder: Path, index: int, routing: dict[str, Any]
+    ) -> tuple[dict[str, Any], dict[str, Samples]]:
+        """What the model scores with another bank, or without one; and the samples, by control."""
+        if index == 0:
+            return {}, {}
+        chosen = self.study.evals.controls
+        earlier = [path for path in _boundaries(folder.parent) if _index(path) in range(1, index)]
+        banks = {path.name.partition("-")[2]: path / "model.safetensors" for path in earlier}
+        records, samples = {}, {}
+        for name in control_names(chosen, list(banks), model.config):
+            with apply_control(model, name, banks=banks, routing=routing):
+                tasks, samples[name] = self.score_tasks(model, self.tasks, chosen.num_items)
+                records[name] = {"tasks": tasks, "bits_per_byte": self.score_sources(model)}
+        return records, samples
 
     def _routing(self, model: Transformer) -> dict[str, Any]:
         """How often every memory layer picks each chapter on every source's validation text."""
@@ -136,18 +203,23 @@ class BoundaryEvaluator:
     ) -> None:
         """Score the boundary in ``folder`` and record the result; ``evals.json`` comes last."""
         scores, samples = self.score(model)
+        begun = time.monotonic()
+        scores["controls"], others = self._controls(model, folder, index, scores["routing"])
+        metrics = self.glance(model) if self.study.evals.in_phase.every_tokens else {}
+        scores["elapsed_sec"] = round(scores["elapsed_sec"] + time.monotonic() - begun, 3)
         if rank():
             return
         name = folder.name.partition("-")[2]
-        for task, items in samples.items():
-            path = folder / "samples" / f"{task}.jsonl"
-            path.parent.mkdir(exist_ok=True)
-            path.write_text("".join(json.dumps(item) + "\n" for item in items))
-        metrics = {}
+        write_samples(folder / "samples", samples)
+        for control, found in others.items():
+            write_samples(folder / "samples" / control, found)
         for task, score in scores["tasks"].items():
             metrics[f"eval/{task}/{score['metric']}"] = score["value"]
         for source, value in scores["bits_per_byte"].items():
             metrics[f"eval/{source}/bits_per_byte"] = value
+        for control, record in scores["controls"].items():
+            for task, score in record["tasks"].items():
+                metrics[f"control/{control}/{task}"] = score["value"]
         earlier = self._earlier(folder, index)
         metrics |= self._compare_routing(folder, scores, earlier)
         records = [*earlier, {"boundary": name, "index": index, **scores}]
@@ -217,3 +289,20 @@ class BoundaryEvaluator:
                 self.study, source, self.tokenizer, evals.context_length, evals.validation_tokens
             )
         return self._windows[source]
+
+
+def write_samples(folder: Path, samples: Samples) -> None:
+    """One file of JSON lines per task."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, items in samples.items():
+        lines = "".join(json.dumps(item) + "\n" for item in items)
+        (folder / f"{task}.jsonl").write_text(lines)
+
+
+def _boundaries(folder: Path) -> list[Path]:
+    found = [path.parent for path in folder.glob("*/model.safetensors")]
+    return sorted(found, key=_index)
+
+
+def _index(boundary: Path) -> int:
+    return int(boundary.name.partition("-")[0])

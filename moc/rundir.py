@@ -15,6 +15,10 @@ from moc.journal import Journal
 ON_ANSWER = ".full"  # of a task: its answers were routed on as well
 TRAINED = "-trained"  # of a source: its training text, not its validation text
 
+# In a study's folder report/: what the report says in short, for whoever shows a list of studies.
+SUMMARY_TEXT = "summary.md"
+SUMMARY_VALUES = "summary.json"  # {metric: value}
+
 
 @dataclass(frozen=True)
 class RunDir:
@@ -49,8 +53,13 @@ class RunDir:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Write ``value`` as JSON in one rename, so that a reader never sees half of it."""
+    """``write_text`` of ``value`` as JSON."""
+    write_text(path, json.dumps(value, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write ``text`` in one rename, so that a reader never sees half of it."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(path.name + ".partial")
-    partial.write_text(json.dumps(value, indent=2) + "\n")
+    partial.write_text(text)
     os.replace(partial, path)

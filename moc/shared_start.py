@@ -1,0 +1,58 @@
+"""Arms that begin alike are trained once: what one has done, another takes over.
+
+An arm with a frozen bank from the second phase on, or a control that replays, is the same model as
+its sibling until the phases differ. Their boundary hashes say so: they cover the model, the seed
+and every setting that decides the weights. Besides the time, this pairs the arms exactly.
+"""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Sequence
+from pathlib import Path
+
+from moc.journal import Journal, read
+from moc.rundir import RunDir, write_json
+
+
+def shared_phases(own: Sequence[str], other: Sequence[str], donor: RunDir) -> int:
+    """How many phases, from the first on, two runs have in common and ``donor`` has finished, given
+    the boundary hashes of both."""
+    count = 0
+    for index in range(1, min(len(own), len(other))):
+        scored = (donor.boundary(index) / "evals.json").is_file()
+        if own[index] != other[index] or not scored:
+            break
+        count = index
+    return count
+
+
+def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> None:
+    """Copy what ``donor`` holds of its first ``num_phases`` phases into ``run``, which is new.
+
+    The boundaries come last and one by one, each in one rename: a kill leaves a run that trains
+    what is missing.
+    """
+    phases = ("start", *run.phases[:num_phases])
+    for mine, theirs in zip(_journals(run), _journals(donor), strict=True):
+        mine.path.unlink(missing_ok=True)
+        kept = [record for record in read(theirs.path) if record.get("phase") in phases]
+        for record in kept:
+            mine.append(record)
+        if kept:
+            mine.commit()
+        mine.close()
+    for index in range(num_phases + 1):
+        _copy_folder(donor.boundary(index), run.boundary(index))
+    write_json(run.path / "shared.json", {"arm": donor_arm, "phases": list(phases[1:])})
+
+
+def _journals(run: RunDir) -> tuple[Journal, ...]:
+    return run.journal(), run.chapters(), run.revivals()
+
+
+def _copy_folder(source: Path, target: Path) -> None:
+    partial = target.with_name(target.name + ".partial")
+    shutil.rmtree(partial, ignore_errors=True)
+    shutil.copytree(source, partial)
+    partial.rename(target)

@@ -7,17 +7,14 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
-
-import lightning as L
 
 from moc.callbacks.guards import StopOnNonFinite
-from moc.callbacks.in_phase import is_due
 from moc.callbacks.metrics import TrainingMetrics
-from moc.config import ProbeConfig, StudyConfig, config_hash
+from moc.callbacks.probe import ProbeScores
+from moc.config import StudyConfig, config_hash
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
-from moc.evaluate import BoundaryEvaluator, write_samples
+from moc.evaluate import BoundaryEvaluator
 from moc.journal import Journal
 from moc.model.files import load_model
 from moc.plan import micro_batch
@@ -69,7 +66,7 @@ def run_probe(
         num_steps=phase.num_steps(),
         every=trainer.log_every_steps,
     )
-    scoring = _Scoring(evaluator, probe, evaluator.tasks, folder)
+    scoring = ProbeScores(evaluator, probe, folder)
     begun = time.monotonic()
     fit(
         StudyModule(load_model(boundary).train(), phase),
@@ -91,37 +88,3 @@ def run_probe(
         "config_hash": probe_hash,
     }
     write_json(done, record)
-
-
-class _Scoring(L.Callback):
-    """Scores before the first step, about every ``every_tokens``, and after the last."""
-
-    def __init__(
-        self, evaluator: BoundaryEvaluator, probe: ProbeConfig, tasks: list[str], folder: Path
-    ) -> None:
-        self.evaluator, self.probe, self.folder = evaluator, probe, folder
-        self.tasks = probe.tasks or tasks
-        self.points: list[dict[str, Any]] = []
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        self._score(pl_module, tokens=0, keep=True)
-
-    def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
-        assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
-        step, size = pl_module.step, trainer.logger.tokens_per_step
-        last = step == trainer.logger.num_steps
-        if last or is_due(step, size, self.probe.every_tokens):
-            self._score(pl_module, tokens=step * size, keep=last)
-
-    def _score(self, pl_module: L.LightningModule, *, tokens: int, keep: bool) -> None:
-        assert isinstance(pl_module, StudyModule)
-        scores, samples = self.evaluator.score_tasks(
-            pl_module.model, self.tasks, self.probe.num_items
-        )
-        kept = ("value", "num_items", "chance", "majority")
-        tasks = {task: {key: score[key] for key in kept} for task, score in scores.items()}
-        bits = self.evaluator.score_sources(pl_module.model, self.probe.num_items)
-        self.points.append({"tokens": tokens, "tasks": tasks, "bits_per_byte": bits})
-        if keep and is_main_process():
-            write_samples(self.folder / f"samples-{tokens}", samples)
-        barrier()

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import moc.callbacks.checkpoint
@@ -16,6 +17,8 @@ import moc.evaluate
 import moc.study
 import moc.train.checkpoints
 import moc.train.module
+from evals.controls import knocked_out, swapped_bank
+from evals.observing import only_observing
 from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate import BoundaryEvaluator
@@ -197,3 +200,47 @@ def _spoil_second_step(nan_on_rank: int) -> None:
         return loss * float("nan") if second_step and rank() == nan_on_rank else loss
 
     moc.train.module.masked_nll = spoiled
+
+
+def controls(folder: str, overrides: list[str], result: str) -> None:
+    """Train the tiny study's first phase and look at the model with another bank, or without one,
+    before the first step and after the last; leaves what was seen in ``result/<rank>.pt``."""
+    looks = _Looks()
+    study = tiny_study(Path(folder), *overrides)
+    train_phase(study, Path(result), callbacks=(looks,))
+    torch.save(looks.found, Path(result) / f"{rank()}.pt")
+
+
+class _Looks(L.Callback):
+    def __init__(self) -> None:
+        self.found: list[dict[str, Any]] = []
+
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
+        self._look(module_of(pl_module).model)
+
+    def on_train_end(self, trainer: Any, pl_module: Any) -> None:
+        self._look(module_of(pl_module).model)
+
+    def _look(self, model: Any) -> None:
+        def weights() -> dict[str, Any]:
+            return get_model_state_dict(model, options=StateDictOptions(full_state_dict=True))
+
+        seen: dict[str, Any] = {"before": weights()}
+        other = {name: tensor.flip(0) for name, tensor in seen["before"].items()}
+        for name, control in {
+            "bank": knocked_out(model, None),
+            "chapters": knocked_out(model, [[0, 7]] * len(model.banks)),
+            "swap": swapped_bank(model, other),
+        }.items():
+            with control:
+                seen[name] = _logits(model)
+            if name == "bank":  # the first was entered before a forward pass gathered anything
+                seen["logits"] = _logits(model)
+        seen |= {"logits after": _logits(model), "after": weights()}
+        seen["sharded"] = isinstance(model, FSDPModule)
+        self.found.append(seen)
+
+
+def _logits(model: Any) -> torch.Tensor:
+    with only_observing(model):
+        return model(torch.arange(64).reshape(1, 64) % 32).logits_BLV

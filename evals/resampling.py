@@ -12,9 +12,11 @@ with replacement, they spread too little and know nothing of their own uncertain
 - seeds: Student's t with S - 1 degrees of freedom on the seeds' means, which carry the interaction;
 - items: a bootstrap over clusters of the items' means over seeds, scaled to the variance that the
   interaction does not explain: max(MS_clusters - MS_interaction, 0) / (S X);
-- their sum is a Behrens-Fisher problem. Adding draws of both is conservative (up to 98% for 95%),
-  and Satterthwaite's degrees of freedom are not enough of them (down to 85%). The draws follow the
-  probability-matching prior of Ghosh and Kim ("The Behrens-Fisher problem revisited", 2001).
+- their sum is a Behrens-Fisher problem. With three seeds, draws of the one plus draws of the other
+  hold the truth in up to 97.6% for 95%, Satterthwaite's degrees of freedom in as few as 85%. A
+  prior that matches probabilities (Ghosh and Kim, "The Behrens-Fisher problem revisited", 2001)
+  gives a draw the weight 1 + items' variance / seeds' variance; it is made for many seeds and holds
+  93.6% to 95.3% with three. Half of the second term holds 94.4% to 95.8%, and is what we take.
 """
 
 from __future__ import annotations
@@ -76,7 +78,8 @@ def _item_scores(error_X: np.ndarray, num_draws: int, seed: int) -> np.ndarray:
         scores_R = _counts(num_clusters, num_draws, seed) @ error_X.astype(np.float32)
     spread = float(scores_R.std())
     if spread <= 1e-6 * np.abs(error_X).max():  # many clusters, or all alike
-        scores_R, spread = _shuffled(ndtri(_grid(num_draws)), seed), 1.0
+        scores_R = np.random.default_rng(seed).permutation(ndtri(_grid(num_draws)))
+        spread = 1.0
     scale = float(stdtrit(num_clusters - 1, 0.975)) / Z
     return (scores_R - scores_R.mean()) * (scale / spread)
 
@@ -93,22 +96,30 @@ def _counts(num_clusters: int, num_draws: int, seed: int) -> np.ndarray:
 
 
 def _seed_scores(num_seeds: int, share: float, num_draws: int, seed: int) -> np.ndarray:
-    """Ghosh and Kim's mixture for a standard error known from S seeds (R,).
+    """Scores of a standard error that S seeds tell, when the items have one too (R,).
 
-    The weight 1 + items' variance / seeds' variance of a draw makes a share ``share`` of them (the
-    seeds' part of the variance) t with S - 1 dof, and the rest t with S + 1 dof, narrower.
+    Under the weight of a draw, see above, some of them are of t with S - 1 degrees of freedom, and
+    the rest of t with S + 1, narrower.
+
+    Args:
+        share: of the seeds in the variance.
     """
-    dof = num_seeds - 1
-    num_first = round(share * num_draws)
-    first = stdtrit(dof, _grid(num_first))
-    second = stdtrit(dof + 2, _grid(num_draws - num_first)) * math.sqrt(dof / (dof + 2))
-    return _shuffled(np.concatenate((first, second)), seed)
+    wide_R, narrow_R, place_R = _student_scores(num_seeds - 1, num_draws, seed)
+    return np.where(place_R < share / (share + (1 - share) / 2), wide_R, narrow_R)
+
+
+@lru_cache(maxsize=16)
+def _student_scores(dof: int, num_draws: int, seed: int) -> tuple[np.ndarray, ...]:
+    """Of t with ``dof`` and with ``dof + 2``, and an order of their own from 0 to 1 (R,) each."""
+    wide_R, narrow_R = (stdtrit(d, _grid(num_draws)) * math.sqrt(dof / d) for d in (dof, dof + 2))
+    order = np.random.default_rng((seed, dof)).permutation(num_draws)
+    place_R = np.random.default_rng((seed, dof, 1)).permutation(_grid(num_draws))
+    found = wide_R[order], narrow_R[order], place_R
+    for scores_R in found:
+        scores_R.setflags(write=False)
+    return found
 
 
 def _grid(num_draws: int) -> np.ndarray:
     """Evenly spread probabilities: draws without the noise of drawing."""
-    return (np.arange(num_draws) + 0.5) / max(num_draws, 1)
-
-
-def _shuffled(scores_R: np.ndarray, seed: int) -> np.ndarray:
-    return np.random.default_rng((seed, len(scores_R))).permutation(scores_R)
+    return (np.arange(num_draws) + 0.5) / num_draws

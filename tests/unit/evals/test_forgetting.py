@@ -87,9 +87,76 @@ def test_a_run_that_has_just_begun_has_no_forgetting_yet(records):
     assert f.transition_names(matrix.boundaries) == []
 
 
+def test_transfer_to_later_phases_is_what_the_earlier_ones_did_by_hand():
+    """Three phases teach one column each; what the first teaches had nothing before it."""
+    values = np.array([[0.20, 0.10, 0.05], [0.9, 0.15, 0.05], [0.7, 0.8, 0.30], [0.6, 0.5, 0.95]])
+    found = f.forward_transfer(values, [1, 2, 3])
+    np.testing.assert_allclose(found, [np.nan, 0.05, 0.25])
+    np.testing.assert_allclose(f.forward_transfer(values, [0, 1, 2]), [np.nan, np.nan, 0.0])
+
+
+def test_loss_on_earlier_data_is_counted_from_the_phase_that_taught_it():
+    values = np.array([[8.0, 7.0], [0.5, 6.0], [0.8, 1.0], [0.7, 1.5]])
+    nan = np.nan
+    expected = [[nan, nan], [nan, nan], [0.3, nan], [0.2, 0.5]]
+    np.testing.assert_allclose(f.loss_on_earlier(values, [1, 2]), expected)
+
+
+def rights(*nums_right):
+    """Seeds with so many of 100 items right."""
+    return (np.arange(100) < np.array(nums_right)[:, None]).astype(float)
+
+
+def test_retention_is_counted_from_the_baseline_by_hand():
+    found = f.retention(rights(80, 90, 85), rights(55, 50, 60), np.arange(100), 0.25)
+    assert found == pytest.approx((0.55 - 0.25) / (0.85 - 0.25))
+    below = f.retention(rights(85), rights(10), np.arange(100), 0.25)
+    assert below == pytest.approx(-0.15 / 0.60)
+
+
+def test_what_was_never_known_cannot_be_retained():
+    items = np.arange(100)
+    assert math.isnan(f.retention(rights(30), rights(30), items, 0.25))
+    assert math.isnan(f.retention(rights(25), rights(80), items, 0.25))
+    # clear of 0.25 if its 100 items were independent; they are 10 passages, 4 of them all right
+    assert math.isnan(f.retention(rights(40), rights(40), items // 10, 0.25))
+    assert f.retention(rights(40), rights(40), items, 0.25) == pytest.approx(1)
+
+
+def test_retention_pairs_the_items_that_both_boundaries_have():
+    before, after = rights(80), rights(60)
+    before[0, 99], after[0, 0] = math.nan, math.nan
+    expected = (59 / 98 - 0.25) / (79 / 98 - 0.25)
+    assert f.retention(before, after, np.arange(100), 0.25) == pytest.approx(expected)
+    with pytest.raises(ValueError, match="paired"):
+        f.retention(rights(80, 80), rights(80), np.arange(100), 0.25)
+
+
+def asked(attribute, pool_size, gold_bits):
+    return {"attribute": attribute, "pool_size": pool_size, "gold_bits": gold_bits}
+
+
+def test_bits_of_knowledge_by_hand():
+    samples = [
+        asked("major", 64, 1.0),  # 6 bits to know, 1 left: 5
+        asked("major", 64, 3.0),  # 3; on the mean 4
+        asked("birth_city", 256, 8.5),  # less than nothing is nothing
+        asked("employer", 1024, 10.0),  # as good as guessing
+        asked("employer_city", 1024, 0.0),  # follows from the employer
+    ]
+    assert f.knowledge_bits(samples, 1000) == pytest.approx(4000)
+    assert f.knowledge_bits([*samples, asked("employer", 1024, 4.0)], 10) == pytest.approx(70)
+    with pytest.raises(ValueError, match="attribute that counts"):
+        f.knowledge_bits(samples[-1:], 1000)
+
+
 def test_transfer_refuses_a_boundary_that_does_not_exist():
     with pytest.raises(ValueError, match="learned_at"):
         f.backward_transfer(np.zeros((2, 2)), [0, 2])
+    with pytest.raises(ValueError, match="learned_at"):
+        f.forward_transfer(np.zeros((2, 2)), [0, -1])
+    with pytest.raises(ValueError, match="learned_at"):
+        f.loss_on_earlier(np.zeros((2, 2)), [0])
 
 
 def test_inputs_are_left_alone():
@@ -97,7 +164,11 @@ def test_inputs_are_left_alone():
     values = f.score_matrix(records).values
     before = values.copy()
     f.forgetting(values), f.loss_forgetting(values), f.backward_transfer(values, [1, 1])
-    f.transition_deltas(values)
+    f.transition_deltas(values), f.forward_transfer(values, [1, 1])
+    f.loss_on_earlier(values, [1, 1])
+    samples = [asked("major", 64, 1.0)]
+    f.knowledge_bits(samples, 10)
+    assert samples == [asked("major", 64, 1.0)]
     assert records == RUN
     np.testing.assert_array_equal(values, before)
 

@@ -1,11 +1,24 @@
 """Whether 95% intervals hold what they say, by simulation of studies whose truth is known.
 
-Measured with 10,000 studies per case. Means over seeds and items (``hierarchical_interval``), for
-Gaussian values and for right and wrong around a score of 0.5, with or without clusters of 6 items,
-over three sizes of the difference between seeds:
+Measured with 4,000 studies per case (known to 0.35%), over three sizes of the difference between
+seeds, of items that differ in difficulty; in every cell 100 items, 300, and 50 clusters of 6:
 
-COVERAGE_TABLE
-Scores near 1 (or 0) are another matter: ``test_scores_near_their_ceiling`` has the worst of them.
+| in percent                     | seeds | alike            | medium           | large            |
+| ------------------------------ | ----- | ---------------- | ---------------- | ---------------- |
+| mean of Gaussians, coverage    | 1     | 94.8, 95.2, 95.0 |                  |                  |
+|                                | 3     | 95.5, 95.9, 95.7 | 95.3, 95.5, 96.3 | 93.5, 94.0, 94.7 |
+|                                | 5     | 94.9, 94.9, 94.6 | 94.8, 95.7, 95.0 | 95.1, 95.5, 95.4 |
+| share of right, coverage       | 1     | 95.5, 95.0, 95.5 |                  |                  |
+|                                | 3     | 95.2, 95.0, 95.7 | 94.7, 93.9, 95.0 | 93.7, 94.4, 94.0 |
+|                                | 5     | 95.4, 95.6, 95.3 | 95.0, 95.0, 95.0 | 94.5, 94.5, 94.9 |
+| equal arms, found to differ    | 1     | 4.9, 5.7, 5.1    |                  |                  |
+|                                | 3     | 4.2, 4.3, 4.3    | 4.7, 5.0, 5.7    | 5.7, 4.3, 6.0    |
+|                                | 5     | 4.4, 4.0, 5.1    | 5.2, 4.7, 5.5    | 5.3, 5.5, 5.6    |
+
+Items all of the same difficulty, 100 of them, seeds alike: 94.4 to 96.4. A little conservative
+(up to 96.4) where seeds are alike, since their agreement is not taken for knowledge of the items.
+Shares near 0.9: 92.8 to 96.5. Shares of 0.97: 95.3 to 98.8, the latter for 100 items of 3 or 5
+seeds; but 91.7 to 93.7 of 300 items with seeds so different that their spread is skewed.
 """
 
 import numpy as np
@@ -14,14 +27,14 @@ from scipy.special import expit
 
 from evals.statistics import difference_in_differences, hierarchical_interval, share_interval
 
-NUM_STUDIES = 1200  # the share of 95% is then known to 0.6%
+NUM_STUDIES = 1000  # a share of 95% is then known to 0.7%
 SEED_SPREAD = {"alike": 0.0, "medium": 0.3, "large": 1.0}  # in logits; a third of it for Gaussians
 DESIGNS = {"100 items": (100, 1), "300 items": (300, 1), "50 clusters of 6": (300, 6)}
 CASES = [
     (outcome, num_seeds, design, spread, item_spread)
     for outcome in ("gaussian", "binary")
     for num_seeds in (1, 3, 5)
-    for design in DESIGNS
+    for design in (DESIGNS if num_seeds < 5 else ["100 items", "50 clusters of 6"])
     for spread in (SEED_SPREAD if num_seeds > 1 else ["alike"])
     for item_spread in ((0.0, 1.0) if (spread, design) == ("alike", "100 items") else (1.0,))
 ]
@@ -86,7 +99,7 @@ def test_intervals_of_a_score_of_nine_tenths_do_too(spread):
 
 
 def test_scores_near_their_ceiling():
-    """Of 98% right: cautious while seeds are alike; no better than nine in ten where they differ so
+    """Of 97% right: cautious while seeds are alike; no better than nine in ten where they differ so
     much that most are near the ceiling and a rare one is not."""
     alike = coverage(of_share, ("binary", 3, "100 items", "alike", 1.0), logit=4.0, num_studies=800)
     apart = coverage(of_share, ("binary", 3, "300 items", "large", 1.0), logit=4.0, num_studies=800)

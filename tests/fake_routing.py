@@ -8,12 +8,14 @@ from typing import Any
 
 from moc.model.config import ModelConfig, is_causal
 
-# bits per token at the start, pretrain and ift boundaries under the routing trained with
-LOSSES = {"people": (11.0, 1.85, 2.3), "skills": (11.1, 6.2, 2.1)}
+# bits per token at the start, pretrain, ift and more boundaries under the routing trained with
+LOSSES = {"people": (11.0, 1.85, 2.3, 2.6), "skills": (11.1, 6.2, 2.1, 3.3)}
 OFFSETS = {"moc": -0.12, "moc_segment": -0.05, "moc_token": -0.03, "iso_flop": 0.0}
-GAINS = {"people": (0.0, 0.08, 0.055), "skills": (0.0, 0.02, 0.065)}  # of looking ahead
+# of looking ahead
+GAINS = {"people": (0.0, 0.08, 0.055, 0.05), "skills": (0.0, 0.02, 0.065, 0.04)}
 MISMATCH = 0.3  # the part of a gain that is not look-ahead
-CHOICE = {"facts_choice": ((0.25, 0.83, 0.74), (0.25, 0.86, 0.8))}  # on context, on the answer too
+# on the context, on the answer too
+CHOICE = {"facts_choice": ((0.25, 0.83, 0.74, 0.7), (0.25, 0.86, 0.8, 0.75))}
 NUM_WINDOWS, LENGTH, NUM_BINS = 32, 128, 8
 
 
@@ -62,7 +64,9 @@ def fake_routing(model: ModelConfig, arm: str, seed: int, index: int) -> dict[st
         record["sources"][source] = {"num_tokens": NUM_WINDOWS * LENGTH, "load": load}
     if index:
         rng = random.Random(f"drift-{arm}-{seed}-{index}")
-        record["drift"] = {layer: (1.4, 0.2)[index - 1] + rng.random() / 10 for layer in layers}
+        record["drift"] = {
+            layer: (1.4, 0.2, 0.3)[index - 1] + rng.random() / 10 for layer in layers
+        }
     return record
 
 

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import json
 import math
 import random
 import uuid
 from copy import deepcopy
-from dataclasses import asdict
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ from moc.config import (
     ArmConfig,
     IsoFlopConfig,
     PhaseConfig,
+    ProbeConfig,
     SourceConfig,
     StudyConfig,
     config_hash,
@@ -22,11 +22,10 @@ from moc.config import (
 )
 from moc.journal import Journal
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope
-from tests.fake_routing import fake_chapters, fake_leakage, fake_routing
+from tests.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
+from tests.fake_routing import fake_chapters
 
-SOURCES = {"pretrain": "people", "ift": "skills"}
-BOUNDARIES = ["start", "pretrain", "ift"]
-NUM_ITEMS = 200
+SOURCES = {"pretrain": "people", "ift": "skills", "more": "others"}  # of each phase
 ARMS = {
     "moc": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="sequence"))),
     "moc_segment": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="segment"))),
@@ -34,39 +33,35 @@ ARMS = {
     "iso_flop": ModelConfig(num_layers=6, memory=None),
     "backbone": ModelConfig(memory=None),
 }
-# score after the start, pretrain and ift boundaries, as a share; the first task is choice
-SCORES = {
-    "facts_choice": {"moc": (0.25, 0.83, 0.74), "iso_flop": (0.235, 0.79, 0.62)},
-    "facts_answer": {"moc": (0.0, 0.71, 0.52), "iso_flop": (0.0, 0.655, 0.31)},
-    "skills_answer": {"moc": (0.0, 0.0, 0.42), "iso_flop": (0.0, 0.005, 0.445)},
-}
-BASELINES = {
-    "facts_choice": (0.25, 0.28),
-    "facts_answer": (0.0, 0.035),
-    "skills_answer": (0.0, 0.04),
-}
 
 
 def fake_study(
     runs_dir: Path,
     *,
     seeds: tuple[int, ...] = (0,),
-    num_steps: tuple[int, int] = (240, 120),
+    num_steps: tuple[int, ...] = (240, 120),
     arms: tuple[str, ...] = ("moc", "iso_flop", "backbone"),
+    probes: tuple[str, ...] = (),
 ) -> StudyConfig:
-    """``arms`` out of ``ARMS`` through ``pretrain`` and ``ift``; ``moc`` is not causal."""
+    """``arms`` out of ``ARMS`` through ``pretrain`` and ``ift``, and through ``more`` where there
+    are three ``num_steps``; ``moc`` is not causal. ``probes`` train again on the first phase."""
+    names = list(SOURCES)[: len(num_steps)]
     phases = {
         name: PhaseConfig(
             tokens=8192 * steps, mixture={SOURCES[name]: 1.0}, context_length=128 * (1 + index)
         )
-        for index, (name, steps) in enumerate(zip(SOURCES, num_steps, strict=True))
+        for index, (name, steps) in enumerate(zip(names, num_steps, strict=True))
     }
+    data = {"people": SourceConfig(kind="facts"), "skills": SourceConfig(kind="skills")}
+    if "more" in phases:
+        data["others"] = SourceConfig(kind="facts", seed=1)
+    again = replace(phases["pretrain"], tokens=8 * 8192)
     return StudyConfig(
         name="fake",
         description="Does a learned memory keep facts through instruction tuning?",
         seeds=list(seeds),
         runs_dir=str(runs_dir),
-        data={"people": SourceConfig(kind="facts"), "skills": SourceConfig(kind="skills")},
+        data=data,
         phases=phases,
         arms={
             name: ArmConfig(
@@ -76,6 +71,7 @@ def fake_study(
             )
             for name in arms
         },
+        probes={name: ProbeConfig(phase=again) for name in probes},
     )
 
 
@@ -100,7 +96,7 @@ def write_study(study: StudyConfig, *, runs: bool = True) -> Path:
 
 
 def write_run(
-    study: StudyConfig, arm: str, seed: int, *, boundaries: int = 3, status: str = "finished"
+    study: StudyConfig, arm: str, seed: int, *, boundaries: int = 9, status: str = "finished"
 ) -> Path:
     """One run that got as far as the first ``boundaries`` boundaries."""
     rng = random.Random(f"{arm}-{seed}")
@@ -128,6 +124,9 @@ def write_run(
         for step in range(10, phase.num_steps() + 1, 10):
             now = tokens + step * phase.tokens_per_step
             journal.append(fake_metrics(arm, name, step, now, phase.num_steps(), rng, routed))
+            if step % 40 == 0 and step < phase.num_steps():
+                part = (index - 1, step / phase.num_steps())
+                journal.append(fake_glance(study, arm, name, step, now, part))
             if routed and step % 40 == 0:
                 for record in fake_chapters(study.arms[arm].model, name, step, now, rng):
                     chapters.append(record)
@@ -136,72 +135,17 @@ def write_run(
             break
         journal.commit()
         write_boundary(study, run_dir, arm, seed, index, tokens)
+    else:
+        write_probes(study, run_dir, arm, seed)
     journal.close()
     chapters.close()
     return run_dir
 
 
-def write_boundary(
-    study: StudyConfig, run_dir: Path, arm: str, seed: int, index: int, tokens: int
-) -> Path:
-    rng = random.Random(f"{arm}-{seed}-{index}")
-    tasks: dict[str, Any] = {}
-    for task, scores in SCORES.items():
-        # the others follow one of the two, a little lower
-        like = "moc" if arm.startswith("moc") else "iso_flop"
-        share = scores[arm][index] if arm in scores else 0.93 * scores[like][index]
-        wobble = 0.02 * (seed - study.seeds[0]) * (1 if share > 0.1 else 0)
-        value = round((share + wobble) * NUM_ITEMS) / NUM_ITEMS
-        chance, majority = BASELINES[task]
-        choice = task.endswith("choice")
-        tasks[task] = {
-            "metric": "acc" if choice else "exact_match",
-            "value": value,
-            "stderr": math.sqrt(value * (1 - value) / (NUM_ITEMS - 1)),
-            "num_items": NUM_ITEMS,
-            "chance": chance,
-            "majority": majority,
-            "extra": {"acc_norm": value} if choice else {},
-        }
-    worse = {"moc": 0.0, "moc_segment": 0.01, "moc_token": 0.015, "iso_flop": 0.03}.get(arm, 0.08)
-    people = (8.1, 0.61, 0.74 + 2 * worse)[index] + worse + rng.uniform(-0.01, 0.01)
-    skills = (8.3, 3.9, 0.88)[index] + worse / 2 + rng.uniform(-0.01, 0.01)
-    folder = run_dir / "boundaries" / f"{index}-{BOUNDARIES[index]}"
-    write_json(
-        folder / "evals.json",
-        {
-            "boundary": BOUNDARIES[index],
-            "index": index,
-            "tokens": tokens,
-            "fingerprint": "a" * 64,
-            "tasks": tasks,
-            "bits_per_byte": {"people": people, "skills": skills},
-            "leakage": fake_leakage(study.arms[arm].model, arm, seed, index),
-            "routing": fake_routing(study.arms[arm].model, arm, seed, index),
-            "elapsed_sec": 3.2,
-        },
-    )
-    write_json(folder / "model.json", asdict(study.arms[arm].model))
-    journal = Journal(run_dir / "metrics.jsonl")
-    metrics = {f"eval/{task}/{entry['metric']}": entry["value"] for task, entry in tasks.items()}
-    metrics |= {"eval/people/bits_per_byte": people, "eval/skills/bits_per_byte": skills}
-    time = 1_772_445_600.0 + tokens / 16_000
-    journal.append(
-        {"phase": BOUNDARIES[index], "tokens": tokens, "time": time, "metrics": metrics}
-        | {"step": study.phases[BOUNDARIES[index]].num_steps() if index else 0}
-    )
-    journal.commit()
-    journal.close()
-    samples = folder / "samples" / "facts_answer.jsonl"
-    samples.parent.mkdir(exist_ok=True)
-    samples.write_text('{"doc_hash": "h0", "doc_id": 0, "correct": 1}\n')
-    return folder
-
-
 def fake_metrics(
     arm: str, phase: str, step: int, tokens: int, num_steps: int, rng: random.Random, routed: bool
 ) -> dict[str, Any]:
-    start, end = {"pretrain": (7.6, 1.05), "ift": (3.1, 0.72)}[phase]
+    start, end = {"pretrain": (7.6, 1.05), "ift": (3.1, 0.72), "more": (2.9, 0.95)}[phase]
     gap = {"moc": 0.0, "iso_flop": 0.06}.get(arm, 0.16)
     speed = 12 if phase == "pretrain" else 25
     loss = end + gap + (start - end) * math.exp(-speed * (step - 10) / num_steps / 2)
@@ -243,10 +187,7 @@ def fake_plan(study: StudyConfig) -> dict[str, Any]:
                 "relative_error": -0.0012 if arm == "iso_flop" else None,
             },
             "steps": {name: phase.num_steps() for name, phase in config.phases.items()},
+            "state_bytes": 16 * (backbone + bank + layers),
+            "activation_bytes": 150_000_000,
         }
     return {"study": study.name, "arms": arms}
-
-
-def write_json(path: Path, content: Any) -> None:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    path.write_text(json.dumps(content))

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 
 from moc.report.estimates import Estimate
 from moc.report.layout import Table
-from moc.report.results import NON_CAUSAL_NOTE, Results
+from moc.report.results import NEAR, NON_CAUSAL_NOTE, Results
 
 MISSING = "—"
+UNDEFINED = "undefined"
+NEAR_ZERO_NOTE = f"{NEAR} before a difference: its interval includes 0."
 NEAR_ZERO = "not distinguishable"  # from zero, by its interval
 
 
@@ -50,13 +52,45 @@ def estimated(
     """``+0.031 [0.012, 0.050]``, and in words when that interval includes 0."""
     if estimate is None:
         return MISSING
-    text = signed(scale * estimate.value, digits)
-    if estimate.has_interval:
-        low, high = (plain(scale * end, digits) for end in (estimate.low, estimate.high))
-        text += f" [{low}, {high}]"
+    text = signed(scale * estimate.value, digits) + interval(estimate, digits=digits, scale=scale)
     if estimate.num_seeds < len(results.seeds):
         text += f" ({estimate.num_seeds} of {len(results.seeds)} seeds)"
     return f"{text} {NEAR_ZERO}" if estimate.near_zero else text
+
+
+def items_text(results: Results) -> str:
+    """What the intervals over ``moc.report.effects`` are over."""
+    if len(results.seeds) == 1:
+        return "[95% interval over items]; one seed"
+    return f"[95% interval over seeds and items]{over_text(results)}"
+
+
+def marked(
+    results: Results, estimate: Estimate | None, *, digits: int = 1, scale: float = 100
+) -> str:
+    """``+3.1 [1.2, 5.0]``, with a mark in front when that interval includes 0."""
+    if estimate is None:
+        return MISSING
+    if math.isnan(estimate.value):
+        return UNDEFINED
+    text = f"{NEAR} " * estimate.near_zero + signed(scale * estimate.value, digits)
+    text += interval(estimate, digits=digits, scale=scale)
+    few = 0 < estimate.num_seeds < len(results.seeds)
+    return text + f" ({estimate.num_seeds} of {len(results.seeds)} seeds)" * few
+
+
+def interval(estimate: Estimate, *, digits: int, scale: float = 1) -> str:
+    """`` [1.2, 5.0]``; empty where there is none."""
+    if not estimate.has_interval:
+        return ""
+    low, high = (plain(scale * end, digits) for end in (estimate.low, estimate.high))
+    return f" [{low}, {high}]"
+
+
+def probability(p: float) -> str:
+    if math.isnan(p):
+        return MISSING
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"
 
 
 def count(value: object) -> str:

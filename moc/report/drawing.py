@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import math
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -61,11 +62,14 @@ def canvas_of(width: float, height: float) -> Canvas:
     return MatplotlibFigure(figsize=(width, height), layout="constrained")
 
 
-def panels_of(num_panels: int, *, share_y: bool) -> tuple[Canvas, list[Axes]]:
-    """Small multiples, at most three in a row."""
-    columns = min(3, num_panels)
+def panels_of(
+    num_panels: int, *, share_y: bool, columns: int = 3, height: float = 2.3
+) -> tuple[Canvas, list[Axes]]:
+    """Small multiples of ``height`` inches, at most ``columns`` in a row."""
+    width = WIDTH / columns
+    columns = min(columns, num_panels)
     rows = math.ceil(num_panels / columns)
-    canvas = canvas_of(max(5.2, WIDTH * columns / 3), 2.3 * rows + 0.6)
+    canvas = canvas_of(max(5.2, width * columns), height * rows + 0.6)
     grid = list(canvas.subplots(rows, columns, squeeze=False, sharey=share_y).flat)
     for unused in grid[num_panels:]:
         unused.remove()
@@ -139,6 +143,16 @@ def footnote(canvas: Canvas, results: Results, *arms: str) -> None:
         canvas.supxlabel(NON_CAUSAL_NOTE, fontsize=7, color=INK, x=0.01, ha="left")
 
 
+def wrapped(name: str, length: int = 12) -> str:
+    """A name broken at underscores and slashes into lines of about ``length`` characters."""
+    lines = [""]
+    for part in re.split(r"(?<=[_/])", name):
+        if lines[-1] and len(lines[-1] + part) > length:
+            lines.append("")
+        lines[-1] += part
+    return "\n".join(lines)
+
+
 def dodge(index: int, count: int) -> float:
     """Sideways shift of the ``index``-th of ``count`` arms, so that their points do not hide."""
     return 0.06 * (index - (count - 1) / 2)
@@ -153,9 +167,16 @@ def marker(index: int) -> str:
 
 
 def finish(canvas: Canvas, name: str, caption: str, alt: str) -> Figure:
+    """Drawn once for each format; ``savefig`` would draw and lay out twice as often."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+
     png, svg = io.BytesIO(), io.BytesIO()
-    canvas.savefig(png, format="png", dpi=150)
-    canvas.savefig(svg, format="svg", metadata={"Date": None})
+    canvas.set_dpi(150)
+    FigureCanvasAgg(canvas).print_png(png)
+    canvas.set_layout_engine("none")  # keeps what was laid out
+    canvas.set_dpi(72)
+    FigureCanvasSVG(canvas).print_svg(svg, metadata={"Date": None})
     return Figure(name, caption, alt, canvas.get_figwidth(), png.getvalue(), svg.getvalue())
 
 

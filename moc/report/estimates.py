@@ -18,6 +18,7 @@ class Estimate:
     num_seeds: int
     low: float = math.nan  # NaN: nothing says how far off the value may be
     high: float = math.nan
+    p: float = math.nan  # two-sided, of 0
 
     @property
     def has_interval(self) -> bool:
@@ -48,10 +49,12 @@ def over_seeds(values: Sequence[float], *, common_variance: float = 0.0) -> Esti
         return Estimate(mean, len(known))
     own_share = max(own_variance / variance, 1e-3)
     degrees = (len(known) - 1) / own_share**2
-    from scipy.special import stdtrit  # here: a report without such tables need not wait for it
+    from scipy.special import stdtr, stdtrit  # here: not every report has use for it
 
-    half = float(stdtrit(degrees, 0.975)) * math.sqrt(variance)
-    return Estimate(mean, len(known), mean - half, mean + half)
+    error = math.sqrt(variance)
+    half = float(stdtrit(degrees, 0.975)) * error
+    p = 2 * float(stdtr(degrees, -abs(mean) / error))
+    return Estimate(mean, len(known), mean - half, mean + half, p)
 
 
 def over_records(records: Sequence[Mapping[str, float]]) -> Estimate | None:

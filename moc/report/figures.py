@@ -6,6 +6,8 @@ import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from moc.report.control_figures import controls
+from moc.report.course_figures import learned_forgotten, probes, trajectories
 from moc.report.drawing import (
     GREY,
     STYLE,
@@ -24,6 +26,7 @@ from moc.report.drawing import (
     marker,
     panels_of,
 )
+from moc.report.matrix_figures import churn, predictions, r_matrix
 from moc.report.results import Results
 from moc.report.routing_figures import chapters, leakage, routed_runs
 from moc.report.runs import Run
@@ -40,7 +43,10 @@ def all_figures(results: Results) -> list[Figure]:
     import matplotlib
 
     with matplotlib.rc_context({**matplotlib.rcParamsDefault, **STYLE, "backend": "Agg"}):
-        figures = [losses(results), scores(results), bits_per_byte(results), leakage(results)]
+        figures = [r_matrix(results), scores(results), trajectories(results)]
+        figures += [learned_forgotten(results), churn(results), predictions(results)]
+        figures += [controls(results), *probes(results), bits_per_byte(results)]
+        figures += [losses(results), leakage(results)]
         figures += [chapters(results, run) for run in routed_runs(results)]
     return [figure for figure in figures if figure is not None]
 
@@ -127,8 +133,9 @@ def scores(results: Results) -> Figure | None:
     panels[0].set_ylabel("items correct (%)")
     legend_above(canvas, results, lines=BASELINES)
     footnote(canvas, results)
+    over = "items" if len(results.seeds) == 1 else "seeds and items"
     caption = (
-        "Score at each boundary with 95% Wilson intervals. Hollow markers: not distinguishable "
+        f"Score at each boundary with 95% intervals over {over}. Hollow: not distinguishable "
         "from the larger of chance and majority. Points are shifted sideways for legibility."
         f"{_dots(results)}"
     )

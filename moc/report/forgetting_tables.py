@@ -1,90 +1,111 @@
-"""Forgetting: how much, and how much more than the iso-FLOP baseline forgets."""
+"""Forgetting: how much of every task and source, which items, and what was kept or carried over."""
 
 from __future__ import annotations
 
-import math
-
-from evals.forgetting import forgetting as lost
-from moc.report import looking_ahead as ahead
-from moc.report.cells import MISSING, NEAR_ZERO, estimated, over_text, table_of
-from moc.report.estimates import over_seeds
+from moc.report import effects
+from moc.report.cells import (
+    MISSING,
+    NEAR_ZERO_NOTE,
+    UNDEFINED,
+    fixed,
+    interval,
+    items_text,
+    marked,
+    percent,
+    table_of,
+)
+from moc.report.estimates import Estimate
 from moc.report.layout import Table
-from moc.report.looking_ahead import Routing
-from moc.report.raw import Row
-from moc.report.results import Results
-
-Lost = dict[int, float]  # by seed
+from moc.report.raw import Row, all_forgetting
+from moc.report.results import NEAR, Results
 
 
-def forgetting_paired(results: Results) -> Table:
-    """What each arm forgot by the end of the last phase, and the difference to the baseline's,
-    paired by seed; losses of non-causal arms also as routed without looking ahead."""
-    baseline = ahead.iso_flop_arm(results)
+def forgetting(results: Results) -> Table:
+    """Every task of every arm since it was taught: lost, transferred, kept; nothing with one phase.
+
+    Forgetting and backward transfer as in arXiv 1801.10112 and 1706.08840.
+    """
+    last = results.boundaries[-1]
+    rows = []
+    for task in results.tasks if results.transitions else []:
+        taught = results.taught_task(task)
+        for arm in results.arms:
+            ends = [results.score(arm, b, task) for b in (taught or last, last)]
+            if ends == [None, None]:
+                continue
+            shown = ends if taught != last else ends[1:]
+            levels = " → ".join(percent(end.value) if end else MISSING for end in shown)
+            near = f"{NEAR} " * bool(ends[0] and ends[0].near)
+            rows.append(
+                [
+                    f"{task}, since {taught}",
+                    results.label(arm),
+                    near + levels,
+                    marked(results, effects.forgotten(results, arm, task)),
+                    marked(results, effects.backward_transfer(results, arm, task)),
+                    marked(results, effects.forward_transfer(results, arm, task)),
+                    kept_text(effects.retention(results, arm, task)),
+                ]
+            )
+    header = ["task", "arm", "taught → last, %", "forgetting", "backward transfer"]
+    header += ["forward transfer", "retention, %"]
+    caption = f"Forgetting, transfer and retention, in points {items_text(results)}"
+    notes = [
+        f"Forgetting: best earlier score minus the last; negative: better at {last} than at any "
+        "boundary before. Backward transfer: last score minus the one after the phase that taught "
+        "the task. Forward transfer: score right before that phase minus the one at the start.",
+        f"Retention: share of the score above its baseline (the larger of chance and majority) "
+        f"that was left; {UNDEFINED} where the score when taught was not clearly above it ({NEAR} "
+        "in front of that score).",
+        NEAR_ZERO_NOTE,
+    ]
+    raw = all_forgetting(results) if results.transitions else []
+    return table_of(results, "forgetting", caption, header, rows, num_keys=2, notes=notes, raw=raw)
+
+
+def kept_text(kept: Estimate | None) -> str:
+    """Retention in percent; 100 is not worth a mark, and 0 is no baseline of it."""
+    if kept is None:
+        return MISSING
+    if kept.num_seeds == 0:
+        return UNDEFINED
+    return fixed(100 * kept.value, 1) + interval(kept, digits=1, scale=100)
+
+
+def churn(results: Results) -> Table:
+    """Items that changed sides over each transition: the same score may hide many."""
     rows: list[list[str]] = []
     raw: list[Row] = []
-
-    def add(name: str, unit: str, arm: str, routing: str, found: Lost, others: Lost) -> None:
-        digits, scale = (1, 100) if unit == "points" else (3, 1)
-        more = {seed: value - others[seed] for seed, value in found.items() if seed in others}
-        cells = [
-            estimated(results, over_seeds(list(values.values())), digits=digits, scale=scale)
-            for values in (found, more)
-        ]
-        if arm == baseline:
-            cells[1] = "baseline"
-        rows.append([f"{name}, {unit}", results.label(arm), routing, *cells])
-        raw.extend(
-            {"arm": arm, "seed": seed, "causal": results.is_causal(arm), "evaluation": name}
-            | {"unit": unit, "routing": routing, "forgotten": value, "more": more.get(seed)}
-            for seed, value in found.items()
-        )
-
-    if baseline and results.transitions:
-        for task in results.tasks:
-            others = _of_task(results, baseline, task)
+    for task in results.earlier_tasks:
+        for before, after in _since_taught(results, task):
             for arm in results.arms:
-                if found := _of_task(results, arm, task):
-                    add(task, "points", arm, results.routing(arm), found, others)
-        arms = ahead.measured_arms(results)
-        for source in ahead.names(results, "sources", arms):
-            others = _of_source(results, baseline, source, "full")
-            for arm in arms:
-                for routing in ahead.routings(results, arm):
-                    if found := _of_source(results, arm, source, routing):
-                        text = "prefix only" if routing == "prefix" else results.routing(arm)
-                        add(source, "bits/token", arm, text, found, others)
-    header = ["evaluation", "arm", "routing", "forgotten"]
-    header += [f"more than {results.label(baseline)}" if baseline else MISSING]
-    interval = " [95% t-interval over seeds]" if len(results.seeds) > 1 else ""
-    caption = f"Forgetting against the iso-FLOP baseline, paired by seed{interval}"
+                found = effects.churned(results, arm, task, before, after)
+                if found is None:
+                    continue
+                parts = (found.right_to_wrong, found.wrong_to_right)
+                cells = [
+                    f"{percent(part.value)} [{percent(part.low)}, {percent(part.high)}]"
+                    for part in parts
+                ]
+                changed = effects.change(results, arm, task, before, after)
+                keys = [task, f"{before} → {after}", results.label(arm)]
+                rows.append([*keys, *cells, marked(results, changed)])
+                raw += [
+                    {"task": task, "from": before, "to": after, "arm": arm, "seed": seed}
+                    | {"right_to_wrong": lost, "wrong_to_right": gained, "mcnemar_p": p}
+                    for seed, (lost, gained, p) in found.by_seed.items()
+                ]
+    header = ["task", "transition", "arm", "right → wrong, %", "wrong → right, %", "change, points"]
+    caption = f"Churn: items that changed sides, % of all items {items_text(results)}"
     notes = [
-        "Tasks: best earlier score minus the last. Bits per token: the last loss minus that after "
-        "the last phase that trains on the source. Intervals are over seeds alone, all measured on "
-        f"the same items, and not corrected for the number of rows. {NEAR_ZERO.capitalize()}: the "
-        "interval includes 0.",
+        "The change is the second minus the first. The CSV file has counts and McNemar's exact "
+        "test of every seed.",
+        NEAR_ZERO_NOTE,
     ]
-    caption += over_text(results)
-    name = "forgetting_paired"
-    return table_of(results, name, caption, header, rows, num_keys=2, notes=notes, raw=raw)
+    return table_of(results, "churn", caption, header, rows, num_keys=3, notes=notes, raw=raw)
 
 
-def _of_task(results: Results, arm: str, task: str) -> Lost:
-    column = results.tasks.index(task)
-    seeds = [run.seed for run in results.runs_of(arm)]
-    values = [float(lost(matrix)[column]) for matrix in results.task_matrices(arm)]
-    return {s: value for s, value in zip(seeds, values, strict=True) if math.isfinite(value)}
-
-
-def _of_source(results: Results, arm: str, source: str, routing: Routing) -> Lost:
-    """Empty for a source that the last phase still trains on."""
-    taught, last = ahead.taught_by(results, source), results.phases[-1]
-    if taught is None or taught == last:
-        return {}
-    before, after = (
-        ahead.entries(results, arm, boundary, "sources", source) for boundary in (taught, last)
-    )
-    return {
-        seed: entry[routing] - before[seed][routing]
-        for seed, entry in after.items()
-        if seed in before and routing in entry and routing in before[seed]
-    }
+def _since_taught(results: Results, task: str) -> list[tuple[str, str]]:
+    """The transitions after the boundary at which the task had been taught."""
+    first = results.phases.index(str(results.taught_task(task)))
+    return results.transitions[first:]

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import base64
+import json
 import os
 from datetime import datetime
 from html import escape
 from pathlib import Path
 
-from moc.report import routing_tables, tables
+from omegaconf import OmegaConf
+
 from moc.report.drawing import WIDTH, Figure
 from moc.report.figures import all_figures
-from moc.report.forgetting_tables import forgetting_paired
 from moc.report.layout import Table
 from moc.report.results import NON_CAUSAL, Results, load_results
-from moc.rundir import ON_ANSWER
+from moc.report.sections import all_tables, sections
+from moc.report.summary import summary_text, summary_values
+from moc.report.verdicts import said
+from moc.rundir import ON_ANSWER, SUMMARY_TEXT, SUMMARY_VALUES
 
 CSS = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }
 body { font: 16px/1.5 system-ui, sans-serif; color: var(--ink); background: #fff;
-  max-width: 66rem; margin: 2.5rem auto; padding: 0 1.25rem; }
+  max-width: 72rem; margin: 2.5rem auto; padding: 0 1.25rem; }
 h1 { font-size: 1.9rem; line-height: 1.2; margin: 0 0 .3rem; }
 h2 { font-size: 1.25rem; margin: 2.8rem 0 .6rem; padding-top: .8rem;
   border-top: 1px solid var(--rule); }
@@ -41,6 +45,10 @@ thead th.key { text-align: left; }
 tr.group > * { border-top: 1px solid var(--rule); }
 .note { font-size: .82rem; color: var(--soft); margin: .35rem 0 0; }
 details { margin: .6rem 0; }
+ul.said { padding-left: 1.2rem; }
+ul.said li { margin: .3rem 0; }
+details > figure { margin-top: .5rem; }
+details > figure > figcaption { display: none; }
 summary { cursor: pointer; font-weight: 600; }
 pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .78rem;
   line-height: 1.4; }
@@ -48,71 +56,40 @@ pre { background: #f6f6f6; padding: .8rem 1rem; overflow-x: auto; font-size: .78
 """
 
 
-def build_report(study_dir: Path) -> Path:
-    """Write ``report/report.html`` with ``figures/*.png`` and ``tables/*.csv`` beside it.
+def build_report(study: Path | Results) -> Path:
+    """Write ``report/report.html`` with ``figures/*.png``, ``tables/*.csv`` and ``tables/*.tex``
+    beside it, in the folder of a study; ``study`` is that folder, or what was loaded from it.
 
     Works at any time: what a study has not measured yet is shown as missing.
 
     Raises:
-        ValueError: if ``study_dir`` holds no study.
+        ValueError: if the folder holds no study.
     """
-    results = load_results(Path(study_dir))
+    results = study if isinstance(study, Results) else load_results(Path(study))
     folder = results.dir / "report"
     figures = {figure.name: figure for figure in all_figures(results)}
-    all_tables = _tables(results)
+    made = all_tables(results)
     for figure in figures.values():
-        _write(folder / "figures" / f"{figure.name}.png", figure.png)
-    for table in all_tables.values():
-        _write(folder / "tables" / f"{table.name}.csv", table.to_csv().encode())
-    _write(folder / "report.html", _page(results, all_tables, figures).encode())
+        _write(folder / "figures" / f"{_file(figure.name)}.png", figure.png)
+    for table in made.values():
+        _write(folder / "tables" / f"{_file(table.name)}.csv", table.to_csv().encode())
+        _write(folder / "tables" / f"{_file(table.name)}.tex", table.to_latex().encode())
+    _write(folder / SUMMARY_TEXT, summary_text(results).encode())
+    _write(folder / SUMMARY_VALUES, json.dumps(summary_values(results), indent=2).encode())
+    _write(folder / "report.html", _page(results, made, figures).encode())
     return folder / "report.html"
 
 
-def _tables(results: Results) -> dict[str, Table]:
-    made = [
-        tables.status(results),
-        tables.cost(results),
-        tables.losses(results),
-        tables.scores(results),
-        *tables.deltas(results),
-        tables.forgetting(results),
-        forgetting_paired(results),
-        tables.bits_per_byte(results),
-        routing_tables.leakage(results),
-        routing_tables.leakage_choice(results),
-        routing_tables.advantage(results),
-        routing_tables.chapters(results),
-        routing_tables.overlap(results),
-    ]
-    return {table.name: table for table in made if table.rows}
+def _file(name: str) -> str:
+    """Names of arms that come from several studies have a slash."""
+    return name.replace("/", "--")
 
 
 def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) -> str:
-    deltas = [name for name in made if name.startswith("delta-")]
-    heat_maps = [name for name in figures if name.startswith("chapters_")]
-    sections = [
-        ("Runs", ["status"]),
-        ("What was compared, and at what cost", ["cost"]),
-        ("Training loss", ["figure:losses", "losses"]),
-        ("Scores at each boundary", ["figure:scores", "scores"]),
-        ("What changed over each transition", deltas),
-        ("Forgetting", ["forgetting", "forgetting_paired"]),
-        ("Bits per byte", ["figure:bits_per_byte", "bits_per_byte"]),
-        ("Looking ahead", ["figure:leakage", "leakage", "leakage_choice"]),
-        ("Loss against the iso-FLOP baseline", ["advantage"]),
-        ("Chapter use", [*(f"figure:{name}" for name in heat_maps), "chapters", "overlap"]),
-    ]
-    parts = [_header(results)]
-    for title, names in sections:
-        blocks = [
-            _figure(figures[name.removeprefix("figure:")])
-            if name.startswith("figure:")
-            else made[name].to_html()
-            for name in names
-            if name.removeprefix("figure:") in (figures if name.startswith("figure:") else made)
-        ]
-        if blocks:
-            parts.append(f"<h2>{escape(title)}</h2>\n" + "\n".join(blocks))
+    parts = [_header(results), *_said(results)]
+    for section in sections(results, list(made), list(figures)):
+        blocks = [_block(block, made, figures) for block in section.blocks]
+        parts.append(f"<h2>{escape(section.title)}</h2>\n" + "\n".join(blocks))
     parts.append(_appendix(results))
     title = escape(f"{results.study.get('name')}: report")
     return (
@@ -120,6 +97,25 @@ def _page(results: Results, made: dict[str, Table], figures: dict[str, Figure]) 
         '<meta name="viewport" content="width=device-width, initial-scale=1">'
         f"<style>{CSS}</style></head>\n<body>\n" + "\n".join(parts) + "\n</body></html>\n"
     )
+
+
+def _block(block: str, made: dict[str, Table], figures: dict[str, Figure]) -> str:
+    kind, _, name = block.rpartition(":")
+    if kind == "figure":
+        return _figure(figures[name])
+    content = made[name].to_html()
+    if kind == "fold":
+        return f"<details><summary>{escape(made[name].caption)}</summary>{content}</details>"
+    return content
+
+
+def _said(results: Results) -> list[str]:
+    """The verdicts in plain words, before anything else."""
+    sentences = said(results)
+    if not sentences:
+        return []
+    listed = "".join(f"<li>{escape(sentence)}</li>" for sentence in sentences)
+    return [f"<h2>What can be said</h2>\n<ul class=said>{listed}</ul>"]
 
 
 def _header(results: Results) -> str:
@@ -172,7 +168,7 @@ def _figure(figure: Figure) -> str:
 
 
 def _appendix(results: Results) -> str:
-    config = (results.dir / "study.yaml").read_text()
+    config = OmegaConf.to_yaml(OmegaConf.create(results.study))
     environment = "\n".join(f"{key}: {value}" for key, value in results.environment.items())
     return (
         "<h2>Configuration and environment</h2>\n"

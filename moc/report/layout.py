@@ -1,12 +1,15 @@
-"""A table and its three forms: HTML, CSV and plain text."""
+"""A table and its forms: HTML, CSV, LaTeX and plain text."""
 
 from __future__ import annotations
 
 import csv
 import io
 import textwrap
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from html import escape
+
+from moc.report import latex
 
 TEXT_WIDTH = 100  # columns of a terminal
 
@@ -16,7 +19,7 @@ class Table:
     """Cells are text already; the first ``num_keys`` columns name the row. ``raw`` is what the CSV
     file holds instead of the cells: one dict a line, unrounded and per seed."""
 
-    name: str  # of its CSV file
+    name: str  # of its files
     caption: str
     header: list[str]
     rows: list[list[str]]
@@ -40,23 +43,41 @@ class Table:
             for index, cell in enumerate(self.header)
         )
         body = []
-        for index, row in enumerate(self.rows):
-            above = self.rows[index - 1] if index else []
-            starts = row[:1] != above[:1]
-            keys = [  # what stays the same is said once, but for the last key
-                "" if place < self.num_keys - 1 and row[: place + 1] == above[: place + 1] else key
-                for place, key in enumerate(row[: self.num_keys])
-            ]
-            cells = [f"<th>{escape(cell)}</th>" for cell in keys]
+        for starts, row in self._grouped():
+            cells = [f"<th>{escape(cell)}</th>" for cell in row[: self.num_keys]]
             cells += [f"<td>{escape(cell)}</td>" for cell in row[self.num_keys :]]
-            rule = ' class="group"' if starts and index and self.num_keys > 1 else ""
-            body.append(f"<tr{rule}>{''.join(cells)}</tr>")
+            body.append(f"<tr{' class=group' * starts}>{''.join(cells)}</tr>")
         notes = "".join(f'<p class="note">{escape(note)}</p>' for note in self.notes)
         return (
             f"<figure><figcaption>{escape(self.caption)}</figcaption><div class=wide><table>"
             f"<thead><tr>{head}</tr></thead><tbody>{''.join(body)}</tbody></table></div>"
             f"{notes}</figure>"
         )
+
+    def to_latex(self) -> str:
+        """A ``table`` for a document with the packages booktabs and graphicx."""
+        columns = "l" * self.num_keys + "r" * (len(self.header) - self.num_keys)
+        rows: list[str] = []
+        for starts, row in self._grouped():
+            rows += [r"\addlinespace"] * starts + [latex.row(row)]
+        lines = [
+            r"% \usepackage{booktabs,graphicx}",
+            r"\begin{table}",
+            r"\centering\small",
+            rf"\caption{{{latex.text(self.caption)}}}",
+            rf"\label{{tab:{latex.label(self.name)}}}",
+            r"\resizebox{\ifdim\width>\linewidth\linewidth\else\width\fi}{!}{%",
+            rf"\begin{{tabular}}{{{columns}}}",
+            r"\toprule",
+            latex.row(self.header),
+            r"\midrule",
+            *rows,
+            r"\bottomrule",
+            r"\end{tabular}}",
+            *(rf"\par\smallskip\footnotesize\raggedright {latex.text(n)}" for n in self.notes),
+            r"\end{table}",
+        ]
+        return "\n".join(lines) + "\n"
 
     def to_text(self, width: int = TEXT_WIDTH) -> str:
         """Aligned columns; those that do not fit in ``width`` follow below, keys repeated."""
@@ -85,3 +106,16 @@ class Table:
             lines.append("")
         notes = [line for note in self.notes for line in textwrap.wrap(note, width)]
         return "\n".join([*lines[:-1], *notes])
+
+    def _grouped(self) -> Iterator[tuple[bool, list[str]]]:
+        """Every row, with the keys that it shares with the one above left out, but for the last;
+        and whether a new group of rows starts with it."""
+        above: list[str] = []
+        for row in self.rows:
+            keys = [
+                "" if place < self.num_keys - 1 and row[: place + 1] == above[: place + 1] else key
+                for place, key in enumerate(row[: self.num_keys])
+            ]
+            starts = bool(above) and self.num_keys > 1 and row[:1] != above[:1]
+            yield starts, [*keys, *row[self.num_keys :]]
+            above = row

@@ -124,7 +124,7 @@ def _compare(
     found = entries(results, arm, boundary, "sources", source)
     other = entries(results, baseline, boundary, "sources", source)
     losses = {seed: entry[routing] for seed, entry in found.items() if routing in entry}
-    paired = [seed for seed in losses if seed in other and _same_tokens(other[seed], found[seed])]
+    paired = [seed for seed in losses if seed in other and same_tokens(other[seed], found[seed])]
     advantage = {seed: other[seed]["full"] - losses[seed] for seed in paired}
     common = _common_variance([(other[seed], found[seed]) for seed in paired], routing)
     estimate = over_seeds(list(advantage.values()), common_variance=common)
@@ -140,7 +140,7 @@ def _compare(
     )
 
 
-def _same_tokens(one: Entry, other: Entry) -> bool:
+def same_tokens(one: Entry, other: Entry) -> bool:
     return one["num_tokens"] == other["num_tokens"] and one.get("tokens") == other.get("tokens")
 
 

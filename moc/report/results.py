@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 import numpy as np
 from omegaconf import OmegaConf
 
-from evals.forgetting import (
-    ScoreMatrix,
-    bits_per_byte_matrix,
-    near_baseline,
-    score_matrix,
-    wilson_interval,
-)
+from evals.forgetting import ScoreMatrix, bits_per_byte_matrix, score_matrix
+from moc.report.items import Items, load_items
 from moc.report.runs import Run, load_run, read_json
+from moc.report.scores import Score, score_of
+from moc.rundir import ON_ANSWER, TRAINED
 
 START = "start"  # the boundary before the first phase
 NON_CAUSAL = "†"
@@ -32,17 +29,7 @@ NON_CAUSAL_NOTE = (
 NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
 
 
-@dataclass(frozen=True)
-class Score:
-    """One task of one arm at one boundary, averaged over the seeds that got there."""
-
-    value: float  # share of items, 0 to 1
-    low: float  # 95% Wilson interval over the items of one seed
-    high: float
-    near: bool  # the interval reaches its baseline
-    chance: float
-    majority: float
-    num_items: int
+Found = TypeVar("Found")
 
 
 @dataclass
@@ -54,6 +41,14 @@ class Results:
     plan: dict[str, Any]
     environment: dict[str, Any]
     runs: dict[tuple[str, int], Run]
+    baseline: str | None = None  # the arm that others are compared with, if a user has chosen it
+    known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
+
+    def once(self, key: Hashable, compute: Callable[[], Found]) -> Found:
+        """What ``compute`` gave the first time: tables and figures share their intervals."""
+        if key not in self.known:
+            self.known[key] = compute()
+        return self.known[key]
 
     @property
     def arms(self) -> list[str]:
@@ -71,6 +66,10 @@ class Results:
     def boundaries(self) -> list[str]:
         return [START, *self.phases]
 
+    def boundaries_of(self, arm: str) -> list[str]:
+        """Those that the arm has to reach; not all, where studies of other phases are joined."""
+        return [START, *(self.study["arms"][arm].get("phases") or self.phases)]
+
     @property
     def transitions(self) -> list[tuple[str, str]]:
         """Boundary before and after each change of phase."""
@@ -84,6 +83,39 @@ class Results:
     def sources(self) -> list[str]:
         """Sources whose validation data is scored in bits per byte."""
         return self._names_in("bits_per_byte")
+
+    def taught(self, source: str | None) -> str | None:
+        """The boundary after the first phase whose mixture has ``source``; after the first phase
+        for None, which no phase teaches in particular. None if no phase has it."""
+        if source is None:
+            return self.phases[0]
+        name = source.removesuffix(TRAINED)
+        phases = self.study["phases"].items()
+        return next((phase for phase, config in phases if name in config["mixture"]), None)
+
+    def source_of(self, task: str) -> str | None:
+        """The source that ``task`` asks about; None for a stock task."""
+        for run in self.runs.values():
+            for record in run.evals.values():
+                if "source" in record.get("tasks", {}).get(task, {}):
+                    return record["tasks"][task]["source"]
+        kind = task.partition("_")[0]  # before it was recorded: one source of a kind
+        sources = self.study.get("data", {}).items()
+        return next((name for name, source in sources if source["kind"] == kind), None)
+
+    def taught_task(self, task: str) -> str | None:
+        """``taught`` of the source that ``task`` asks about."""
+        return self.once(("taught", task), lambda: self.taught(self.source_of(task)))
+
+    @property
+    def earlier_tasks(self) -> list[str]:
+        """Tasks that were taught before the last phase: what can have been forgotten. A second way
+        of scoring one is no other task."""
+        tasks = [task for task in self.tasks if not task.endswith(ON_ANSWER)]
+        return [task for task in tasks if self.taught_task(task) in self.phases[:-1]]
+
+    def items(self, task: str) -> Items:
+        return self.once(("items", task), lambda: load_items(self.runs, self.seeds, task))
 
     def is_causal(self, arm: str) -> bool:
         for run in self.runs_of(arm):
@@ -125,24 +157,21 @@ class Results:
     def num_complete_seeds(self) -> int:
         """Seeds that every arm has finished."""
         return sum(
-            all(set(self.boundaries) <= set(self.runs[arm, seed].evals) for arm in self.arms)
+            all(
+                set(self.boundaries_of(arm)) <= set(self.runs[arm, seed].evals) for arm in self.arms
+            )
             for seed in self.seeds
         )
 
     def score(self, arm: str, boundary: str, task: str) -> Score | None:
-        found = [
+        """Averaged over the seeds that got there; None if none did."""
+        records = [
             record
             for run in self.runs_of(arm)
             if (record := run.evals.get(boundary, {}).get("tasks", {}).get(task))
         ]
-        if not found:
-            return None
-        value = statistics.fmean(record["value"] for record in found)
-        num_items = min(record["num_items"] for record in found)
-        low, high = wilson_interval(value, num_items)
-        chance, majority = found[0]["chance"], found[0]["majority"]
-        near = near_baseline(value, num_items, chance, majority)
-        return Score(value, low, high, near, chance, majority, num_items)
+        common = self.items(task).common((arm, boundary))
+        return self.once(("score", arm, boundary, task), lambda: score_of(records, common))
 
     def bits_per_byte(self, arm: str, boundary: str, source: str) -> float | None:
         return _mean(
@@ -181,10 +210,10 @@ class Results:
         run = self.runs[arm, seed]
         if not run.info:
             return "missing"
-        num_done = len(run.evals)
-        if run.info.get("status") == "finished" and num_done == len(self.boundaries):
+        num_done, num_all = len(run.evals), len(self.boundaries_of(arm))
+        if run.info.get("status") == "finished" and num_done == num_all:
             return "complete"
-        return f"{run.info.get('status')}, {num_done} of {len(self.boundaries)} boundaries"
+        return f"{run.info.get('status')}, {num_done} of {num_all} boundaries"
 
     def caution(self) -> str | None:
         """What the number of seeds does not allow to say; None from three complete seeds on."""

@@ -11,6 +11,31 @@ from moc.journal import Record, read
 
 
 @dataclass
+class Probe:
+    """A copy of one boundary's model, trained on and scored as it went."""
+
+    record: dict[str, Any]  # probe.json
+    dir: Path  # where its samples are
+
+    @property
+    def name(self) -> str:
+        return self.record["probe"]
+
+    @property
+    def boundary(self) -> str:
+        return self.record["boundary"]
+
+    def curve(self, task: str) -> list[tuple[int, float]]:
+        """Tokens and score of every point that has ``task``."""
+        points = self.record["points"]
+        return [(p["tokens"], p["tasks"][task]["value"]) for p in points if task in p["tasks"]]
+
+    def samples(self, task: str) -> list[Record]:
+        """The item records before the first step; empty where there are none."""
+        return read_lines(self.dir / "samples-0" / f"{task}.jsonl")
+
+
+@dataclass
 class Run:
     """One arm and seed."""
 
@@ -21,6 +46,8 @@ class Run:
     chapters: list[Record] = field(default_factory=list)
     evals: dict[str, dict[str, Any]] = field(default_factory=dict)  # boundary -> EvalRecord
     model: dict[str, Any] = field(default_factory=dict)  # model.json of the newest boundary
+    probes: list[Probe] = field(default_factory=list)
+    dir: Path | None = None  # where its samples are
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Training tokens and values of one metric, in the order they were logged."""
@@ -38,12 +65,21 @@ class Run:
         by_layer = {record["layer"]: record for record in records if record["step"] == last}
         return [by_layer[layer] for layer in sorted(by_layer)]
 
+    def samples(self, boundary: str, task: str, control: str = "") -> list[Record]:
+        """The item records behind a score, read from disk; empty where there are none."""
+        if self.dir is None or boundary not in self.evals:
+            return []
+        name = f"{self.evals[boundary]['index']}-{boundary}"
+        folder = self.dir / "boundaries" / name / "samples" / control
+        return read_lines(folder / f"{task}.jsonl")
+
 
 def load_run(run_dir: Path, arm: str, seed: int) -> Run:
     """What ``run_dir`` holds; of a run that has not started, nothing."""
     evals = [read_json(path) for path in run_dir.glob("boundaries/*/evals.json")]
     evals.sort(key=lambda record: record["index"])
     newest = f"boundaries/{evals[-1]['index']}-{evals[-1]['boundary']}" if evals else "none"
+    probes = sorted(run_dir.glob("probes/*/*/probe.json"))
     return Run(
         arm=arm,
         seed=seed,
@@ -52,9 +88,16 @@ def load_run(run_dir: Path, arm: str, seed: int) -> Run:
         chapters=read(run_dir / "chapters.jsonl"),
         evals={record["boundary"]: record for record in evals},
         model=read_json(run_dir / newest / "model.json"),
+        probes=[Probe(read_json(path), path.parent) for path in probes],
+        dir=run_dir,
     )
 
 
 def read_json(path: Path) -> dict[str, Any]:
     """Empty if there is no file."""
     return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def read_lines(path: Path) -> list[Record]:
+    """One JSON object a line; none if there is no file."""
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []

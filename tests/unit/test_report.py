@@ -16,10 +16,18 @@ import pytest
 
 from moc.journal import Journal
 from moc.report import build_report, result_tables
-from moc.report.figures import moving_mean
+from moc.report.cost_table import cost
+from moc.report.figures import losses, moving_mean
+from moc.report.forgetting_tables import forgetting
 from moc.report.results import load_results
+from moc.report.routing_figures import chapters as heat_maps
 from moc.report.routing_figures import load_ratio
+from moc.report.tables import deltas
 from tests.fake_runs import fake_study, write_json, write_run, write_study
+from tests.helpers_report import row_of
+
+FIGURES = ["bits_per_byte", "chapters_moc", "churn", "controls", "leakage", "learned_forgotten"]
+FIGURES += ["losses", "predictions", "r_matrix", "scores", "trajectories"]
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +49,7 @@ def cells_of(text: str, caption: str) -> dict[str, str]:
 
 
 def test_the_delta_table_is_computed_by_hand_from_evals_json(study_dir: Path) -> None:
-    rows = cells_of(result_tables(study_dir), "Change over pretrain → ift")
+    (table,) = deltas(load_results(study_dir))
     for arm, label in (("moc", "moc†"), ("iso_flop", "iso_flop")):
         boundaries = study_dir / "arms" / arm / "seed-0" / "boundaries"
         before, after = (
@@ -50,24 +58,33 @@ def test_the_delta_table_is_computed_by_hand_from_evals_json(study_dir: Path) ->
         )
         change = 100 * (after["value"] - before["value"])
         assert change < 0
-        shown = f"{100 * before['value']:.1f} → {100 * after['value']:.1f} (−{-change:.1f})"
-        assert shown in rows[label]
+        row = row_of(table, "facts_answer", label)
+        assert (
+            row["before → after, %"] == f"{100 * before['value']:.1f} → {100 * after['value']:.1f}"
+        )
+        assert row["change, points"].startswith(f"−{-change:.1f} [")
 
 
 def test_forgetting_is_the_best_earlier_boundary_minus_the_last(study_dir: Path) -> None:
     """facts_choice of moc: 25, 83, 74 %; skills_answer: 0, 0, 42 %."""
-    row = cells_of(result_tables(study_dir), "Forgetting")["moc†"].split()
-    assert row[1:4] == ["+9.0", "+19.0", "−42.0"]
+    table = forgetting(load_results(study_dir))
+    for task, lost in (("facts_choice", "+9.0"), ("facts_answer", "+19.0")):
+        row = row_of(table, f"{task}, since pretrain", "moc†")
+        assert row["forgetting"].startswith(f"{lost} [")
+        assert row["backward transfer"].startswith(f"−{lost[1:]} [")  # the best was when taught
+    row = row_of(table, "skills_answer, since ift", "moc†")
+    assert row["forgetting"].startswith("−42.0 [") and row["backward transfer"] == "—"
+    with (study_dir / "report/tables/forgetting.csv").open() as file:
+        rows = {(r["arm"], r["evaluation"]): r for r in csv.DictReader(file)}
+    assert float(rows["moc", "facts_answer"]["forgetting"]) == pytest.approx(0.71 - 0.52)
     folder = study_dir / "arms/moc/seed-0/boundaries"
     start, before, after = (
         json.loads((folder / name / "evals.json").read_text())["bits_per_byte"]["people"]
         for name in ("0-start", "1-pretrain", "2-ift")
     )
-    assert row[4] == f"+{after - min(start, before):.3f}"
-    with (study_dir / "report/tables/forgetting.csv").open() as file:
-        rows = {(r["arm"], r["evaluation"]): r for r in csv.DictReader(file)}
-    assert float(rows["moc", "facts_answer"]["forgetting"]) == pytest.approx(0.71 - 0.52)
     assert rows["moc", "people"]["unit"] == "bits_per_byte"
+    lost = float(rows["moc", "people"]["forgetting"])
+    assert lost == pytest.approx(after - min(start, before))
     assert len(rows) == 3 * (3 + 2)  # arms, tasks and sources
 
 
@@ -79,19 +96,28 @@ def test_forgetting_is_of_finished_runs_and_averaged_over_seeds(tmp_path: Path) 
     record["tasks"]["facts_choice"]["value"] = 0.55  # best before: 0.83 and the seed's 0.02
     write_json(run, record)
     (folder / "arms/moc/seed-2/boundaries/2-ift/evals.json").unlink()
-    row = cells_of(result_tables(folder), "Forgetting")["moc†"].split()
-    assert row[1] == "+19.5"  # of 9 and 30
+    row = row_of(forgetting(load_results(folder)), "facts_choice, since pretrain", "moc†")
+    # of 9 and 30; the item records are not of that evaluation, so that seeds alone tell how sure
+    assert re.fullmatch(r"≈ \+19\.5 \[.*\] \(2 of 3 seeds\)", row["forgetting"])
 
 
-def test_the_interval_of_a_score_is_wilsons(study_dir: Path) -> None:
+def test_the_interval_of_a_score_is_wilsons_where_its_items_were_not_kept(tmp_path: Path) -> None:
+    """With them, it knows that four questions are about one person, and is wider."""
+    folder = write_study(fake_study(tmp_path, num_steps=(20, 10)))
+    with_items = load_results(folder).score("moc", "pretrain", "facts_answer")
+    for path in folder.glob("arms/moc/seed-0/boundaries/1-pretrain/samples/*.jsonl"):
+        path.unlink()
+    score = load_results(folder).score("moc", "pretrain", "facts_answer")
     # 142 of 200: the formula as in Wilson (1927), equation for the two roots
     n, p, z = 200, 0.71, 1.959964
     roots = [
         (2 * n * p + z * z + sign * z * math.sqrt(z * z + 4 * n * p * (1 - p))) / (2 * (n + z * z))
         for sign in (-1, 1)
     ]
-    text = result_tables(study_dir)
-    assert f"71.0 [{100 * roots[0]:.0f}, {100 * roots[1]:.0f}]" in text
+    assert score is not None and with_items is not None
+    assert (score.low, score.high) == pytest.approx(roots, abs=1e-6)
+    assert with_items.value == score.value
+    assert with_items.low < score.low and with_items.high > score.high
 
 
 def test_scores_near_their_baseline_are_marked_and_others_are_not(study_dir: Path) -> None:
@@ -136,9 +162,10 @@ def test_a_partial_study_shows_what_there_is_and_a_dash_for_the_rest(tmp_path: P
     folder = write_study(study, runs=False)
     assert "—" in cells_of(result_tables(folder), "Training loss")["backbone"]
     write_run(study, "moc", 0, boundaries=2, status="running")
-    text = result_tables(folder)
-    assert "83.0 → —" in cells_of(text, "Change over")["moc†"]
-    assert cells_of(text, "Change over")["iso_flop"].count("—") == 3
+    (table,) = deltas(load_results(folder))
+    row = row_of(table, "facts_choice", "moc†")
+    assert (row["before → after, %"], row["change, points"]) == ("83.0 → —", "—")
+    assert row_of(table, "facts_choice", "iso_flop")["before → after, %"] == "— → —"
     page = build_report(folder).read_text()
     assert "running, 2 of 3 boundaries" in page and "missing" in page
 
@@ -151,14 +178,14 @@ def test_a_failed_run_with_a_nan_loss_does_not_break_the_report(tmp_path: Path) 
         {"phase": "ift", "step": 41, "tokens": 999_000, "metrics": {"ift/train/loss": math.nan}}
     )
     assert "nan" not in result_tables(folder)
-    build_report(folder)
+    assert losses(load_results(folder)) is not None
 
 
 def test_the_page_is_one_file_that_loads_nothing(page: str) -> None:
     assert re.findall(r'(?:src|href)="(?!data:)', page) == []
     assert "url(" not in page and "@import" not in page and "<script" not in page
     images = re.findall(r'src="data:image/svg\+xml;base64,([^"]+)"', page)
-    assert len(images) == 5  # losses, scores, bits per byte, looking ahead, one heat map
+    assert len(images) == len(FIGURES)
     for image in images:
         assert ElementTree.fromstring(base64.b64decode(image)).tag.endswith("svg")
 
@@ -186,8 +213,7 @@ def test_the_page_names_costs_commit_and_configuration(page: str) -> None:
 
 def test_figures_and_tables_are_files_as_well(study_dir: Path) -> None:
     figures = sorted(path.name for path in (study_dir / "report/figures").iterdir())
-    expected = ["bits_per_byte", "chapters_moc", "leakage", "losses", "scores"]
-    assert figures == [f"{name}.png" for name in expected]
+    assert figures == [f"{name}.png" for name in FIGURES]
     for name in figures:
         content = (study_dir / "report/figures" / name).read_bytes()
         width, _ = struct.unpack(">II", content[16:24])
@@ -228,8 +254,9 @@ def test_many_chapters_and_a_collapsed_router_can_be_drawn(tmp_path: Path) -> No
             | {"window_tokens": 1, "num_shared": 1, "shared_mass": None, "dead_share": 1.0}
             | {"load_max_over_mean": math.nan, "entropy": 0.0, "kl_to_uniform": 0.0}
         )
-    build_report(folder)
-    assert (folder / "report/figures/chapters_moc.png").is_file()
+    results = load_results(folder)
+    drawn = heat_maps(results, results.runs["moc", 0])
+    assert drawn is not None and drawn.name == "chapters_moc"
 
 
 def test_smoothing_keeps_ends_and_straight_lines() -> None:
@@ -249,4 +276,5 @@ def test_the_shape_shown_is_the_one_that_was_trained(tmp_path: Path) -> None:
     folder = write_study(study)
     trained = folder / "arms/iso_flop/seed-0/boundaries/2-ift/model.json"
     write_json(trained, {"num_layers": 7, "dim": 128, "mlp_dim": 400, "memory": None})
-    assert "7 × 128, 400" in build_report(folder).read_text()
+    row = row_of(cost(load_results(folder)), "layers × width, MLP width")
+    assert row["iso_flop"] == "7 × 128, 400"

@@ -15,9 +15,10 @@ import scipy.stats
 
 from moc.report import build_report, result_tables
 from moc.report.estimates import over_records, over_seeds, ratio_variance
-from moc.report.forgetting_tables import forgetting_paired
+from moc.report.loss_tables import earlier_loss
 from moc.report.results import load_results
 from moc.report.routing_tables import advantage, chapters, leakage, leakage_choice, overlap
+from moc.report.sections import all_tables
 from moc.report.tables import scores
 from tests.helpers_report import change_evals, row_of, study_of
 
@@ -209,15 +210,16 @@ def test_forgetting_against_the_baseline_is_paired_by_seed(tmp_path: Path) -> No
         set_losses("moc", seed, "1-pretrain", full=0.9, prefix=1.0)
         more = (0.1, 0.2, 0.3)[seed]
         set_losses("moc", seed, "2-ift", full=0.9 + lost + more, prefix=1.4)
-    table = forgetting_paired(load_results(folder))
+    table = earlier_loss(load_results(folder))
     half = T_OF_3_SEEDS * 0.1 / math.sqrt(3)
-    row = row_of(table, "people, bits/token", "moc†", "sequence†")
-    assert row["more than iso_flop"].startswith(f"+0.200 [−{half - 0.2:.3f}, {half + 0.2:.3f}]")
-    row = row_of(table, "people, bits/token", "moc†", "prefix only")
+    people = "people, bits/token, since pretrain"
+    row = row_of(table, people, "moc†", "sequence†")
+    assert row["more than iso_flop"] == f"≈ +0.200 [−{half - 0.2:.3f}, {half + 0.2:.3f}]"
+    assert row["taught → last"] == "0.900 → 1.700"
+    row = row_of(table, people, "moc†", "prefix only")
     assert row["forgotten"] == "+0.400"  # the same in all three seeds: no interval
-    assert row_of(table, "people, bits/token", "iso_flop")["more than iso_flop"] == "baseline"
-    assert not [r for r in table.rows if r[0] == "skills, bits/token"]  # ift still trains on it
-    assert len([r for r in table.rows if r[0] == "facts_choice, points"]) == 2
+    assert row_of(table, people, "iso_flop")["more than iso_flop"] == "baseline"
+    assert not [r for r in table.rows if r[0].startswith("skills")]  # the last phase teaches it
 
 
 def test_one_seed_gives_the_bare_difference(tmp_path: Path) -> None:
@@ -302,8 +304,8 @@ def test_what_is_not_measured_yet_is_a_dash(tmp_path: Path) -> None:
     folder = study_of(tmp_path, 1, "moc", "iso_flop")
     for arm in ("moc", "iso_flop"):
         (folder / f"arms/{arm}/seed-0/boundaries/2-ift/evals.json").unlink()
-    build_report(folder)
     results = load_results(folder)
+    all_tables(results)
     assert set(row_of(leakage(results), "people", "ift", "moc†").values()) >= {"—"}
     row = row_of(advantage(results), "people", "ift", "moc†", "prefix only")
     assert (row["bits/token"], row["advantage over iso_flop"]) == ("—", "—")
@@ -319,7 +321,7 @@ def test_causal_studies_have_no_section_on_looking_ahead(tmp_path: Path) -> None
 
 def test_without_an_iso_flop_arm_there_is_no_advantage_to_show(tmp_path: Path) -> None:
     folder = study_of(tmp_path, 1, "moc", "backbone")
-    assert "Loss against" not in build_report(folder).read_text()
+    assert "advantage" not in all_tables(load_results(folder))
 
 
 def test_a_task_routed_on_the_answer_too_is_shown_for_arms_that_have_it(tmp_path: Path) -> None:
@@ -329,7 +331,6 @@ def test_a_task_routed_on_the_answer_too_is_shown_for_arms_that_have_it(tmp_path
         record["tasks"]["facts_choice.full"] = record["tasks"]["facts_choice"] | {"value": 0.9}
 
     change_evals(folder, both, "moc/seed-0/boundaries/*")
-    build_report(folder)
     table = scores(load_results(folder))
     assert [row[1] for row in table.rows if row[0] == "facts_choice.full"] == ["moc†"]
     assert any(".full: the answer being scored took part" in note for note in table.notes)

@@ -8,10 +8,11 @@ from pathlib import Path
 from typing import Any
 
 from moc.journal import Journal
-from moc.report.figures import all_figures
+from moc.report.cost_table import cost
+from moc.report.figures import bits_per_byte, scores
 from moc.report.results import load_results
+from moc.report.routing_figures import chapters as heat_map
 from moc.report.routing_tables import chapters, overlap
-from moc.report.tables import cost
 from tests.helpers_report import change_evals, row_of, study_of
 
 
@@ -94,7 +95,10 @@ def test_figures_of_several_seeds_show_each_and_mark_only_who_looks_ahead(tmp_pa
     pages = {}
     for seeds in (1, 3):
         folder = study_of(tmp_path / str(seeds), seeds, "moc", "moc_segment")
-        pages[seeds] = {figure.name: figure for figure in all_figures(load_results(folder))}
+        results = load_results(folder)
+        runs = [results.runs[arm, 0] for arm in results.arms]
+        drawn = [scores(results), bits_per_byte(results), *(heat_map(results, r) for r in runs)]
+        pages[seeds] = {figure.name: figure for figure in drawn if figure}
     for name in ("scores", "bits_per_byte"):
         assert "Small dots: single seeds." in pages[3][name].caption
         assert "Small dots" not in pages[1][name].caption

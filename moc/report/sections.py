@@ -1,0 +1,124 @@
+"""What a report holds and in which order; the page and the terminal both follow it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from moc.report import (
+    control_tables,
+    cost_table,
+    forgetting_tables,
+    knowledge,
+    loss_tables,
+    routing_tables,
+    tables,
+    verdicts,
+)
+from moc.report.layout import Table
+from moc.report.results import Results, load_results
+
+
+@dataclass(frozen=True)
+class Section:
+    """Blocks are tables by name, ``figure:<name>``, and ``fold:<name>``: a table behind a click."""
+
+    title: str
+    blocks: list[str]
+
+
+def all_tables(results: Results) -> dict[str, Table]:
+    """Every table that ``results`` have rows for, by name."""
+    made = [
+        *verdicts.differences(results),
+        cost_table.cost(results),
+        tables.status(results),
+        forgetting_tables.forgetting(results),
+        forgetting_tables.churn(results),
+        tables.scores(results),
+        *tables.r_matrices(results),
+        *tables.deltas(results),
+        loss_tables.earlier_loss(results),
+        loss_tables.bits_per_byte(results),
+        knowledge.stored(results),
+        *control_tables.controls(results),
+        knowledge.savings_table(results),
+        routing_tables.leakage(results),
+        routing_tables.leakage_choice(results),
+        routing_tables.advantage(results),
+        loss_tables.losses(results),
+        routing_tables.chapters(results),
+        routing_tables.overlap(results),
+    ]
+    return {table.name: table for table in made if table.rows}
+
+
+def result_tables(study: Path | Results) -> str:
+    """Verdicts, scores, forgetting and losses of a study (its folder, or what was loaded from it)
+    as plain text, at most 100 columns wide.
+
+    Raises:
+        ValueError: if the folder holds no study.
+    """
+    results = study if isinstance(study, Results) else load_results(Path(study))
+    made = [
+        tables.scores(results),
+        *tables.deltas(results),
+        forgetting_tables.forgetting(results),
+        *verdicts.differences(results),
+        loss_tables.earlier_loss(results),
+        loss_tables.bits_per_byte(results),
+        *control_tables.controls(results)[-1:],
+        knowledge.savings_table(results),
+        loss_tables.losses(results),
+        routing_tables.leakage(results),
+        routing_tables.leakage_choice(results),
+        routing_tables.advantage(results),
+    ]
+    parts = [table.to_text() for table in made if table.rows]
+    caution = results.caution()
+    return "\n\n".join([*parts, *([caution] if caution else [])]) + "\n"
+
+
+def sections(results: Results, tables: list[str], figures: list[str]) -> list[Section]:
+    """The page's, in order; a block that there is no such table or figure for is left out."""
+
+    def named(start: str, names: list[str]) -> list[str]:
+        return [name for name in names if name.startswith(start)]
+
+    def folded(names: list[str]) -> list[str]:
+        return [f"fold:{name}" for name in names]
+
+    controls = named("controls-", tables)
+    probes, chapters = (
+        [f"figure:{name}" for name in named(start, figures)] for start in ("probe_", "chapters_")
+    )
+    planned = [
+        Section("Who forgets less", [*named("differences-", tables), "figure:learned_forgotten"]),
+        Section("What was compared, and at what cost", ["cost", "fold:status"]),
+        Section("Forgetting and transfer", ["forgetting", "figure:churn", "fold:churn"]),
+        Section(
+            "Scores at each boundary",
+            ["figure:r_matrix", "figure:scores", "fold:scores", *folded(named("R-", tables))],
+        ),
+        Section("Scores along training", ["figure:trajectories"]),
+        Section("What changed over each transition", folded(named("delta-", tables))),
+        Section("What choice tasks were answered", ["figure:predictions"]),
+        Section(
+            "Loss on earlier phases' data",
+            ["earlier_loss", "figure:bits_per_byte", "fold:bits_per_byte"],
+        ),
+        Section("Knowledge stored", ["knowledge"]),
+        Section(
+            "How much of a score lives in the bank",
+            ["figure:controls", *controls[-1:], *folded(controls[:-1])],
+        ),
+        Section("Forgotten, or out of reach", [*probes, "savings"]),
+        Section("Looking ahead", ["figure:leakage", "leakage", "leakage_choice"]),
+        Section("Loss against the iso-FLOP baseline", ["advantage"]),
+        Section("Training loss", ["figure:losses", "losses"]),
+        Section("Chapter use", [*chapters, "fold:chapters", "fold:overlap"]),
+    ]
+    known = {*tables, *folded(tables), *(f"figure:{name}" for name in figures)}
+    kept = [Section(s.title, [block for block in s.blocks if block in known]) for s in planned]
+    return [section for section in kept if section.blocks]

@@ -17,7 +17,8 @@ if TYPE_CHECKING:
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; yellow is too pale for lines
 PALETTE = ["#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"]
-MARKERS = ["o", "s", "^", "D", "v", "P", "X"]
+PALETTE += ["#882255", "#999933", "#8C8C8C"]  # Paul Tol's wine and olive; grey
+MARKERS = ["o", "s", "^", "D", "v", "P", "X", "<", ">", "*"]
 GREY = "#767676"
 INK = "#444444"
 WIDTH = 7.2  # inches: a paper's text width

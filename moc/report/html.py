@@ -38,7 +38,7 @@ table { border-collapse: collapse; font-size: .86rem; font-variant-numeric: tabu
   border-top: 2px solid var(--ink); border-bottom: 2px solid var(--ink); }
 th, td { padding: .28rem .6rem; text-align: right; white-space: nowrap; }
 th:first-child, td:first-child { padding-left: .2rem; white-space: normal; }
-tbody th { text-align: left; font-weight: 500; }
+tbody th { text-align: left; font-weight: 500; min-width: 9rem; }
 thead th { border-bottom: 1px solid var(--ink); font-weight: 600; white-space: normal;
   vertical-align: bottom; }
 thead th.key { text-align: left; }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +16,7 @@ from moc.report import (
     tables,
     verdicts,
 )
-from moc.report.layout import Table
+from moc.report.layout import TEXT_WIDTH, Table
 from moc.report.results import Results, load_results
 
 
@@ -54,30 +55,26 @@ def all_tables(results: Results) -> dict[str, Table]:
 
 
 def result_tables(study: Path | Results) -> str:
-    """Verdicts, scores, forgetting and losses of a study (its folder, or what was loaded from it)
-    as plain text, at most 100 columns wide.
+    """Losses, scores, forgetting and verdicts of a study (its folder, or what was loaded from it)
+    as plain text, at most 100 columns wide. The page has more.
 
     Raises:
         ValueError: if the folder holds no study.
     """
     results = study if isinstance(study, Results) else load_results(Path(study))
     made = [
-        tables.scores(results),
-        *tables.deltas(results),
-        forgetting_tables.forgetting(results),
-        *verdicts.differences(results),
-        loss_tables.earlier_loss(results),
-        loss_tables.bits_per_byte(results),
-        *control_tables.controls(results)[-1:],
-        knowledge.savings_table(results),
         loss_tables.losses(results),
         routing_tables.leakage(results),
         routing_tables.leakage_choice(results),
-        routing_tables.advantage(results),
+        loss_tables.bits_per_byte(results),
+        tables.scores(results),
+        forgetting_tables.forgetting(results),
+        *verdicts.differences(results),
     ]
     parts = [table.to_text() for table in made if table.rows]
-    caution = results.caution()
-    return "\n\n".join([*parts, *([caution] if caution else [])]) + "\n"
+    closing = verdicts.said(results) or [text for text in [results.caution()] if text]
+    parts += ["\n".join(textwrap.fill(text, TEXT_WIDTH) for text in closing)] if closing else []
+    return "\n\n".join(parts) + "\n"
 
 
 def sections(results: Results, tables: list[str], figures: list[str]) -> list[Section]:

@@ -164,12 +164,12 @@ def _table(results: Results, base: str) -> Table:
         [
             f"{entry.task}, since {entry.taught}",
             results.label(entry.arm),
+            entry.words,
+            marked(results, entry.difference),
+            probability(entry.adjusted_p),
+            probability(entry.difference.p),
             marked(results, backward_transfer(results, entry.arm, entry.task)),
             marked(results, backward_transfer(results, base, entry.task)),
-            marked(results, entry.difference),
-            probability(entry.difference.p),
-            probability(entry.adjusted_p),
-            entry.words,
         ]
         for entry in found
     ]
@@ -181,7 +181,8 @@ def _table(results: Results, base: str) -> Table:
         | {"p": entry.difference.p, "adjusted_p": entry.adjusted_p, "verdict": entry.words}
         for entry in found
     ]
-    header = ["task", "arm", "its change", f"change of {name}", "difference", "p", "adjusted p"]
+    header = ["task", "arm", "verdict", "difference", "adjusted p", "p"]
+    header += ["its change", f"change of {name}"]
     caption = (
         f"Difference-in-differences against {name}: change of the score until after {last}, in "
         f"points {items_text(results)}: {_outcomes(found)}"
@@ -195,7 +196,7 @@ def _table(results: Results, base: str) -> Table:
         results,
         f"differences-{base}",
         caption,
-        [*header, "verdict"],
+        header,
         rows,
         num_keys=2,
         notes=notes,

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from evals.observing import device_of, looks_ahead
+from moc.model.config import routing_scope
 
 if TYPE_CHECKING:
     from moc.model import Transformer
@@ -22,9 +23,11 @@ Tokens = tuple[int, ...]
 Score = tuple[float, bool]  # log-likelihood in nats; whether greedy decoding would write it
 Item = TypeVar("Item")
 
-# A context is read once if that divides the positions by at least so much: with a cache, short
-# segments cost up to twice as much per position, because each is routed by itself.
+# A context is read once if that divides the positions by at least so much, and for a model with a
+# router only if the context is so long: a cache routes every position by itself. Measured on small
+# models, four options each: contexts of 14 and 25 tokens took 1.2 times as long as without.
 _WORTH = 1.5
+_ROUTED_CONTEXT = 32
 
 
 class Answer(NamedTuple):
@@ -52,13 +55,17 @@ def score_answers(
         if answer.tokens:
             of_context[answer.context].append(answer)
     may_share = route_on == "context" or not looks_ahead(model)
+    config = getattr(model, "config", None)
+    routed = config is not None and routing_scope(config) != "none"
+    min_context = _ROUTED_CONTEXT if routed else 1
     shared: list[list[Answer]] = []
     whole: dict[tuple[Tokens, int], list[Answer]] = defaultdict(list)
     for context, group in of_context.items():
         tails = {answer.tokens[:-1] for answer in group}  # the last token is only predicted
         num_apart = sum(len(context) + len(tail) for tail in tails)
         num_shared = len(context) + sum(map(len, tails))
-        if may_share and num_apart >= _WORTH * num_shared:
+        saves = num_apart >= _WORTH * num_shared and len(context) >= min_context
+        if may_share and saves:
             shared.append(group)
             continue
         for answer in group:

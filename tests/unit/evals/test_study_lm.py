@@ -82,6 +82,56 @@ def test_loglikelihood_is_the_brute_force_sum_at_any_batch_size(
         assert score == pytest.approx(expected, abs=1e-4)
 
 
+CONTEXTS = ["Question: Where was Ada Lovelace born?\nAnswer:", "Q: Who?\nA:", "0123456789" * 7]
+OPTIONS = [" London", " Ulan Bator", " a", " Rome", " Londoner"]
+
+
+@pytest.mark.parametrize("batch_size", [1, 7, 64])
+@pytest.mark.parametrize("mixing", MIXINGS)
+@pytest.mark.parametrize("scope", SCOPES)
+def test_options_that_share_a_context_are_scored_as_if_each_stood_alone(scope, mixing, batch_size):
+    """Segments of four positions: forks fall within and between them. The last context is cut."""
+    model = routed_model(scope, mixing)
+    lm = language_model(model, batch_size)
+    pairs = [(context, option) for option in OPTIONS for context in CONTEXTS]
+    answers = lm.loglikelihood([request(*pair) for pair in pairs])
+    for (context, option), (score, _) in zip(pairs, answers, strict=True):
+        row = [*context.encode(), *option.encode()][-65:]
+        num_before = len(row) - len(option)
+        steers = num_before if scope == "sequence" else None
+        expected = brute_force(model, row[:-1], row[num_before:], steers)
+        assert score == pytest.approx(expected, abs=1e-4)
+
+
+def num_positions(model, lm, pairs):
+    """How many positions the model is shown to score ``pairs``, padding included."""
+    shown = []
+    hook = model.register_forward_pre_hook(lambda _, args: shown.append(args[0].numel()))
+    lm.loglikelihood([request(*pair) for pair in pairs])
+    hook.remove()
+    return sum(shown)
+
+
+def test_a_context_is_read_once_for_all_its_options():
+    """Or a benchmark takes as many times longer as its questions have options."""
+    model = routed_model("segment")
+    (context, *_), count = CONTEXTS, len(CONTEXTS[0])
+    pairs = [(context, f" {i} option") for i in range(4)]
+    assert num_positions(model, language_model(model), pairs) == count + 4 * len(" 0 optio")
+    one_token = [(context, letter) for letter in "ABCD"]
+    assert num_positions(model, language_model(model), one_token) == count
+    # too little in common to be worth a cache
+    short = [("Q:", "abcdef"), ("Q:", "uvwxyz")]
+    assert num_positions(model, language_model(model), short) == 14
+
+
+def test_answers_that_steer_their_own_routing_share_nothing(model):
+    (context, *_), count = CONTEXTS, len(CONTEXTS[0])
+    pairs = [(context, f" {i} option") for i in range(4)]
+    full = language_model(model, route_on="full")
+    assert num_positions(model, full, pairs) == 4 * (count + len(" 0 optio"))
+
+
 def test_an_answer_steers_the_routing_only_if_asked(model):
     """And it does make a difference, so that the test above tells the two apart."""
     pair = request("Question: Where was Ada Lovelace born?\nAnswer:", " Ulan Bator")

@@ -35,14 +35,14 @@ from moc.model.transformer import Transformer, build_model
 from moc.plan import micro_batch
 from moc.probe import run_probe
 from moc.rundir import RunDir, write_json
-from moc.shared_start import shared_phases, take_over
+from moc.shared_start import begin_as_sibling
 from moc.train.checkpoints import (
     check_manifest,
     latest_checkpoint,
     load_training_state,
     prune_checkpoints,
 )
-from moc.train.distributed import barrier, is_main_process
+from moc.train.distributed import is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
@@ -104,7 +104,7 @@ class ArmRun:
             TrainingDiverged: after several updates in a row that were not finite.
         """
         self._mark("running")
-        self._begin_as(siblings)
+        begin_as_sibling(self, siblings)
         try:
             for index in range(len(self.phases)):
                 self._phase(index)
@@ -122,25 +122,7 @@ class ArmRun:
             if is_main_process() and self.run_dir.boundary(index).is_dir():
                 self._evaluate_from_disk(index)
 
-    def _begin_as(self, siblings: Sequence[ArmRun]) -> None:
-        """Take over the phases that a sibling has done with all that decides their weights."""
-        boundaries = self.run_dir.path / "boundaries"
-        if boundaries.is_dir() or self.run_dir.checkpoints.is_dir():
-            return
-        barrier()  # every rank has looked before rank 0 writes
-        shared = {s: shared_phases(self.hashes, s.hashes, s.run_dir) for s in siblings}
-        donor = max(shared, key=lambda s: shared[s], default=None)
-        if donor is None or not shared[donor]:
-            return
-        if self._needs_optimizer(shared[donor]) and not donor._needs_optimizer(shared[donor]):
-            return  # it kept no Adam moments to go on with
-        if is_main_process():
-            names = ", ".join(self.run_dir.phases[: shared[donor]])
-            print(f"{self.name} seed {self.seed} | {names}: as {donor.name}, not trained again")
-            take_over(self.run_dir, donor.run_dir, donor.name, shared[donor])
-        barrier()
-
-    def _needs_optimizer(self, index: int) -> bool:
+    def needs_optimizer(self, index: int) -> bool:
         """Whether the phase after boundary ``index`` goes on with the Adam moments there."""
         return any(phase.carry.optimizer for phase in self.phases[index : index + 1])
 
@@ -231,7 +213,7 @@ class ArmRun:
                 self.evaluator,
                 phase_index=index,
                 config_hashes=self.hashes,
-                keep_optimizer=self._needs_optimizer(index + 1),
+                keep_optimizer=self.needs_optimizer(index + 1),
             ),
             *in_phase,  # after all that logs the step
             Checkpoint(  # after all whose state it saves; the last step's is Forgetting's boundary
@@ -308,9 +290,7 @@ class ArmRun:
                 "config_hash": self.hashes[-1],
                 "started": known.get("started", now),
                 "status": status,
-                "peak_memory_bytes": max(
-                    self.peak_memory_bytes, known.get("peak_memory_bytes", 0)
-                ),
+                "peak_memory_bytes": max(self.peak_memory_bytes, known.get("peak_memory_bytes", 0)),
             },
         )
         self.sync()

@@ -3,29 +3,34 @@
 from __future__ import annotations
 
 import json
+import shutil
 import time
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
-from collections.abc import Sequence
-from statistics import fmean
 from typing import Any
 
 import torch
 
-from evals.chapter_use import chapter_use, router_drift
+from evals.chapter_use import chapter_use
 from evals.controls import apply_control, control_names
 from evals.forgetting import forgetting_so_far
 from evals.harness import Samples, Scores, bits_per_byte, evaluate_model
 from evals.leakage import leakage_record
-from evals.picks import overlap
 from evals.suites import expand_tasks
+from moc.boundary_record import (
+    compare_routing,
+    earlier_boundaries,
+    earlier_records,
+    logged,
+    write_samples,
+)
 from moc.config import ConfigError, InPhaseConfig, StudyConfig, config_hash, nearest
 from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.journal import Journal, read
 from moc.model.config import routing_scope
-from moc.model.files import read_safetensors
 from moc.model.transformer import Transformer
 from moc.rundir import write_json
 from moc.train.checkpoints import sha256
@@ -44,10 +49,14 @@ def check_evals(study: StudyConfig) -> None:
     known = all_tasks(study)
     asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
     asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
+    asked["evals.num_fewshot"] = list(study.evals.num_fewshot)
     for where, names in asked.items():
         for name in names:
             if name not in known:
                 raise ConfigError(f"{where}: {name!r} is not scored; {nearest(name, known)}")
+    for name, shots in study.evals.num_fewshot.items():
+        if shots < 0:
+            raise ConfigError(f"evals.num_fewshot.{name} must be at least 0, not {shots}")
 
 
 def all_tasks(study: StudyConfig) -> list[str]:
@@ -168,8 +177,10 @@ class BoundaryEvaluator:
         if index == 0:
             return {}, {}
         chosen = self.study.evals.controls
-        earlier = [path for path in _boundaries(folder.parent) if _index(path) in range(1, index)]
-        banks = {path.name.partition("-")[2]: path / "model.safetensors" for path in earlier}
+        banks = {
+            path.name.partition("-")[2]: path / "model.safetensors"
+            for path in earlier_boundaries(folder, index)[1:]  # not the untrained one
+        }
         records, samples = {}, {}
         for name in control_names(chosen, list(banks), model.config):
             with apply_control(model, name, banks=banks, routing=routing):
@@ -210,18 +221,12 @@ class BoundaryEvaluator:
         if rank():
             return
         name = folder.name.partition("-")[2]
+        shutil.rmtree(folder / "samples", ignore_errors=True)  # of another evaluation
         write_samples(folder / "samples", samples)
         for control, found in others.items():
             write_samples(folder / "samples" / control, found)
-        for task, score in scores["tasks"].items():
-            metrics[f"eval/{task}/{score['metric']}"] = score["value"]
-        for source, value in scores["bits_per_byte"].items():
-            metrics[f"eval/{source}/bits_per_byte"] = value
-        for control, record in scores["controls"].items():
-            for task, score in record["tasks"].items():
-                metrics[f"control/{control}/{task}"] = score["value"]
-        earlier = self._earlier(folder, index)
-        metrics |= self._compare_routing(folder, scores, earlier)
+        earlier = earlier_records(folder, index, self.eval_hash)
+        metrics |= logged(scores) | compare_routing(folder, scores, earlier)
         records = [*earlier, {"boundary": name, "index": index, **scores}]
         for task, value in forgetting_so_far(records).items():
             metrics[f"forgetting/{task}"] = value
@@ -240,40 +245,6 @@ class BoundaryEvaluator:
         }
         write_json(folder / "evals.json", record)
 
-    def _compare_routing(
-        self, folder: Path, scores: dict[str, Any], earlier: list[dict[str, Any]]
-    ) -> dict[str, float]:
-        """What to log of looking ahead and of routing, by its change since the boundary before.
-
-        Adds ``drift`` to ``scores["routing"]``.
-        """
-        metrics = {
-            f"eval/{source}/leak_gain": record["gain"]["value"]
-            for source, record in scores["leakage"].get("sources", {}).items()
-            if "gain" in record
-        }
-        for task, record in scores["leakage"].get("tasks", {}).items():
-            metrics[f"eval/{task}/answer_gain"] = record["gain"]["value"]
-        if not scores["routing"] or not earlier:
-            return metrics
-        last = earlier[-1]
-        before = folder.parent / f"{last['index']}-{last['boundary']}"
-        weights = [read_safetensors(path / "model.safetensors") for path in (before, folder)]
-        drift = router_drift(*weights)
-        scores["routing"]["drift"] = {str(layer): value for layer, value in drift.items()}
-        metrics["router/drift"] = fmean(drift.values())
-        for source, now in scores["routing"]["sources"].items():
-            then = last["routing"]["sources"][source]["load"]
-            shared = [overlap(then[layer], load)["mass"] for layer, load in now["load"].items()]
-            metrics[f"eval/{source}/chapter_overlap"] = fmean(shared)
-        return metrics
-
-    def _earlier(self, folder: Path, index: int) -> list[dict[str, Any]]:
-        """This evaluation's records of the boundaries before ``index``, in their order."""
-        records = [json.loads(p.read_text()) for p in folder.parent.glob("*/evals.json")]
-        same = [r for r in records if r["eval_hash"] == self.eval_hash and r["index"] < index]
-        return sorted(same, key=lambda record: record["index"])
-
     def _comparable_texts(self) -> Any:
         if not self._texts:
             evals = self.study.evals
@@ -289,20 +260,3 @@ class BoundaryEvaluator:
                 self.study, source, self.tokenizer, evals.context_length, evals.validation_tokens
             )
         return self._windows[source]
-
-
-def write_samples(folder: Path, samples: Samples) -> None:
-    """One file of JSON lines per task."""
-    folder.mkdir(parents=True, exist_ok=True)
-    for task, items in samples.items():
-        lines = "".join(json.dumps(item) + "\n" for item in items)
-        (folder / f"{task}.jsonl").write_text(lines)
-
-
-def _boundaries(folder: Path) -> list[Path]:
-    found = [path.parent for path in folder.glob("*/model.safetensors")]
-    return sorted(found, key=_index)
-
-
-def _index(boundary: Path) -> int:
-    return int(boundary.name.partition("-")[0])

@@ -10,9 +10,36 @@ from __future__ import annotations
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from moc.journal import Journal, read
 from moc.rundir import RunDir, write_json
+from moc.train.distributed import barrier, is_main_process
+
+if TYPE_CHECKING:
+    from moc.arm_run import ArmRun
+
+
+def begin_as_sibling(run: ArmRun, siblings: Sequence[ArmRun]) -> None:
+    """Take over what a sibling has done with all that decides the weights of ``run``, which is new.
+
+    A collective call. Nothing happens to a run that has begun.
+    """
+    here = run.run_dir
+    if (here.path / "boundaries").is_dir() or here.checkpoints.is_dir():
+        return
+    barrier()  # every rank has looked before rank 0 writes
+    shared = {s: shared_phases(run.hashes, s.hashes, s.run_dir) for s in siblings}
+    donor = max(shared, key=lambda sibling: shared[sibling], default=None)
+    if donor is None or not (count := shared[donor]):
+        return
+    if run.needs_optimizer(count) and not donor.needs_optimizer(count):
+        return  # it kept no Adam moments to go on with
+    if is_main_process():
+        names = ", ".join(here.phases[:count])
+        print(f"{run.name} seed {run.seed} | {names}: as {donor.name}, not trained again")
+        take_over(here, donor.run_dir, donor.name, count)
+    barrier()
 
 
 def shared_phases(own: Sequence[str], other: Sequence[str], donor: RunDir) -> int:

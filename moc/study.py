@@ -90,7 +90,7 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         for (seed, name), run in runs.items():
             if seed in (seeds or study.seeds) and name in (arms or study.arms):
                 run.peak_flops = peak_flops
-                run.run([other for key, other in runs.items() if key[0] == seed and other is not run])
+                run.run([other for other in runs.values() if other.seed == seed and other is not run])
             else:
                 run.rescore()  # the study's tables must not mix two evaluations
         return build_report(study.dir) if is_main_process() else study.dir
@@ -121,7 +121,7 @@ def _prepare(study: StudyConfig, tokenizer: Tokenizer) -> float | None:
         for name, phase in arm.phases.items():
             for source, cache in prepare(study, phase, tokenizer).items():
                 datasets.setdefault(name, {})[source] = cache.fingerprint
-    for name, probe in study.probes.items():
+    for probe in study.probes.values():
         prepare(study, probe.phase, tokenizer)
     if not is_main_process():
         return None

@@ -7,9 +7,10 @@ from typing import Any
 
 import lightning as L
 
+from moc.boundary_record import write_samples
 from moc.callbacks.in_phase import is_due
 from moc.config import ProbeConfig
-from moc.evaluate import BoundaryEvaluator, write_samples
+from moc.evaluate import BoundaryEvaluator
 from moc.train.distributed import barrier, is_main_process
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

@@ -90,7 +90,7 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         for (seed, name), run in runs.items():
             if seed in (seeds or study.seeds) and name in (arms or study.arms):
                 run.peak_flops = peak_flops
-                run.run([other for other in runs.values() if other.seed == seed and other is not run])
+                run.run([each for each in runs.values() if each.seed == seed and each is not run])
             else:
                 run.rescore()  # the study's tables must not mix two evaluations
         return build_report(study.dir) if is_main_process() else study.dir

@@ -7,7 +7,6 @@ backward transfer follow "Riemannian Walk" (arXiv 1801.10112) and "Gradient Epis
 
 from __future__ import annotations
 
-import itertools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -44,11 +43,6 @@ def bits_per_byte_matrix(records: Sequence[Record]) -> ScoreMatrix:
         ValueError: when the records are not in boundary order.
     """
     return _matrix(records, [r["bits_per_byte"] for r in records])
-
-
-def transition_names(boundaries: Sequence[str]) -> list[str]:
-    """Row names of ``transition_deltas``: ``pretrain -> tune``."""
-    return [f"{before} -> {after}" for before, after in itertools.pairwise(boundaries)]
 
 
 def transition_deltas(values: np.ndarray) -> np.ndarray:
@@ -209,14 +203,6 @@ def wilson_interval(value: float, num_items: int) -> tuple[float, float]:
     center = (value + Z * Z / (2 * num_items)) / scale
     half = Z / scale * math.sqrt(value * (1 - value) / num_items + (Z / (2 * num_items)) ** 2)
     return max(0.0, center - half), min(1.0, center + half)
-
-
-def near_baseline(value: float, num_items: int, chance: float, majority: float) -> bool:
-    """Whether the 95% interval contains, or lies below, the chance or the majority rate.
-
-    Such a score shows no knowledge, so nothing can have been forgotten or retained.
-    """
-    return wilson_interval(value, num_items)[0] <= max(chance, majority)
 
 
 def _matrix(records: Sequence[Record], rows: Sequence[Mapping[str, float]]) -> ScoreMatrix:

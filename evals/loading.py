@@ -79,7 +79,7 @@ def load(
     if ours:
         leaves: dict[str, Any] = {name: load_task(name, task_dir, num_fewshot=num_fewshot)}
     else:
-        leaves = load_stock(name, mirror=mirror_folder(hub_mirror), num_fewshot=num_fewshot)
+        leaves = _stock(name, mirror_folder(hub_mirror), num_fewshot)
     sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
     total = sum(sizes.values())
     places: Sequence[int] = range(total)
@@ -105,6 +105,11 @@ def quiet() -> Iterator[None]:
     finally:
         logger.setLevel(level)
         task_module.tqdm = bar
+
+
+@functools.lru_cache(maxsize=64)  # building MMLU's 57 subjects takes seconds, at every evaluation
+def _stock(name: str, mirror: Path | None, num_fewshot: int | None) -> dict[str, Any]:
+    return load_stock(name, mirror=mirror, num_fewshot=num_fewshot)
 
 
 def _spread(total: int, count: int) -> list[int]:

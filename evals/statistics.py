@@ -18,6 +18,7 @@ from evals.intervals import Z
 from evals.resampling import error_draws
 
 LEVEL = 0.05  # of every test and, as 1 - LEVEL, of every interval
+FEW = 20  # clusters that changed: so few are counted, not resampled
 NUM_DRAWS = 4000
 
 
@@ -64,24 +65,39 @@ def hierarchical_interval(
         NaN but for the value with fewer than two clusters, and where values that are no counts are
         all alike. Whole numbers are counts: there one item more, right or wrong, always stays
         possible (a standard error of 1 / (N + 2), as Agresti and Min, 2005, have without
-        discordant pairs).
+        discordant pairs), and where only ``FEW`` clusters are not 0, p is at least that of the
+        exact sign test on them, and the interval reaches 0 where that does not reject: resampling
+        so few, a mean of 0 is drawn or just missed by chance.
 
     Raises:
         ValueError: when the table is not S by N, its values are infinite, or the clusters do not
             match it.
     """
+    values_SN, cluster_N = _complete(values_SN, cluster_N)
+    effect = _resampled(values_SN, cluster_N, num_draws, seed)
+    if math.isnan(effect.p) or not _are_counts(values_SN):
+        return effect
+    net_X = np.bincount(cluster_N, values_SN.sum(0))
+    gained, lost = int((net_X > 0).sum()), int((net_X < 0).sum())
+    if not 0 < gained + lost <= FEW:
+        return effect
+    p = max(effect.p, _sign_test(gained, lost))
+    if p < LEVEL:
+        return effect._replace(p=p)
+    return Effect(effect.value, min(effect.low, 0.0), max(effect.high, 0.0), p)
+
+
+def _resampled(values_SN: np.ndarray, cluster_N: np.ndarray, num_draws: int, seed: int) -> Effect:
+    """``hierarchical_interval`` by resampling alone, of complete tables."""
     # the k-th smallest and largest draw, so that p < LEVEL exactly where they exclude 0
     k = math.floor(LEVEL / 2 * (num_draws + 1))
     if k < 1:
         raise ValueError(f"{num_draws} draws have no 95% interval; take at least 39, better 1000")
-    values_SN, cluster_N = _complete(values_SN, cluster_N)
     if not values_SN.size:
         return Effect(math.nan, math.nan, math.nan, math.nan)
     value = float(values_SN.mean())
     cells_SX = _cluster_cells(values_SN, cluster_N)
-    smallest = 0.0
-    if (values_SN == np.round(values_SN)).all():
-        smallest = 1 / (values_SN.shape[1] + 2) ** 2
+    smallest = 1 / (values_SN.shape[1] + 2) ** 2 if _are_counts(values_SN) else 0.0
     draws_R = error_draws(cells_SX, smallest, num_draws, seed)
     if draws_R is None:
         return Effect(value, math.nan, math.nan, math.nan)
@@ -109,7 +125,7 @@ def share_interval(
             "shares must lie between 0 and 1; these go from "
             f"{correct_SN.min()} to {correct_SN.max()}: use hierarchical_interval"
         )
-    value, low, high, _ = hierarchical_interval(correct_SN, cluster_N, num_draws=num_draws)
+    value, low, high, _ = _resampled(correct_SN, cluster_N, num_draws, 0)
     num_clusters = len(np.unique(cluster_N))
     if num_clusters < 2:
         return Interval(value, math.nan, math.nan)
@@ -174,8 +190,7 @@ def mcnemar_exact(before_N: np.ndarray, after_N: np.ndarray) -> float:
     before_N, after_N = _rights(before_N, 1), _rights(after_N, 1)
     if before_N.shape != after_N.shape:
         raise ValueError(f"{len(before_N)} and {len(after_N)} items cannot be paired")
-    lost, gained = int((before_N > after_N).sum()), int((before_N < after_N).sum())
-    return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+    return _sign_test(int((before_N < after_N).sum()), int((before_N > after_N).sum()))
 
 
 def churn(
@@ -221,6 +236,15 @@ def verdict(
     if not adjusted_p < LEVEL or math.isnan(effect.low):
         return "not distinguishable"
     return better if effect.value > 0 else worse
+
+
+def _sign_test(gained: int, lost: int) -> float:
+    """Two-sided p of as many gains as losses, by the binomial distribution."""
+    return min(1.0, 2 * float(bdtr(min(lost, gained), lost + gained, 0.5)))
+
+
+def _are_counts(values_SN: np.ndarray) -> bool:
+    return bool((values_SN == np.round(values_SN)).all())
 
 
 def _complete(

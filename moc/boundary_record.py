@@ -23,7 +23,8 @@ def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]
 
 def earlier_boundaries(folder: Path, index: int) -> list[Path]:
     """The boundaries of the same run with a number below ``index``, in order."""
-    numbered = {int(p.parent.name.partition("-")[0]): p.parent for p in _weights(folder)}
+    found = [path.parent for path in folder.parent.glob("*/model.safetensors")]
+    numbered = {_number(path): path for path in found if path.suffix != ".partial"}
     return [numbered[number] for number in sorted(numbered) if number < index]
 
 
@@ -74,5 +75,5 @@ def compare_routing(
     return metrics
 
 
-def _weights(folder: Path) -> list[Path]:
-    return list(folder.parent.glob("*/model.safetensors"))
+def _number(boundary: Path) -> int:
+    return int(boundary.name.partition("-")[0])

@@ -179,7 +179,8 @@ class BoundaryEvaluator:
         chosen = self.study.evals.controls
         banks = {
             path.name.partition("-")[2]: path / "model.safetensors"
-            for path in earlier_boundaries(folder, index)[1:]  # not the untrained one
+            for path in earlier_boundaries(folder, index)
+            if not path.name.startswith("0-")  # an untrained bank says nothing
         }
         records, samples = {}, {}
         for name in control_names(chosen, list(banks), model.config):

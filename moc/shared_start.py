@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from moc.journal import Journal, read
 from moc.rundir import RunDir, write_json
-from moc.train.distributed import barrier, is_main_process
+from moc.train.strategies import num_devices
 
 if TYPE_CHECKING:
     from moc.arm_run import ArmRun
@@ -23,23 +23,23 @@ if TYPE_CHECKING:
 def begin_as_sibling(run: ArmRun, siblings: Sequence[ArmRun]) -> None:
     """Take over what a sibling has done with all that decides the weights of ``run``, which is new.
 
-    A collective call. Nothing happens to a run that has begun.
+    Nothing happens to a run that has begun, nor on several devices: between two trainings they have
+    no way to wait for one another, and one that looks while another copies would train alone.
     """
-    here = run.run_dir
+    here, trainer = run.run_dir, run.study.trainer
     if (here.path / "boundaries").is_dir() or here.checkpoints.is_dir():
         return
-    barrier()  # every rank has looked before rank 0 writes
+    if num_devices(trainer) * trainer.num_nodes > 1:
+        return
     shared = {s: shared_phases(run.hashes, s.hashes, s.run_dir) for s in siblings}
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)
     if donor is None or not (count := shared[donor]):
         return
     if run.needs_optimizer(count) and not donor.needs_optimizer(count):
         return  # it kept no Adam moments to go on with
-    if is_main_process():
-        names = ", ".join(here.phases[:count])
-        print(f"{run.name} seed {run.seed} | {names}: as {donor.name}, not trained again")
-        take_over(here, donor.run_dir, donor.name, count)
-    barrier()
+    names = ", ".join(here.phases[:count])
+    print(f"{run.name} seed {run.seed} | {names}: as {donor.name}, not trained again", flush=True)
+    take_over(here, donor.run_dir, donor.name, count)
 
 
 def shared_phases(own: Sequence[str], other: Sequence[str], donor: RunDir) -> int:

@@ -10,16 +10,18 @@ import pytest
 
 from moc.cli import _parser
 from moc.config import load_study
+from moc.evaluate import check_evals
 from moc.plan import plan_study, violations
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
 CONSOLE = "\n".join(re.findall(r"```console\n(.*?)```", README, re.DOTALL))
+EXAMPLES = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
 COMMANDS = [line for line in CONSOLE.splitlines() if line.startswith(("moc ", "make "))]
 
 
 def test_its_study_loads_and_plans(tmp_path: Path) -> None:
-    (example,) = re.findall(r"```yaml\n(.*?)```", README, re.DOTALL)
+    example, _ = EXAMPLES
     (tmp_path / "my-study.yaml").write_text(example)
     plan = plan_study(load_study(tmp_path / "my-study.yaml"))
     assert list(plan.arms) == ["moc", "iso_flop", "backbone"] and not violations(plan)
@@ -27,6 +29,17 @@ def test_its_study_loads_and_plans(tmp_path: Path) -> None:
     assert f"name=longer {override}" in README
     longer = load_study(tmp_path / "my-study.yaml", ["name=longer", override])
     assert longer.phases["tune"].tokens == 1_000_000
+
+
+def test_what_it_adds_to_a_study_is_understood(tmp_path: Path) -> None:
+    """Evaluations, controls and a probe, laid over the study above."""
+    for name, text in zip(("base", "more"), EXAMPLES, strict=True):
+        (tmp_path / f"{name}.yaml").write_text(text)
+    with (tmp_path / "more.yaml").open("a") as file:
+        file.write("\nextends: base.yaml\n")
+    study = load_study(tmp_path / "more.yaml")
+    check_evals(study)
+    assert study.evals.controls.knockouts == ["bank", "top-8"] and list(study.probes) == ["relearn"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -46,10 +46,6 @@ def test_records_of_a_run_out_of_order_are_refused():
 
 def test_deltas_forgetting_and_transfer_by_hand():
     values = f.score_matrix(RUN).values
-    assert f.transition_names(["start", "pretrain", "tune"]) == [
-        "start -> pretrain",
-        "pretrain -> tune",
-    ]
     np.testing.assert_allclose(f.transition_deltas(values), [[0.65, 0.10], [-0.30, 0.65]])
     np.testing.assert_allclose(f.forgetting(values), [0.30, -0.65])  # skills improved: negative
     np.testing.assert_allclose(f.backward_transfer(values, [1, 2]), [-0.30, np.nan])
@@ -84,7 +80,6 @@ def test_a_run_that_has_just_begun_has_no_forgetting_yet(records):
     matrix = f.score_matrix(records)
     assert np.isnan(f.forgetting(matrix.values)).all()
     assert f.transition_deltas(matrix.values).shape == (0, len(matrix.names))
-    assert f.transition_names(matrix.boundaries) == []
 
 
 def test_transfer_to_later_phases_is_what_the_earlier_ones_did_by_hand():
@@ -192,21 +187,6 @@ def test_wilson_interval_is_where_the_normal_score_test_does_not_reject():
 def test_an_interval_of_nothing_is_refused(value, num_items):
     with pytest.raises(ValueError, match="no interval"):
         f.wilson_interval(value, num_items)
-
-
-@pytest.mark.parametrize(
-    ("value", "chance", "majority", "expected"),
-    [
-        (0.90, 0.25, 0.30, False),
-        (0.28, 0.25, 0.30, True),
-        (0.05, 0.25, 0.30, True),  # below chance shows no knowledge either
-        (0.35, 0.25, 0.26, False),  # 0.35 of 200: interval starts at 0.287
-        (0.35, 0.25, 0.29, True),  # clear of chance, not of the majority rate
-        (0.00, 0.00, 0.00, True),
-    ],
-)
-def test_scores_that_could_be_a_baseline_are_marked(value, chance, majority, expected):
-    assert f.near_baseline(value, 200, chance, majority) is expected
 
 
 def test_reading_results_needs_no_torch():

@@ -8,6 +8,8 @@ from collections.abc import Sequence
 from moc.report.estimates import Estimate
 from moc.report.layout import Table
 from moc.report.results import NEAR, NON_CAUSAL_NOTE, Results
+from moc.report.runs import Run
+from moc.report.scores import Score
 
 MISSING = "—"
 UNDEFINED = "undefined"
@@ -99,6 +101,23 @@ def count(value: object) -> str:
 
 def percent(share: float | None) -> str:
     return MISSING if share is None else f"{100 * share:.1f}"
+
+
+def level(score: Score | None) -> str:
+    """A score in percent, with a mark in front when it reaches its baseline."""
+    if score is None:
+        return MISSING
+    return f"{NEAR} " * score.near + percent(score.value)
+
+
+def shared_text(results: Results, run: Run) -> str:
+    """``facts_a as moc``: phases that another arm had trained; empty where there are none."""
+    if not run.shared:
+        return ""
+    donor = run.shared["arm"]
+    if donor not in results.arms:  # of several studies: named after its study, as this one is
+        donor = f"{run.arm.rpartition('/')[0]}/{donor}"
+    return f"{', '.join(run.shared['phases'])} as {results.label(donor)}"
 
 
 def plain(value: float, digits: int) -> str:

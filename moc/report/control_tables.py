@@ -6,7 +6,7 @@ from typing import Any
 
 from evals.statistics import share_interval
 from moc.report import effects
-from moc.report.cells import MISSING, NEAR_ZERO_NOTE, fixed, items_text, marked, percent, table_of
+from moc.report.cells import NEAR_ZERO_NOTE, fixed, items_text, level, marked, table_of
 from moc.report.estimates import over_seeds
 from moc.report.items import controls_of
 from moc.report.layout import Table
@@ -68,9 +68,7 @@ def _at(results: Results, boundary: str) -> Table:
             found = [effects.controlled(results, arm, task, boundary, name) for name in names]
             if not any(found):
                 continue
-            level = score_under(results, arm, task, boundary, "")
-            near = f"{NEAR} " * bool(level and level.near)
-            as_it_is = near + percent(level.value) if level else MISSING
+            as_it_is = level(score_under(results, arm, task, boundary, ""))
             cells = [marked(results, estimate) for estimate in found]
             rows.append([f"{task}, %", results.label(arm), as_it_is, *cells])
             for name, estimate in zip(names, found, strict=True):

@@ -6,7 +6,8 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from moc.report.cells import MISSING, count, signed, table_of
+from moc.report import phases
+from moc.report.cells import MISSING, count, shared_text, signed, table_of
 from moc.report.layout import Table
 from moc.report.looking_ahead import iso_flop_arm
 from moc.report.results import NON_CAUSAL, Results
@@ -80,6 +81,15 @@ def cost(results: Results) -> Table:
         "training time the tokens of every phase over it; evaluations are those at boundaries, "
         "with controls, and in phases. Memory is per device; activations are a rough estimate."
     ]
+    shared = dict.fromkeys(
+        f"{results.label(run.arm)}: {text}"
+        for run in results.runs.values()
+        if (text := shared_text(results, run))
+    )
+    if shared:
+        notes.append(
+            f"Trained once and counted for each arm that shares them: {'; '.join(shared)}."
+        )
     return table_of(results, "cost", caption, header, rows, notes=notes)
 
 
@@ -124,12 +134,11 @@ def _over_seeds(
 def _training_sec(results: Results, run: Run) -> float | None:
     """None before all phases have been trained."""
     total = 0.0
-    for name, phase in results.study["phases"].items():
+    for name, phase in phases.phases_of(results.study, run.arm).items():
         speeds = run.series(f"{name}/train/tokens_per_sec")[1]
         if not speeds or name not in run.evals:
             return None
-        tokens = phase["tokens"] // phase["tokens_per_step"] * phase["tokens_per_step"]
-        total += tokens / statistics.median(speeds)
+        total += phases.trained_tokens(phase) / statistics.median(speeds)
     return total
 
 

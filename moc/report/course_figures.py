@@ -109,7 +109,8 @@ def learned_forgotten(results: Results) -> Figure | None:
         f"is left after {last}, against the score on what {last} taught. Better is up and to the "
         "right. Small markers: seeds; large: their mean. Hollow: one of the two scores is not "
         "distinguishable from its baseline. Arms that had not clearly learned the earlier task "
-        "have nothing to retain and are left out. Axes differ."
+        "have nothing to retain and are left out, as are single seeds at or below its baseline "
+        "(and from the mean). Axes differ."
     )
     alt = "Retention of earlier tasks against the score on new ones, one point per seed"
     return finish(canvas, "learned_forgotten", caption, alt)
@@ -196,7 +197,7 @@ def _draw_boundaries(
     axes: Axes, results: Results, curves: Sequence[Curve], index: int, arm: str, task: str
 ) -> None:
     mean = dict(_mean(curves))
-    places = [("start", 0), *results.phase_ends()]
+    places = [("start", 0), *results.phase_ends(arm)]
     for boundary, tokens in places:
         score = results.score(arm, boundary, task)
         if score is None or tokens not in mean:

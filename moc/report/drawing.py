@@ -99,7 +99,8 @@ def log_axis(axes: Axes, low: float, high: float) -> None:
 
 
 def mark_phases(axes: Axes, results: Results) -> None:
-    """A dashed line at the end of every phase and its name above the panel."""
+    """A dashed line at the end of every phase of the study and its name above the panel; wide
+    enough for an arm whose own phases are longer."""
     start = 0
     for name, end in results.phase_ends():
         axes.axvline(end, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
@@ -113,7 +114,8 @@ def mark_phases(axes: Axes, results: Results) -> None:
             color=INK,
         )
         start = end
-    axes.set_xlim(0, 1.01 * start)
+    longest = max(end for arm in results.arms for _, end in results.phase_ends(arm))
+    axes.set_xlim(0, 1.01 * max(start, longest))
 
 
 def legend_inside(axes: Axes, results: Results) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +16,7 @@ from evals.statistics import (
     hierarchical_interval,
     mcnemar_exact,
 )
+from moc.report import phases
 from moc.report.estimates import Estimate, over_seeds
 from moc.report.items import Cell, controls_of
 from moc.report.results import START, Results
@@ -38,7 +40,10 @@ def change(results: Results, arm: str, task: str, before: str, after: str) -> Es
 
 
 def forgotten(results: Results, arm: str, task: str) -> Estimate | None:
-    """Best earlier score minus the last one, of the seeds that got there; may be negative."""
+    """Best earlier score minus the last one, of the seeds that got there; may be negative.
+
+    Biased upward from three boundaries on: the best of several scores is also the luckiest.
+    """
     return results.once(("forgotten", arm, task), lambda: _forgotten(results, arm, task))
 
 
@@ -50,9 +55,12 @@ def backward_transfer(results: Results, arm: str, task: str) -> Estimate | None:
 
 def forward_transfer(results: Results, arm: str, task: str) -> Estimate | None:
     """What the phases before the one that taught the task did for it: its score right before
-    that phase minus its score at the start. None for what the first phase taught."""
-    taught = results.taught_task(task)
+    that phase minus its score at the start. None for what the first phase taught, and for an arm
+    whose own mixtures had it before (joint training)."""
+    taught, source = results.taught_task(task), results.source_of(task)
     if taught in (None, results.phases[0]):
+        return None
+    if source and phases.trained_before(results.study, arm, source, str(taught)):
         return None
     before = results.boundaries[results.boundaries.index(str(taught)) - 1]
     return change(results, arm, task, START, before)
@@ -106,22 +114,31 @@ def estimate_of(effect: Effect, num_seeds: int) -> Estimate:
 
 def recorded(results: Results, arm: str, boundary: str, task: str, control: str = "") -> BySeed:
     """Seed -> the score in evals.json, of the seeds that have it."""
+    found = _records(results, task, (arm, boundary, control))
+    return {seed: record["value"] for seed, record in found.items()}
+
+
+def _records(results: Results, task: str, cell: Cell) -> dict[int, dict[str, Any]]:
+    arm, boundary, control = cell
     found = {}
     for run in results.runs_of(arm):
         record = run.evals.get(boundary, {})
         record = controls_of(record).get(control, {}) if control else record
         if task in record.get("tasks", {}):
-            found[run.seed] = record["tasks"][task]["value"]
+            found[run.seed] = record["tasks"][task]
     return found
 
 
 def _contrast(results: Results, task: str, plus: Cell, minus: Cell) -> Estimate | None:
-    """Over seeds and items; over seeds alone where the items were not kept."""
-    mine, others = (recorded(results, arm, b, task, control) for arm, b, control in (plus, minus))
-    differences = [mine[seed] - others[seed] for seed in mine if seed in others]
+    """Over seeds and items; over seeds alone where the items were not kept. None where these were
+    not the same, by their number."""
+    mine, others = (_records(results, task, cell) for cell in (plus, minus))
+    pairs = [(mine[seed], others[seed]) for seed in mine if seed in others]
     common = results.items(task).common(plus, minus)
-    if common is None or len(common.seeds) < len(differences):
-        return over_seeds(differences)
+    if common is None or len(common.seeds) < len(pairs):
+        if any(one["num_items"] != other["num_items"] for one, other in pairs):
+            return None
+        return over_seeds([one["value"] - other["value"] for one, other in pairs])
     effect = hierarchical_interval(common.values[0] - common.values[1], common.cluster_N)
     return estimate_of(effect, len(common.seeds))
 

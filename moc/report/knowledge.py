@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 from dataclasses import dataclass
 
@@ -13,9 +14,9 @@ from moc.report.cells import (
     UNDEFINED,
     count,
     interval,
+    level,
     marked,
     over_text,
-    percent,
     plain,
     table_of,
 )
@@ -23,8 +24,9 @@ from moc.report.effects import change
 from moc.report.estimates import Estimate, over_seeds
 from moc.report.layout import Table
 from moc.report.raw import Row
-from moc.report.results import Results
+from moc.report.results import NEAR, NEAR_NOTE, Results
 from moc.report.runs import Probe, Run
+from moc.report.scores import Score, score_of
 
 Bits = dict[int, float]  # by seed
 
@@ -36,7 +38,7 @@ def stored(results: Results) -> Table:
     last = results.boundaries[-1]
     for task in results.tasks:
         taught = results.taught_task(task)
-        for arm in results.arms:
+        for arm in results.arms if taught is not None else []:
             found = {b: _bits(results, arm, b, task) for b in results.boundaries}
             if not any(found.values()):
                 continue
@@ -72,6 +74,7 @@ class Regained:
     end: float  # after it
     tokens: float | None  # until the first score was back; None: not within the probe
     first_tokens: float | None  # of the phase that taught it, until that score was reached
+    num_items: int
 
 
 def savings_table(results: Results) -> Table:
@@ -100,9 +103,12 @@ def savings_table(results: Results) -> Table:
     notes = [
         "Recovered: share of the lost score that the probe brought back. Tokens to regain: until "
         "the score was first what it was when taught, on the probe's items. Savings: 1 minus these "
-        "over the tokens that learning it first took, where scores were followed in that phase "
-        f"(Ebbinghaus). {UNDEFINED.capitalize()}: the score when taught was not clearly above its "
-        "baseline, or not clearly lower by now.",
+        "over the tokens that learning it first took, where that phase followed scores on the same "
+        f"items, if every seed got there both times (Ebbinghaus). {UNDEFINED.capitalize()}: the "
+        "score when taught was not clearly above its baseline, or not clearly lower by now.",
+        "Relearning has a learning rate and schedule of its own, and a score that the first phase "
+        "reached only late makes savings high by construction.",
+        f"{NEAR_NOTE}.",
     ]
     return table_of(results, "savings", caption, header, rows, num_keys=3, notes=notes, raw=raw)
 
@@ -159,20 +165,28 @@ def _regained(results: Results, run: Run, probe: Probe, task: str) -> Regained |
     if len(asked) < record["num_items"] and same:
         taught = statistics.fmean(same)
     curve = probe.curve(task)
+    num_items = probe.num_items(task)
+    followed = (results.study["evals"].get("in_phase") or {}).get("num_items", 0)
+    same_items = num_items == min(followed, record["num_items"])  # both: the first of them
     return Regained(
         taught=taught,
         start=curve[0][1],
         end=curve[-1][1],
         tokens=tokens_to_reach(curve, taught),
-        first_tokens=_first_tokens(results, run, boundary, task, taught),
+        first_tokens=_first_tokens(results, run, boundary, task, taught) if same_items else None,
+        num_items=num_items,
     )
 
 
 def _first_tokens(results: Results, run: Run, phase: str, task: str, target: float) -> float | None:
     """Tokens of ``phase`` until ``task`` first scored ``target``, where it was followed."""
-    ends = dict(results.phase_ends())
-    end, index = ends[phase], results.phases.index(phase)
-    begin = ends[results.phases[index - 1]] if index else 0
+    begins, begin = {}, 0
+    for name, end in results.phase_ends(run.arm):
+        begins[name] = (begin, end)
+        begin = end
+    if phase not in begins:
+        return None
+    begin, end = begins[phase]
     tokens, values = run.series(f"trajectory/{task}")
     curve = {t - begin: v for t, v in zip(tokens, values, strict=True) if begin <= t <= end}
     return tokens_to_reach(sorted(curve.items()), target) if len(curve) > 2 else None
@@ -182,25 +196,35 @@ def _regained_cells(
     results: Results, arm: str, task: str, boundary: str, found: dict[int, Regained]
 ) -> list[str]:
     entries = list(found.values())
-    taught, start, end = (
-        percent(statistics.fmean(getattr(entry, name) for entry in entries))
-        for name in ("taught", "start", "end")
-    )
-    levels = [taught, f"{start} → {end}"]
     learned = str(results.taught_task(task))
     score = results.score(arm, learned, task)
-    if score is None or score.near:
+    assert score is not None  # every entry has the record of a run
+    taught, start, end = (_level(entries, n, score) for n in ("taught", "start", "end"))
+    if score.near and not taught.startswith(NEAR):
+        taught = f"{NEAR} {taught}"  # on all items it reaches its baseline
+    levels = [taught, f"{start} → {end}"]
+    if score.near:
         return [*levels, UNDEFINED, UNDEFINED, UNDEFINED]
     shares = [recovery(entry.taught, entry.start, entry.end) for entry in entries]
     saved = [savings(entry.tokens, entry.first_tokens) for entry in entries]
     reached = [entry.tokens for entry in entries if entry.tokens is not None]
-    tokens = count(statistics.fmean(reached)) if reached else "not regained"
-    if reached and len(reached) < len(entries):
-        tokens += f" ({len(reached)} of {len(entries)} seeds)"
+    if len(reached) == len(entries):
+        tokens = count(statistics.fmean(reached))
+    else:  # the mean of those that got there would be of the fastest alone
+        failed = len(entries) - len(reached)
+        tokens = "not regained" + f" by {failed} of {len(entries)} seeds" * bool(reached)
+    all_saved = all(math.isfinite(share) for share in saved)
     lost = change(results, arm, task, learned, boundary)
     forgot = lost is not None and lost.value < 0 and not lost.near_zero
     recovered = _share(over_seeds(shares)) if forgot else UNDEFINED
-    return [*levels, recovered, tokens, _share(over_seeds(saved))]
+    return [*levels, recovered, tokens, _share(over_seeds(saved)) if all_saved else MISSING]
+
+
+def _level(entries: list[Regained], name: str, taught: Score) -> str:
+    """Mean over seeds, with the mark of its baseline: by Wilson's interval, over the items."""
+    baselines = {"chance": taught.chance, "majority": taught.majority}
+    values = [{"value": getattr(e, name), "num_items": e.num_items} | baselines for e in entries]
+    return level(score_of(values, None))
 
 
 def _share(estimate: Estimate | None) -> str:

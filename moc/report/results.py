@@ -14,10 +14,11 @@ import numpy as np
 from omegaconf import OmegaConf
 
 from evals.forgetting import ScoreMatrix, bits_per_byte_matrix, score_matrix
+from moc.report import phases as course
 from moc.report.items import Items, load_items
 from moc.report.runs import Run, load_run, read_json
 from moc.report.scores import Score, score_of
-from moc.rundir import ON_ANSWER, TRAINED
+from moc.rundir import ON_ANSWER
 
 START = "start"  # the boundary before the first phase
 NON_CAUSAL = "†"
@@ -86,12 +87,8 @@ class Results:
 
     def taught(self, source: str | None) -> str | None:
         """The boundary after the first phase whose mixture has ``source``; after the first phase
-        for None, which no phase teaches in particular. None if no phase has it."""
-        if source is None:
-            return self.phases[0]
-        name = source.removesuffix(TRAINED)
-        phases = self.study["phases"].items()
-        return next((phase for phase, config in phases if name in config["mixture"]), None)
+        for None, which no phase teaches in particular. None if no phase of any arm has it."""
+        return self.phases[0] if source is None else course.taught(self.study, source)
 
     def source_of(self, task: str) -> str | None:
         """The source that ``task`` asks about; None for a stock task."""
@@ -165,13 +162,7 @@ class Results:
 
     def score(self, arm: str, boundary: str, task: str) -> Score | None:
         """Averaged over the seeds that got there; None if none did."""
-        records = [
-            record
-            for run in self.runs_of(arm)
-            if (record := run.evals.get(boundary, {}).get("tasks", {}).get(task))
-        ]
-        common = self.items(task).common((arm, boundary))
-        return self.once(("score", arm, boundary, task), lambda: score_of(records, common))
+        return self.once(("score", arm, boundary, task), lambda: self._score(arm, boundary, task))
 
     def bits_per_byte(self, arm: str, boundary: str, source: str) -> float | None:
         return _mean(
@@ -198,13 +189,9 @@ class Results:
         series = [run.series(f"{phase}/train/loss")[1] for run in self.runs_of(arm)]
         return _mean(_mean(values[-max(1, len(values) // 10) :]) for values in series)
 
-    def phase_ends(self) -> list[tuple[str, int]]:
-        """Name of each phase and the training tokens seen when it ends."""
-        ends, total = [], 0
-        for name, phase in self.study["phases"].items():
-            total += phase["tokens"] // phase["tokens_per_step"] * phase["tokens_per_step"]
-            ends.append((name, total))
-        return ends
+    def phase_ends(self, arm: str | None = None) -> list[tuple[str, int]]:
+        """Name of each phase of ``arm`` (of the study, for None) and the tokens when it ends."""
+        return course.phase_ends(self.study, arm)
 
     def status(self, arm: str, seed: int) -> str:
         run = self.runs[arm, seed]
@@ -226,6 +213,13 @@ class Results:
             f"{complete} of {len(self.seeds)} seeds are complete. "
             "One seed supports no claim: a claim needs at least three."
         )
+
+    def _score(self, arm: str, boundary: str, task: str) -> Score | None:
+        found = (
+            run.evals.get(boundary, {}).get("tasks", {}).get(task) for run in self.runs_of(arm)
+        )
+        records = [record for record in found if record]
+        return score_of(records, self.items(task).common((arm, boundary)))
 
     def _matrices(
         self, arm: str, build: Callable[[list[dict[str, Any]]], ScoreMatrix], names: list[str]

@@ -30,6 +30,10 @@ class Probe:
         points = self.record["points"]
         return [(p["tokens"], p["tasks"][task]["value"]) for p in points if task in p["tasks"]]
 
+    def num_items(self, task: str) -> int:
+        points = [point["tasks"] for point in self.record["points"] if task in point["tasks"]]
+        return points[0][task]["num_items"]
+
     def samples(self, task: str) -> list[Record]:
         """The item records before the first step; empty where there are none."""
         return read_lines(self.dir / "samples-0" / f"{task}.jsonl")
@@ -48,6 +52,7 @@ class Run:
     model: dict[str, Any] = field(default_factory=dict)  # model.json of the newest boundary
     probes: list[Probe] = field(default_factory=list)
     dir: Path | None = None  # where its samples are
+    shared: dict[str, Any] = field(default_factory=dict)  # shared.json: arm and phases taken over
 
     def series(self, name: str) -> tuple[list[int], list[float]]:
         """Training tokens and values of one metric, in the order they were logged."""
@@ -76,7 +81,8 @@ class Run:
 
 def load_run(run_dir: Path, arm: str, seed: int) -> Run:
     """What ``run_dir`` holds; of a run that has not started, nothing."""
-    evals = [read_json(path) for path in run_dir.glob("boundaries/*/evals.json")]
+    folders = [path for path in run_dir.glob("boundaries/*") if path.suffix != ".partial"]
+    evals = [read_json(path / "evals.json") for path in folders if (path / "evals.json").is_file()]
     evals.sort(key=lambda record: record["index"])
     newest = f"boundaries/{evals[-1]['index']}-{evals[-1]['boundary']}" if evals else "none"
     probes = sorted(run_dir.glob("probes/*/*/probe.json"))
@@ -90,6 +96,7 @@ def load_run(run_dir: Path, arm: str, seed: int) -> Run:
         model=read_json(run_dir / newest / "model.json"),
         probes=[Probe(read_json(path), path.parent) for path in probes],
         dir=run_dir,
+        shared=read_json(run_dir / "shared.json"),
     )
 
 

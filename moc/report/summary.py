@@ -11,6 +11,8 @@ from moc.report.raw import all_forgetting
 from moc.report.results import NON_CAUSAL_NOTE, Results
 from moc.report.verdicts import said
 
+GAP = "&emsp;"  # MLflow's pages leave no room between the cells of a table
+
 
 def summary_text(results: Results) -> str:
     """Markdown. What may be concluded comes first: MLflow shows no more before a click."""
@@ -56,9 +58,10 @@ def _forgetting(results: Results) -> str:
     tasks = results.earlier_tasks
     if not tasks:
         return ""
-    lines = [["forgotten, points", *tasks], ["---"] * (1 + len(tasks))]
+    lines = [["forgotten, points", *tasks]]
     for arm in results.arms:
         found = [forgotten(results, arm, task) for task in tasks]
         lines.append([results.label(arm), *(marked(results, estimate) for estimate in found)])
     note = f"Best earlier score minus the last {items_text(results)}. {NEAR_ZERO_NOTE}"
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines) + f"\n\n{note}"
+    head, *rows = [f"| {' | '.join(f'{cell}{GAP}' for cell in line)} |" for line in lines]
+    return "\n".join([head, "| --- " * len(lines[0]) + "|", *rows]) + f"\n\n{note}"

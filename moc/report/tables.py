@@ -6,8 +6,10 @@ from moc.report.cells import (
     MISSING,
     NEAR_ZERO_NOTE,
     items_text,
+    level,
     marked,
     percent,
+    shared_text,
     table_of,
 )
 from moc.report.effects import change
@@ -20,7 +22,7 @@ from moc.rundir import ON_ANSWER
 
 def status(results: Results) -> Table:
     rows = [
-        [results.label(arm), *(results.status(arm, seed) for seed in results.seeds)]
+        [results.label(arm), *(_status(results, arm, seed) for seed in results.seeds)]
         for arm in results.arms
     ]
     header = ["arm", *(f"seed {seed}" for seed in results.seeds)]
@@ -79,12 +81,13 @@ def deltas(results: Results) -> list[Table]:
                 if ends == [None, None] and task.endswith(ON_ANSWER):
                     continue
                 changed = change(results, arm, task, before, after)
-                rows.append([task, results.label(arm), _change(*ends), marked(results, changed)])
+                levels = " → ".join(level(score) for score in ends)
+                rows.append([task, results.label(arm), levels, marked(results, changed)])
         notes = []
-        if any(row[2].startswith(NEAR) for row in rows):
+        if any(NEAR in row[2] for row in rows):
             notes.append(
-                f"{NEAR} before a score: not distinguishable from its baseline, so that there was "
-                "nothing to forget."
+                f"{NEAR} before a score: not distinguishable from its baseline; where that is the "
+                "first of the two, there was nothing to forget."
             )
         notes += [NEAR_ZERO_NOTE] * any(row[3].startswith(NEAR) for row in rows)
         caption = f"Change over {before} → {after}, on the same items {items_text(results)}"
@@ -97,10 +100,9 @@ def deltas(results: Results) -> list[Table]:
 def _score(score: Score | None) -> str:
     if score is None:
         return MISSING
-    mark = f"{NEAR} " if score.near else ""
-    return f"{mark}{percent(score.value)} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
+    return f"{level(score)} [{100 * score.low:.0f}, {100 * score.high:.0f}]"
 
 
-def _change(before: Score | None, after: Score | None) -> str:
-    levels = " → ".join(percent(score.value) if score else MISSING for score in (before, after))
-    return f"{NEAR} {levels}" if before and before.near else levels
+def _status(results: Results, arm: str, seed: int) -> str:
+    shared = shared_text(results, results.runs[arm, seed])
+    return results.status(arm, seed) + (f"; {shared}" if shared else "")

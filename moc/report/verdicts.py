@@ -27,6 +27,7 @@ from moc.report.results import Results
 MIN_SEEDS = 3  # a claim needs as many
 LESS, MORE, NEITHER = "forgets less", "forgets more", "not distinguishable"
 NOTHING = "nothing to forget"
+ONLY_ONE = "only one had learned it"  # at its floor, an arm has nothing to lose and wins nothing
 TOO_FEW = {1: "one seed supports no claim", 2: "two seeds support no claim"}
 
 
@@ -84,8 +85,8 @@ def _verdicts(results: Results) -> list[Verdict]:
 def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
     found = {task: versus(results, arm, base, task) for task in results.earlier_tasks}
     measured = {task: difference for task, difference in found.items() if difference}
-    learned = [task for task in measured if _had_learned(results, (arm, base), task)]
-    tested = [task for task in learned if math.isfinite(measured[task].p)]
+    learned = {task: _num_learned(results, (arm, base), task) for task in measured}
+    tested = [t for t in measured if learned[t] == 2 and math.isfinite(measured[t].p)]
     adjusted = dict(zip(tested, holm([measured[task].p for task in tested]), strict=True))
     return [
         Verdict(
@@ -95,21 +96,21 @@ def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
             str(results.taught_task(task)),
             difference,
             float(adjusted.get(task, math.nan)),
-            _words(difference, adjusted.get(task, 1.0), could_forget=task in learned),
+            _words(difference, adjusted.get(task, 1.0), num_learned=learned[task]),
         )
         for task, difference in measured.items()
     ]
 
 
-def _had_learned(results: Results, arms: tuple[str, ...], task: str) -> bool:
-    """Whether any of ``arms`` scored clearly above the baseline once the task had been taught."""
+def _num_learned(results: Results, arms: tuple[str, ...], task: str) -> int:
+    """How many of ``arms`` scored clearly above the baseline once the task had been taught."""
     scores = [results.score(arm, str(results.taught_task(task)), task) for arm in arms]
-    return any(score is not None and not score.near for score in scores)
+    return sum(score is not None and not score.near for score in scores)
 
 
-def _words(difference: Estimate, adjusted_p: float, *, could_forget: bool) -> str:
-    if not could_forget:
-        return NOTHING
+def _words(difference: Estimate, adjusted_p: float, *, num_learned: int) -> str:
+    if num_learned < 2:
+        return ONLY_ONE if num_learned else NOTHING
     if difference.num_seeds < MIN_SEEDS:
         return TOO_FEW[difference.num_seeds]
     effect = Effect(difference.value, difference.low, difference.high, difference.p)
@@ -124,6 +125,8 @@ def _against(results: Results, base: str, found: list[Verdict]) -> list[str]:
     name = results.label(base)
     pairs = "comparison" if len(mine) == 1 else "comparisons"
     summary = f"Against {name}, {len(mine)} {pairs} of an arm on a task: {_outcomes(mine)}."
+    if (num_pairs := len({(entry.arm, entry.base) for entry in found})) > 1:
+        summary += f" p is adjusted over tasks, not over the {num_pairs} pairs of arms."
     claims = []
     for arm in dict.fromkeys(entry.arm for entry in mine):
         for words in (LESS, MORE):
@@ -146,7 +149,7 @@ def _against(results: Results, base: str, found: list[Verdict]) -> list[str]:
 
 def _outcomes(found: list[Verdict]) -> str:
     counts = Counter(entry.words for entry in found)
-    order = [LESS, MORE, NEITHER, NOTHING, *TOO_FEW.values()]
+    order = [LESS, MORE, NEITHER, ONLY_ONE, NOTHING, *TOO_FEW.values()]
     return ", ".join(f"{counts[words]} × {words}" for words in order if counts[words])
 
 
@@ -189,8 +192,9 @@ def _table(results: Results, base: str) -> Table:
     )
     notes = [
         "Positive difference: the arm lost less. Adjusted p: Holm's, over the tasks of a pair of "
-        f"arms. {NOTHING.capitalize()}: neither arm had clearly learned the task. {MISSING}: not "
-        "tested.",
+        f"arms. {NOTHING.capitalize()}: neither arm had clearly learned the task. "
+        f"{ONLY_ONE.capitalize()}: the other was at its baseline and had nothing to lose. "
+        f"{MISSING}: not tested.",
     ]
     return table_of(
         results,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -22,7 +21,7 @@ BOUNDARIES = ["0-start", "1-facts", "2-skills"]
 
 
 @pytest.fixture(scope="module")
-def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, StudyConfig]]:
+def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyConfig]:
     """The same study without and with evaluations inside its phases."""
     options = [f"evals.tasks={json.dumps(TASKS)}", "evals.num_items=8"]
     options += ["evals.controls.knockouts=[]", "evals.controls.bank_swap=[]"]
@@ -35,7 +34,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, Stud
             more = [f"evals.in_phase.every_tokens={every}", "evals.in_phase.num_items=3"]
             found[name] = tiny_study(tmp_path_factory.mktemp(name), *options, *more)
             run_study(found[name])
-    yield found
+    return found
 
 
 def run_dir(study: StudyConfig, arm: str) -> Path:
@@ -57,9 +56,7 @@ def test_weights_are_the_same_to_the_bit(studies: dict[str, StudyConfig], arm: s
 
 
 @pytest.mark.parametrize("arm", ["moc", "backbone"])
-def test_every_loss_and_every_count_is_the_same(
-    studies: dict[str, StudyConfig], arm: str
-) -> None:
+def test_every_loss_and_every_count_is_the_same(studies: dict[str, StudyConfig], arm: str) -> None:
     kept = []
     for study in studies.values():
         lines = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable
 from pathlib import Path
@@ -14,12 +15,13 @@ from moc.report.control_figures import controls
 from moc.report.course_figures import learned_forgotten, probes, trajectories
 from moc.report.drawing import Figure, wrapped
 from moc.report.figures import scores
+from moc.report.forgetting_tables import forgetting
 from moc.report.layout import Table
 from moc.report.matrix_figures import churn, predictions, r_matrix
 from moc.report.results import Results, load_results
 from moc.report.sections import all_tables
 from tests.fake_runs import fake_study, write_study
-from tests.helpers_report import change_evals, set_right, share, study_of
+from tests.helpers_report import change_evals, row_of, set_right, share, study_of
 
 
 @pytest.fixture(scope="module")
@@ -83,15 +85,35 @@ def test_every_table_is_a_csv_and_a_tex_file(three_phases: Path, results: Result
 
 def test_whatever_reaches_its_baseline_is_marked_in_every_table(tmp_path: Path) -> None:
     """27 of 100 right where always the same answer scores 28 %; 60 are clearly more."""
-    folder = study_of(tmp_path, 3, "moc_segment", "iso_flop")
-    for boundary, right in (("pretrain", 27), ("ift", 60)):
+    study = fake_study(
+        tmp_path,
+        seeds=(0, 1, 2),
+        num_steps=(40, 40),
+        arms=("moc_segment", "iso_flop"),
+        probes=("relearn",),
+    )
+    folder = write_study(study)
+    for path in folder.glob("arms/moc_segment/*/probes/*/*/probe.json"):
+        record = json.loads(path.read_text())
+        for point, value in zip(record["points"], (0.27, 0.6, 0.6, 0.6, 0.6), strict=True):
+            point["tasks"]["facts_choice"] |= {"value": value, "num_items": 100}
+        path.write_text(json.dumps(record))
+    for boundary, right in (("pretrain", 60), ("ift", 27)):
         set_right(folder, "moc_segment", boundary, "facts_choice", share(right))
-    tables = all_tables(load_results(folder))
-    for name in ("scores", "R-moc_segment", "forgetting", "delta-pretrain-ift"):
-        cells = [cell for row in tables[name].rows for cell in row]
-        assert any(cell.startswith("≈ 27.0") for cell in cells), name
+    set_right(folder, "moc_segment", "ift", "facts_choice", share(27), control="knockout-bank")
+    with_levels = set()
+    for name, table in all_tables(load_results(folder)).items():
+        cells = [cell for row in table.rows if "moc_segment" in (*row, name[2:]) for cell in row]
+        levels = [cell for cell in cells if re.search(r"(?<![\d.+−-])27\.0(?!\d)", cell)]
+        with_levels |= {name} if levels else set()
+        assert all("≈ 27.0" in cell for cell in levels), name
         assert not any("≈ 60.0" in cell for cell in cells), name
-        assert any("≈" in note for note in tables[name].notes), name
+        assert not levels or any("≈" in note for note in table.notes), name
+    expected = {"scores", "R-moc_segment", "forgetting", "delta-pretrain-ift", "savings"}
+    assert with_levels >= expected | {"controls-ift"}
+    row = row_of(forgetting(load_results(folder)), "facts_choice, since pretrain", "moc_segment")
+    assert row["taught → last, %"] == "60.0 → ≈ 27.0"
+    assert row["retention, %"].startswith("≈ −3.1 [")
 
 
 FIGURES: list[Callable[[Results], Figure | None]] = [

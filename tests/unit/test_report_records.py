@@ -8,14 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from omegaconf import OmegaConf
 
 from moc.journal import Journal
 from moc.report.control_tables import controls
 from moc.report.cost_table import cost
-from moc.report.effects import churned, retention
+from moc.report.effects import churned, controlled, retention
 from moc.report.forgetting_tables import churn, forgetting
 from moc.report.knowledge import savings_table, stored
 from moc.report.results import load_results
+from moc.report.tables import status
 from tests.fake_items import write_samples
 from tests.fake_runs import fake_study, write_json, write_study
 from tests.helpers_report import change_evals, row_of, set_right, share, study_of
@@ -78,7 +80,7 @@ def test_retention_is_above_the_baseline_or_undefined(tmp_path: Path) -> None:
     row = row_of(table, "facts_choice, since pretrain", "moc_segment")
     assert row["retention, %"].startswith("35.5 [") and row["taught → last, %"] == "90.0 → 50.0"
     row = row_of(table, "facts_choice, since pretrain", "iso_flop")
-    assert row["retention, %"] == "undefined" and row["taught → last, %"] == "≈ 27.0 → 27.0"
+    assert row["retention, %"] == "undefined" and row["taught → last, %"] == "≈ 27.0 → ≈ 27.0"
 
 
 def test_forward_transfer_is_what_earlier_phases_did(tmp_path: Path) -> None:
@@ -91,6 +93,44 @@ def test_forward_transfer_is_what_earlier_phases_did(tmp_path: Path) -> None:
     assert row["forward transfer"].startswith("+10.0 [")
     row = row_of(table, "facts_answer, since pretrain", "moc_segment")
     assert row["forward transfer"] == "—"  # nothing came before
+    study = OmegaConf.load(folder / "study.yaml")
+    mixture = {"people": 0.5, "skills": 0.5}  # as joint training resolves it
+    OmegaConf.update(study, "arms.moc_segment.phases.pretrain.mixture", mixture)
+    OmegaConf.save(study, folder / "study.yaml")
+    table = forgetting(load_results(folder))
+    assert row_of(table, "skills_answer, since ift", "moc_segment")["forward transfer"] == "—"
+    assert row_of(table, "skills_answer, since ift", "iso_flop")["forward transfer"] != "—"
+
+
+def test_a_source_of_one_arm_alone_is_taught_when_that_arm_trains_on_it(tmp_path: Path) -> None:
+    """And one that nothing trains on was never taught: no table says since when."""
+    folder = study_of(tmp_path, 1, "moc_segment", "iso_flop")
+    study = OmegaConf.load(folder / "study.yaml")
+    study.phases.pretrain.mixture = {"skills": 1.0}
+    for arm in ("moc_segment", "iso_flop"):
+        study.arms[arm].phases.pretrain.mixture = {"skills": 1.0}
+    OmegaConf.save(study, folder / "study.yaml")
+    results = load_results(folder)
+    assert results.taught_task("facts_choice") is None
+    tables = (stored(results), forgetting(results), savings_table(results))
+    assert not [row for table in tables for row in table.rows if "facts" in row[0]]
+    study.arms.moc_segment.phases.ift.mixture = {"people": 1.0}
+    OmegaConf.save(study, folder / "study.yaml")
+    assert load_results(folder).taught_task("facts_choice") == "ift"
+
+
+def test_scores_of_different_items_are_not_compared_without_records(tmp_path: Path) -> None:
+    folder = study_of(tmp_path, 1, "moc_segment", "iso_flop")
+    for path in folder.glob("arms/*/*/boundaries/*/samples/**/*.jsonl"):
+        path.unlink()
+    cell = ("moc_segment", "facts_answer", "ift", "knockout-bank")
+    assert controlled(load_results(folder), *cell) is None  # 100 items of 200
+
+    def same(record: dict[str, Any]) -> None:
+        record["tasks"]["facts_answer"]["num_items"] = 100
+
+    change_evals(folder, same)
+    assert controlled(load_results(folder), *cell) is not None
 
 
 def test_a_control_is_compared_on_the_items_that_it_scored(tmp_path: Path) -> None:
@@ -132,8 +172,10 @@ def test_bits_of_knowledge_stored_and_lost(tmp_path: Path) -> None:
     assert (row["pretrain"], row["ift"], row["lost since taught"]) == ("5.0", "2.0", "+3.0")
 
 
-def probe_of(folder: Path, scores: list[float], **changes: Any) -> None:
-    for seed in range(3):
+def probe_of(
+    folder: Path, scores: list[float], *, seeds: tuple[int, ...] = (0, 1, 2), **changes: Any
+) -> None:
+    for seed in seeds:
         points = [
             {"tokens": 1000 * i, "tasks": {"facts_answer": {"value": value, "num_items": 100}}}
             for i, value in enumerate(scores)
@@ -141,6 +183,22 @@ def probe_of(folder: Path, scores: list[float], **changes: Any) -> None:
         record = {"probe": "relearn", "boundary": "ift", "index": 2, "tokens_per_step": 1000}
         path = folder / f"arms/moc_segment/seed-{seed}/probes/relearn/2-ift/probe.json"
         write_json(path, record | {"points": points, "elapsed_sec": 1.0} | changes)
+
+
+def follow(folder: Path, num_items: int) -> None:
+    """``num_items`` of evals.in_phase, and a score that rises to 1 over the first phase."""
+    study = OmegaConf.load(folder / "study.yaml")
+    OmegaConf.update(study, "evals.in_phase.num_items", num_items)
+    OmegaConf.save(study, folder / "study.yaml")
+    end = 40 * 8192
+    for seed in range(3):
+        path = folder / f"arms/moc_segment/seed-{seed}/metrics.jsonl"
+        path.unlink(missing_ok=True)
+        journal = Journal(path)
+        for tokens, value in ((0, 0.0), (end // 2, 0.6), (end, 1.0)):
+            metrics = {"trajectory/facts_answer": value}
+            journal.append({"phase": "pretrain", "step": 0, "tokens": tokens, "metrics": metrics})
+        journal.close()
 
 
 def test_savings_and_recovery_of_a_probe(tmp_path: Path) -> None:
@@ -151,20 +209,31 @@ def test_savings_and_recovery_of_a_probe(tmp_path: Path) -> None:
     set_right(folder, "moc_segment", "ift", "facts_answer", share(40))
     probe_of(folder, [0.4, 0.5, 0.7, 0.9])
     end = 40 * 8192
-    for seed in range(3):
-        path = folder / f"arms/moc_segment/seed-{seed}/metrics.jsonl"
-        path.unlink()
-        journal = Journal(path)
-        for tokens, value in ((0, 0.0), (end // 2, 0.6), (end, 1.0)):
-            metrics = {"trajectory/facts_answer": value}
-            journal.append({"phase": "pretrain", "step": 0, "tokens": tokens, "metrics": metrics})
-        journal.close()
+    follow(folder, 100)
     row = row_of(
         savings_table(load_results(folder)), "relearn after ift", "facts_answer", "moc_segment"
     )
     assert (row["taught, %"], row["before → after probe, %"]) == ("80.0", "40.0 → 90.0")
     assert row["recovered, %"] == "125" and row["tokens to regain"] == "2,500"
     assert row["savings, %"] == f"{100 * (1 - 2500 / (0.75 * end)):.0f}"
+    follow(folder, 50)  # other items: the first 50, where the probe asked 100
+    row = row_of(savings_table(load_results(folder)), "relearn after ift", "facts_answer")
+    assert (row["tokens to regain"], row["savings, %"]) == ("2,500", "—")
+
+
+def test_savings_are_of_all_seeds_and_not_of_those_that_got_there(tmp_path: Path) -> None:
+    folder = study_of(tmp_path, 3, "moc_segment", "iso_flop")
+    set_right(folder, "moc_segment", "pretrain", "facts_answer", share(80))
+    set_right(folder, "moc_segment", "ift", "facts_answer", share(4))  # majority 3.5 %
+    follow(folder, 100)
+    probe_of(folder, [0.04, 0.9])
+    probe_of(folder, [0.04, 0.5], seeds=(1,))
+    table = savings_table(load_results(folder))
+    row = row_of(table, "relearn after ift", "facts_answer")
+    assert row["tokens to regain"] == "not regained by 1 of 3 seeds" and row["savings, %"] == "—"
+    assert row["before → after probe, %"] == "≈ 4.0 → 76.7"
+    raw = [entry for entry in table.raw if entry["task"] == "facts_answer"]
+    assert [entry["tokens"] is None for entry in raw] == [False, True, False]
 
 
 def test_a_probe_that_never_gets_there_says_so(tmp_path: Path) -> None:
@@ -199,6 +268,24 @@ def test_cost_counts_time_and_memory(tmp_path: Path) -> None:
     write_json(info, json.loads(info.read_text()) | {"peak_memory_bytes": 3 * 2**20})
     row = row_of(cost(load_results(folder)), "measured peak memory, MB")
     assert (row["moc_segment"], row["iso_flop"]) == ("3", "—")
+    study = OmegaConf.load(folder / "study.yaml")  # an arm whose second phase is half as long
+    study.arms.moc_segment.phases.ift.tokens = 20 * 8192
+    OmegaConf.save(study, folder / "study.yaml")
+    results = load_results(folder)
+    assert row_of(cost(results), "training time per seed, s")["moc_segment"] == "120"
+    assert results.phase_ends("moc_segment") == [("pretrain", 40 * 8192), ("ift", 60 * 8192)]
+    assert results.phase_ends()[-1] == ("ift", 80 * 8192)
+
+
+def test_phases_that_a_sibling_had_trained_are_named(tmp_path: Path) -> None:
+    folder = study_of(tmp_path, 1, "moc", "moc_segment")
+    shared = {"arm": "moc", "phases": ["pretrain"]}
+    write_json(folder / "arms/moc_segment/seed-0/shared.json", shared)
+    results = load_results(folder)
+    row = row_of(status(results), "moc_segment")
+    assert row["seed 0"] == "complete; pretrain as moc†"
+    assert any("moc_segment: pretrain as moc†" in note for note in cost(results).notes)
+    assert row_of(status(results), "moc†")["seed 0"] == "complete"
 
 
 def test_tasks_of_three_phases_know_when_they_were_taught(tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import math
 import random
 from pathlib import Path
 
@@ -93,6 +94,21 @@ def test_what_was_never_learned_cannot_be_forgotten(tmp_path: Path) -> None:
     assert row_of(table, "facts_choice, since pretrain", "moc_segment")["adjusted p"] == "—"
 
 
+def test_an_arm_at_its_floor_does_not_forget_less_than_one_that_learned(tmp_path: Path) -> None:
+    """moc_segment 80 -> 40 against iso_flop 2 -> 1, where always the same answer scores 3.5 %."""
+    folder = two_arms(tmp_path)
+    for arm, before, after in (("moc_segment", 80, 40), ("iso_flop", 2, 1)):
+        set_right(folder, arm, "pretrain", "facts_answer", share(before))
+        set_right(folder, arm, "ift", "facts_answer", share(after))
+    results = load_results(folder)
+    found = {entry.task: entry for entry in verdicts(results)}
+    assert found["facts_answer"].words == "only one had learned it"
+    assert math.isnan(found["facts_answer"].adjusted_p)
+    assert found["facts_choice"].adjusted_p == found["facts_choice"].difference.p
+    assert not any(claim in " ".join(said(results)) for claim in ("forgets less", "forgets more"))
+    assert "1 × only one had learned it" in said(results)[0]
+
+
 def test_holm_adjusts_over_the_tasks_of_a_pair_of_arms(tmp_path: Path) -> None:
     """Three arms: two tasks in each pair, so that the smaller p doubles and the larger one stays,
     unless it would be below the other."""
@@ -103,6 +119,7 @@ def test_holm_adjusts_over_the_tasks_of_a_pair_of_arms(tmp_path: Path) -> None:
         small, large = sorted(entries, key=lambda entry: entry.difference.p)
         assert small.adjusted_p == pytest.approx(min(1, 2 * small.difference.p))
         assert large.adjusted_p == pytest.approx(max(small.adjusted_p, large.difference.p))
+    assert "not over the 3 pairs of arms" in said(results)[0]
     assert {(entry.arm, entry.base) for entry in verdicts(results)} == {
         ("moc_segment", "iso_flop"),
         ("backbone", "iso_flop"),

@@ -113,6 +113,16 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")
     verb.set_defaults(run=_report)
 
+    verb = verbs.add_parser("compare", help="the results of several studies in one report")
+    verb.add_argument(
+        "paths", type=Path, nargs="+", metavar="STUDY", help="a study YAML, or a study's folder"
+    )
+    verb.add_argument("--baseline", metavar="ARM", help="compare all arms with this one")
+    verb.add_argument(
+        "--out", type=Path, metavar="FOLDER", help="default: compare-<names>, beside the first"
+    )
+    verb.set_defaults(run=_compare)
+
     verb = verbs.add_parser("ui", help="browse the results in MLflow, on 127.0.0.1")
     verb.add_argument("--runs-dir", type=Path, default=Path("runs"))
     verb.add_argument("--uri", help="another tracking URI")
@@ -214,12 +224,24 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 
 def _report(arguments: argparse.Namespace) -> int:
-    from moc.report import build_report, result_tables
+    from moc.report import build_report, load_results, result_tables
     from moc.stored import study_dir_of
+    from moc.tracking import send_report
 
     folder = study_dir_of(arguments.path)
-    report = build_report(folder)
-    print(f"{result_tables(folder)}\n\nreport:  {report}")
+    results = load_results(folder)
+    report = build_report(results)
+    print(f"{result_tables(results)}\n\nreport:  {report}")
+    if message := send_report(folder):
+        print(message)
+    return 0
+
+
+def _compare(arguments: argparse.Namespace) -> int:
+    from moc.compare import compare
+
+    text, report = compare(arguments.paths, baseline=arguments.baseline, out=arguments.out)
+    print(f"{text}\n\nreport:  {report}")
     return 0
 
 

@@ -3,21 +3,59 @@
 from __future__ import annotations
 
 import json
+import os
 import re
-from collections.abc import Iterator, Sequence
-from dataclasses import asdict
+import time
+import uuid
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field
+from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from moc.config import StudyConfig, config_hash
 from moc.journal import Record
-from moc.ui import public_uri
+from moc.rundir import SUMMARY_TEXT, SUMMARY_VALUES
 
 MAX_PARAM_CHARS = 6000  # MLflow's limits
 MAX_DIGEST_CHARS = 36
+MAX_TAG_CHARS = 8000
 T = TypeVar("T")
 
+CURSOR_FILE = "tracking.json"
+CHILD_FILES = (  # results and samples, and what every layer's router did
+    "boundaries/*/evals.json",
+    "boundaries/*/samples/**/*.jsonl",
+    "probes/**/*.json",
+    "chapters.jsonl",
+    "revivals.jsonl",
+)
+NOTE_TAG = "mlflow.note.content"  # MLflow's name for a run's description, in Markdown
 PLANNED = ("parameters", "flops", "iso_flop", "steps")  # of plan.json, as params
+
+
+@dataclass
+class Cursor:
+    """What MLflow has accepted of one folder; a file beside what it speaks of."""
+
+    uuid: str
+    run_id: str = ""
+    records: int = 0  # of the journal
+    last: str = ""  # digest of the last of them
+    stamps: dict[str, str] = field(default_factory=dict)  # of whatever is sent whole
+
+    @classmethod
+    def load(cls, folder: Path, run_uuid: str = "") -> Cursor:
+        """That of ``folder``; a new one if there is none, or it is that of another run."""
+        saved = read_json(folder / CURSOR_FILE)
+        if not saved or run_uuid not in ("", saved["uuid"]):
+            saved = {"uuid": run_uuid or uuid.uuid4().hex}
+        return cls(**saved)
+
+    def save(self, folder: Path) -> None:
+        temporary = folder / f"{CURSOR_FILE}.tmp"
+        temporary.write_text(json.dumps(asdict(self)))
+        os.replace(temporary, folder / CURSOR_FILE)
 
 
 class Point(NamedTuple):
@@ -38,26 +76,40 @@ class DatasetInfo(NamedTuple):
 
 
 def parent_tags(study: StudyConfig) -> dict[str, str]:
-    """Tags of the study's run; the note is the text at the head of its page."""
+    return {
+        "study": study.name,
+        "level": "study",
+        "git_commit": _git_commit(study),
+        "config_hash": config_hash(study),
+    }
+
+
+def description(study: StudyConfig) -> str:
+    """The Markdown at the head of the study's page: what its report says in short, once there is
+    one."""
+    summary = study.dir / "report" / SUMMARY_TEXT
+    if summary.is_file():
+        return summary.read_text()[:MAX_TAG_CHARS]
     note = [study.description] if study.description else []
     note.append(
         f"Arms {', '.join(study.arms)}; seeds {', '.join(map(str, study.seeds))}; "
         f"phases {', '.join(study.phases)}. The step axis counts training tokens."
     )
-    if len(study.seeds) < 3:
-        note.append("One seed supports no claim: a claim needs at least three.")
-    return {
-        "study": study.name,
-        "git_commit": _git_commit(study),
-        "config_hash": config_hash(study),
-        "mlflow.note.content": "\n\n".join(note),
-    }
+    return "\n\n".join([*note, "Results follow when all runs are complete."])
+
+
+def summary_points(study: StudyConfig) -> list[Point]:
+    """The figures of the report's summary, at the end of the last phase."""
+    path = study.dir / "report" / SUMMARY_VALUES
+    tokens = sum(phase.num_steps() * phase.tokens_per_step for phase in study.phases.values())
+    time = path.stat().st_mtime if path.is_file() else 0.0
+    return [Point(name, value, time, tokens) for name, value in read_json(path).items()]
 
 
 def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """Tags of one arm and seed, from its run.json."""
     tags = {key: str(info[key]) for key in ("study", "arm", "seed", "scope", "config_hash")}
-    tags |= {"causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
+    tags |= {"level": "run", "causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
     notes = []
     if not info["causal"]:
         notes.append(
@@ -68,16 +120,33 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     if memory is not None and memory.router.forced_uniform:
         notes.append("Benchmark routing: chapters are taken in turn, whatever the router says.")
     if notes:
-        tags["mlflow.note.content"] = "\n\n".join(notes)
+        tags[NOTE_TAG] = "\n\n".join(notes)
     return tags
 
 
-def params(study: StudyConfig, arm: str, seed: int) -> dict[str, str]:
-    """The arm's resolved config and what was planned for it, flattened with dots."""
+def run_infos(study: StudyConfig) -> dict[tuple[str, int], dict[str, Any]]:
+    """Every run.json by arm and seed; empty for what has not started."""
+    return {
+        (arm, seed): read_json(study.dir / "arms" / arm / f"seed-{seed}" / "run.json")
+        for arm in study.arms
+        for seed in study.seeds
+    }
+
+
+def started(infos: Iterable[dict[str, Any]]) -> float:
+    """Unix time at which the first of these runs began; now, if none has."""
+    known = [datetime.fromisoformat(info["started"]).timestamp() for info in infos if info]
+    return min(known, default=time.time())
+
+
+def params(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
+    """What runs are grouped by, the arm's resolved config and what was planned for it, flattened
+    with dots. ``info`` is the run's run.json."""
+    arm = info["arm"]
     planned = read_json(study.dir / "plan.json").get("arms", {}).get(arm, {})
     tree = {
+        **{key: info[key] for key in ("arm", "seed", "scope", "causal")},
         **asdict(study.arms[arm]),
-        "seed": seed,
         "data": {name: asdict(source) for name, source in study.data.items()},
         "tokenizer": asdict(study.tokenizer),
         "evals": asdict(study.evals),
@@ -126,6 +195,11 @@ def one_line(error: Exception) -> str:
     """An error in at most 160 characters, without credentials."""
     text = " ".join(public_uri(str(error)).split())
     return f"{type(error).__name__}: {text}"[:160]
+
+
+def public_uri(uri: str) -> str:
+    """``uri`` without user name and password."""
+    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def read_json(path: Path) -> dict[str, Any]:

@@ -8,39 +8,26 @@ training nothing: the next pass, or the next run of the study, sends what this o
 
 from __future__ import annotations
 
-import json
 import logging
 import math
 import os
-import threading
-import uuid
+import time
 from collections.abc import Iterable
-from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from moc import tracked
+from moc.background import Background
 from moc.config import StudyConfig, config_hash
 from moc.journal import read
-from moc.tracked import (
-    Point,
-    child_tags,
-    chunks,
-    clean,
-    datasets,
-    file_stamp,
-    one_line,
-    params,
-    parent_tags,
-    points,
-    read_json,
-)
-from moc.ui import MLFLOW_ENVIRONMENT, default_uri, public_uri, serve_ui, tracking_uri
+from moc.tracked import Cursor, Point
+from moc.ui import MLFLOW_ENVIRONMENT, default_uri, serve_ui, tracking_uri
+from moc.views import experiment_tags
 
-__all__ = ["Tracker", "default_uri", "serve_ui", "tracking_uri"]
+__all__ = ["Tracker", "default_uri", "send_report", "serve_ui", "tracking_uri"]
 
 log = logging.getLogger(__name__)
 
-CURSOR_FILE = "tracking.json"
 UUID_TAG = "run_uuid"  # ours, in the files: the same run directory is the same MLflow run
 BATCH_PARAMS = 100
 BATCH_METRICS = 1000
@@ -56,64 +43,38 @@ class Tracker:
     def __init__(self, study: StudyConfig) -> None:
         self.study = study
         self.uri = tracking_uri(study)
-        self._wake = threading.Event()
-        self._closing = threading.Event()
-        self._thread: threading.Thread | None = None
-        self._error: str | None = None
+        self._background: Background | None = None
 
     def start(self) -> None:
         """Start the thread and send what earlier runs of the study have left."""
-        self._thread = threading.Thread(target=self._loop, name="moc-tracking", daemon=True)
-        self._thread.start()
-        self.sync()
+        known: set[str] = set()
+        self._background = Background(
+            "moc-tracking",
+            lambda closing: _mirror(self.study, self.uri, known, closing=closing),
+            lambda why: log.warning(
+                "MLflow at %s: %s; training goes on", tracked.public_uri(self.uri), why
+            ),
+        )
+        self._background.start()
 
     def sync(self) -> None:
         """Send what is new, soon."""
-        self._wake.set()
+        if self._background is not None:
+            self._background.wake()
 
     def close(self, timeout_sec: float = 30.0) -> str | None:
         """Send the rest and stop. One line for the user if that did not work, else None."""
-        if self._thread is None:
+        if self._background is None:
             return None
-        self._closing.set()
-        self._wake.set()
-        self._thread.join(timeout_sec)
-        reason = f"busy after {timeout_sec:.0f} s" if self._thread.is_alive() else self._error
-        self._thread = None
+        reason = self._background.close(timeout_sec)
+        self._background = None
         if reason is None:
             return None
+        server = tracked.public_uri(self.uri)
         return (
-            f"MLflow at {public_uri(self.uri)} has not taken everything ({reason}); nothing is "
+            f"MLflow at {server} has not taken everything ({reason}); nothing is "
             f"lost: {self.study.dir}/arms/*/seed-*/ keeps it and the next run sends it"
         )
-
-    def _loop(self) -> None:
-        known: set[str] = set()
-        while True:
-            self._wake.wait()
-            self._wake.clear()
-            closing = self._closing.is_set()
-            try:
-                _mirror(self.study, self.uri, known, closing=closing)
-                self._error = None
-            except Exception as error:  # the thread must outlive whatever a server can raise
-                reason = one_line(error)
-                if self._error is None:
-                    log.warning("MLflow at %s: %s; training goes on", public_uri(self.uri), reason)
-                self._error = reason
-            if closing:
-                return
-
-
-@dataclass
-class _Cursor:
-    """What MLflow has accepted of one folder."""
-
-    uuid: str
-    run_id: str = ""
-    records: int = 0  # of the journal
-    last: str = ""  # digest of the last of them
-    stamps: dict[str, str] = field(default_factory=dict)  # of whatever is sent whole
 
 
 def _connect(uri: str) -> Any:
@@ -125,6 +86,28 @@ def _connect(uri: str) -> Any:
     return MlflowClient(tracking_uri=uri)
 
 
+def send_report(folder: Path) -> str | None:
+    """Send the rebuilt report of the study in ``folder``, if MLflow has the study; its runs stay as
+    they are. One line for the user if that did not work, else None."""
+    from filelock import FileLock
+
+    from moc.stored import study_of
+
+    cursor = Cursor.load(folder)
+    if not cursor.run_id:
+        return None
+    try:
+        study, _ = study_of(folder)
+        uri = tracking_uri(study)
+        if uri == default_uri(folder.parent) and not (folder.parent / "mlflow.db").is_file():
+            return None  # a copy of the folder, without the database
+        with FileLock(folder.parent / ".mlflow.lock"):
+            _Mirror(_connect(uri), folder, {cursor.run_id}).send_report(study)
+    except Exception as error:  # whatever a server can raise: the report itself is on disk
+        return f"MLflow keeps what it had of this report ({tracked.one_line(error)})"
+    return None
+
+
 def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> None:
     """One pass over the study. ``known`` are the MLflow runs seen since the tracker started."""
     from filelock import FileLock
@@ -134,27 +117,34 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
     with FileLock(Path(study.runs_dir) / ".mlflow.lock"):
         client = _connect(uri)
         experiment_id = _experiment(client, study, uri)
+        runs = tracked.run_infos(study)
         parent = _Mirror(client, study.dir, known)
-        parent.open(experiment_id, study.name, parent_tags(study))
-        for name in ("study.yaml", "plan.json", "environment.json", "datasets.json", "report/**/*"):
+        parent.open(
+            experiment_id, study.name, tracked.parent_tags(study), tracked.started(runs.values())
+        )
+        parent.send_report(study)
+        parent.send_views(experiment_id, experiment_tags(study))
+        for name in ("study.yaml", "plan.json", "environment.json", "datasets.json"):
             parent.send_files(name)
-        statuses = []
-        for arm in study.arms:
-            for seed in study.seeds:
+        ended = 0.0
+        for (arm, seed), info in runs.items():
+            if info:
                 folder = study.dir / "arms" / arm / f"seed-{seed}"
-                info = read_json(folder / "run.json")
-                statuses.append(info.get("status", "missing"))
-                if info:
-                    child = _Mirror(client, folder, known, info["run_uuid"])
-                    tags = child_tags(study, info) | {"mlflow.parentRunId": parent.cursor.run_id}
-                    child.open(experiment_id, f"{arm} seed {seed}", tags)
-                    child.send_params(params(study, arm, seed))
-                    child.send_datasets(study)
-                    child.send_journal()
-                    child.send_boundaries()
-                    child.send_status(info["status"], closing=closing)
+                child = _Mirror(client, folder, known, info["run_uuid"])
+                tags = tracked.child_tags(study, info) | {
+                    "mlflow.parentRunId": parent.cursor.run_id
+                }
+                child.open(experiment_id, f"{arm} seed {seed}", tags, tracked.started([info]))
+                child.send_params(tracked.params(study, info))
+                child.send_datasets(study)
+                last = child.send_journal()
+                for pattern in tracked.CHILD_FILES:
+                    child.send_files(pattern)
+                child.send_status(info["status"], last, closing=closing)
+                ended = max(ended, last)
+        statuses = {info.get("status", "missing") for info in runs.values()}
         worst = next((s for s in ("failed", "running", "missing") if s in statuses), "finished")
-        parent.send_status(worst, closing=closing)
+        parent.send_status(worst, ended, closing=closing)
 
 
 class _Mirror:
@@ -162,18 +152,16 @@ class _Mirror:
 
     def __init__(self, client: Any, folder: Path, known: set[str], run_uuid: str = "") -> None:
         self.client, self.folder, self.known = client, folder, known
-        saved = read_json(folder / CURSOR_FILE)
-        if not saved or run_uuid not in ("", saved["uuid"]):
-            saved = {"uuid": run_uuid or uuid.uuid4().hex}
-        self.cursor = _Cursor(**saved)
+        self.cursor = Cursor.load(folder, run_uuid)
 
-    def open(self, experiment_id: str, name: str, tags: dict[str, str]) -> None:
-        """Find the run by our uuid or create it; a run not met before is sent from the start."""
+    def open(self, experiment_id: str, name: str, tags: dict[str, str], start: float) -> None:
+        """Find the run by our uuid or create it; a run not met before is sent from the start.
+        ``start`` in Unix seconds is that of the work, whenever it is sent."""
         from mlflow.entities import RunTag
 
         if self.cursor.run_id in self.known:
             return
-        self._save()  # the uuid, before anything carries it
+        self.cursor.save(self.folder)  # the uuid, before anything carries it
         query = f"tags.{UUID_TAG} = '{self.cursor.uuid}'"
         found = self.client.search_runs([experiment_id], query, max_results=1)
         if found:
@@ -181,11 +169,14 @@ class _Mirror:
             self.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
         else:
             tags = tags | {UUID_TAG: self.cursor.uuid}
-            run_id = self.client.create_run(experiment_id, tags=tags, run_name=name).info.run_id
+            run = self.client.create_run(
+                experiment_id, start_time=int(start * 1000), tags=tags, run_name=name
+            )
+            run_id = run.info.run_id
         if run_id != self.cursor.run_id:
-            self.cursor = _Cursor(self.cursor.uuid, run_id)
+            self.cursor = Cursor(self.cursor.uuid, run_id)
         self.known.add(run_id)
-        self._save()
+        self.cursor.save(self.folder)
 
     def send_params(self, flat: dict[str, str]) -> None:
         from mlflow.entities import Param
@@ -197,7 +188,7 @@ class _Mirror:
         if changed:
             log.warning("MLflow keeps the first value of changed params: %s", ", ".join(changed))
         new = [Param(key, value) for key, value in flat.items() if key not in there]
-        for chunk in chunks(new, BATCH_PARAMS):
+        for chunk in tracked.chunks(new, BATCH_PARAMS):
             self.client.log_batch(self.cursor.run_id, params=chunk)
         self._stamp("params", config_hash(flat))
 
@@ -205,7 +196,7 @@ class _Mirror:
         """The fingerprints in datasets.json ({phase: {source: fingerprint}}) as run inputs."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        described = datasets(study)
+        described = tracked.datasets(study)
         if not described or self.cursor.stamps.get("datasets") == config_hash(described):
             return
         entities = [
@@ -217,73 +208,86 @@ class _Mirror:
         self.client.log_inputs(self.cursor.run_id, entities)
         self._stamp("datasets", config_hash(described))
 
-    def send_journal(self) -> None:
-        """The committed records, in blocks; the cursor moves after each."""
+    def send_journal(self) -> float:
+        """The committed records, in blocks; the cursor moves after each. Unix time of the last."""
         cursor = self.cursor
         records = read(self.folder / "metrics.jsonl", committed=True)
         if cursor.records > len(records) or (
             cursor.records and config_hash(records[cursor.records - 1]) != cursor.last
         ):
             cursor.records = 0  # rewritten by a resume: send it all, known points change nothing
-        for block in chunks(records[cursor.records :], BLOCK_RECORDS):
-            self._send_metrics(points(block))
+        for block in tracked.chunks(records[cursor.records :], BLOCK_RECORDS):
+            self._send_metrics(tracked.points(block))
             cursor.records += len(block)
             cursor.last = config_hash(block[-1])
-            self._save()
-        skipped = str(sum(not math.isfinite(value) for _, value, _, _ in points(records)))
+            self.cursor.save(self.folder)
+        skipped = str(sum(not math.isfinite(value) for _, value, _, _ in tracked.points(records)))
         if skipped != self.cursor.stamps.get("skipped", "0"):
             self.client.set_tag(self.cursor.run_id, "non_finite_values_skipped", skipped)
             self._stamp("skipped", skipped)
+        return records[-1]["time"] if records else time.time()
 
-    def send_boundaries(self) -> None:
-        """Full results and samples as artifacts, with what every layer's router did; the headline
-        figures are in the journal."""
-        self.send_files("boundaries/*/evals.json")
-        self.send_files("chapters.jsonl")
-        self.send_files("revivals.jsonl")
-        self.send_files("boundaries/*/samples/*.jsonl")
+    def send_report(self, study: StudyConfig) -> None:
+        """The report at the root of the artifacts, its summary as metrics and as description."""
+        for pattern in ("report.html", "figures/*", "tables/*"):
+            self.send_files(pattern, below="report")
+        described = tracked.description(study)
+        stamp = config_hash(described)
+        sent = self.cursor.stamps.get("description")
+        if stamp != sent:
+            tags = {} if sent is None else self.client.get_run(self.cursor.run_id).data.tags
+            # else a person has written there
+            if sent is None or config_hash(tags.get(tracked.NOTE_TAG)) == sent:
+                self.client.set_tag(self.cursor.run_id, tracked.NOTE_TAG, described)
+            self._stamp("description", stamp)
+        summed = tracked.summary_points(study)
+        if summed and self.cursor.stamps.get("summary") != config_hash(summed):
+            self._send_metrics(summed)
+            self._stamp("summary", config_hash(summed))
 
-    def send_files(self, pattern: str) -> None:
-        for path in sorted(self.folder.glob(pattern)):
-            name = path.relative_to(self.folder)
+    def send_views(self, experiment_id: str, tags: dict[str, str]) -> None:
+        if self.cursor.stamps.get("views") != config_hash(tags):
+            for key, value in tags.items():
+                self.client.set_experiment_tag(experiment_id, key, value)
+            self._stamp("views", config_hash(tags))
+
+    def send_files(self, pattern: str, *, below: str = "") -> None:
+        """The files that match ``pattern``, named as they are in the folder ``below``."""
+        for path in sorted((self.folder / below).glob(pattern)):
+            name = path.relative_to(self.folder / below)
             if path.is_file() and path.suffix != ".tmp":
-                stamp = file_stamp(path)
+                stamp = tracked.file_stamp(path)
                 if self.cursor.stamps.get(str(name)) != stamp:
                     parent = None if name.parent == Path(".") else name.parent.as_posix()
                     self.client.log_artifact(self.cursor.run_id, str(path), parent)
                     self._stamp(str(name), stamp)
 
-    def send_status(self, status: str, *, closing: bool) -> None:
-        """``running`` and ``missing`` work is KILLED once nothing works on it any more."""
+    def send_status(self, status: str, ended: float, *, closing: bool) -> None:
+        """``running`` and ``missing`` work is KILLED once nothing works on it any more. ``ended``
+        in Unix seconds."""
         unfinished = "KILLED" if closing else "RUNNING"
         now = {"finished": "FINISHED", "failed": "FAILED"}.get(status, unfinished)
         if self.cursor.stamps.get("status") != now:
             if now == "RUNNING":
                 self.client.update_run(self.cursor.run_id, status=now)
             else:
-                self.client.set_terminated(self.cursor.run_id, status=now)
+                self.client.set_terminated(self.cursor.run_id, now, int(ended * 1000))
             self._stamp("status", now)
 
     def _send_metrics(self, new: Iterable[Point]) -> None:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(clean(name), value, int(time * 1000), tokens)
+            Metric(tracked.clean(name), value, int(time * 1000), tokens)
             for name, value, time, tokens in new
             if math.isfinite(value)
         ]
-        for chunk in chunks(metrics, BATCH_METRICS):
+        for chunk in tracked.chunks(metrics, BATCH_METRICS):
             self.client.log_batch(self.cursor.run_id, metrics=chunk)
 
     def _stamp(self, key: str, stamp: str) -> None:
         self.cursor.stamps[key] = stamp
-        self._save()
-
-    def _save(self) -> None:
-        path = self.folder / CURSOR_FILE
-        temporary = path.with_name(CURSOR_FILE + ".tmp")
-        temporary.write_text(json.dumps(asdict(self.cursor)))
-        os.replace(temporary, path)
+        self.cursor.save(self.folder)
 
 
 def _experiment(client: Any, study: StudyConfig, uri: str) -> str:

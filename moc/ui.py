@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import signal
 import socket
 import subprocess
@@ -13,8 +12,11 @@ import time
 import urllib.request
 from pathlib import Path
 from types import FrameType
+from typing import Any
 
 from moc.config import StudyConfig
+from moc.tracked import public_uri
+from moc.views import pages
 
 MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -26,15 +28,6 @@ MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has
 }
 
 
-# MLflow opens its pages for language-model applications unless told otherwise, and it folds child
-# runs, whose charts are then empty, unless the runs are sorted by name.
-_PAGES = {
-    "study": "workflowType=machine_learning",
-    "curves": "workflowType=machine_learning&compareRunsMode=CHART&orderByAsc=true"
-    "&orderByKey=tags.%60mlflow.runName%60&searchFilter=tags.arm+LIKE+%27%25%27",
-}
-
-
 def tracking_uri(study: StudyConfig) -> str:
     return study.tracking.uri or default_uri(Path(study.runs_dir))
 
@@ -42,11 +35,6 @@ def tracking_uri(study: StudyConfig) -> str:
 def default_uri(runs_dir: Path) -> str:
     """The database of all studies under ``runs_dir``."""
     return f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
-
-
-def public_uri(uri: str) -> str:
-    """``uri`` without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
 
 
 def serve_ui(runs_dir: Path, uri: str | None = None, port: int = 5000) -> int:
@@ -95,24 +83,30 @@ def serve_ui(runs_dir: Path, uri: str | None = None, port: int = 5000) -> int:
 def _announce(server: subprocess.Popen[bytes], url: str) -> None:
     """Print where the pages are, and each study's, once they can be opened."""
     print(f"MLflow: {url} (Ctrl-C stops it)", flush=True)
-    search = urllib.request.Request(
-        f"{url}/api/2.0/mlflow/experiments/search",
-        data=json.dumps({"max_results": 10, "order_by": ["last_update_time DESC"]}).encode(),
-        headers={"content-type": "application/json"},
-    )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
     while server.poll() is None:
         try:
-            with direct.open(search, timeout=5) as answer:
-                experiments = json.load(answer).get("experiments", [])
-                break
+            newest = {"max_results": 10, "order_by": ["last_update_time DESC"]}
+            found = _ask(url, "experiments/search", newest).get("experiments", [])
+            break
         except OSError:  # not up yet
             time.sleep(0.3)
     else:
         return
-    for experiment in experiments:
-        if experiment["experiment_id"] != "0":  # MLflow's own empty "Default"
-            print(f"  {experiment['name']}:", flush=True)
-            for what, query in _PAGES.items():
-                page = f"{url}/#/experiments/{experiment['experiment_id']}/runs?{query}"
-                print(f"    {what:7} {page}", flush=True)
+    where = [experiment["experiment_id"] for experiment in found]
+    wanted = {"experiment_ids": where, "filter": "tags.level = 'study'", "max_results": 10}
+    for run in _ask(url, "runs/search", wanted).get("runs", []) if where else []:
+        info = run["info"]
+        print(f"  {info['run_name']}:", flush=True)
+        for what, page in pages(info["run_name"], info["experiment_id"], info["run_id"]).items():
+            print(f"    {what:7} {url}/{page}", flush=True)
+
+
+def _ask(url: str, method: str, question: dict[str, Any]) -> dict[str, Any]:
+    request = urllib.request.Request(
+        f"{url}/api/2.0/mlflow/{method}",
+        data=json.dumps(question).encode(),
+        headers={"content-type": "application/json"},
+    )
+    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
+    with direct.open(request, timeout=5) as answer:
+        return json.load(answer)

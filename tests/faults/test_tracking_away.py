@@ -13,8 +13,8 @@ import pytest
 
 import moc.tracking
 from moc.config import StudyConfig
+from moc.tracked import public_uri
 from moc.tracking import Tracker, default_uri
-from moc.ui import public_uri
 from tests.fake_runs import fake_study, write_study
 
 
@@ -121,7 +121,7 @@ class FlakyServer:
         uuid = query.split("'")[1]
         return [self._run(self.runs[uuid])] if uuid in self.runs else []
 
-    def create_run(self, experiment: str, *, tags: dict[str, str], run_name: str) -> Any:
+    def create_run(self, experiment: str, *, tags: dict[str, str], run_name: str, **_: Any) -> Any:
         self.runs[tags["run_uuid"]] = run_name
         return self._run(run_name)
 

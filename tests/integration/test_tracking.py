@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -19,11 +20,14 @@ from moc.config import StudyConfig
 from moc.journal import Journal, read
 from moc.report import build_report
 from moc.tracked import child_tags
-from moc.tracking import Tracker, default_uri
+from moc.tracking import Tracker, default_uri, send_report
 from moc.ui import serve_ui
 from tests.fake_runs import fake_study, write_json, write_run, write_study
 
 SMALL = (40, 20)  # steps per phase
+NOTE = "mlflow.note.content"  # MLflow's name for a description
+STARTED_SEC = 1_772_445_600.0  # of every made-up run
+STARTED_MS = int(STARTED_SEC * 1000)
 
 
 def track(study: StudyConfig) -> None:
@@ -80,7 +84,7 @@ def runs_dir(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture(scope="module")
 def study(runs_dir: Path) -> StudyConfig:
-    study = fake_study(runs_dir, num_steps=SMALL)
+    study = fake_study(runs_dir, num_steps=SMALL, probes=("relearn",))
     write_study(study)
     build_report(study.dir)
     track(study)
@@ -91,7 +95,7 @@ def test_one_parent_and_a_child_per_arm_with_their_tags(study: StudyConfig) -> N
     runs = runs_of(study)
     assert set(runs) == {"study", "moc-0", "iso_flop-0", "backbone-0"}
     parent = runs.pop("study")
-    assert "One seed supports no claim" in parent.data.tags["mlflow.note.content"]
+    assert (parent.data.tags["level"], parent.info.run_name) == ("study", "fake")
     for run in [parent, *runs.values()]:
         assert run.info.status == "FINISHED"
         assert run.data.tags["study"] == "fake"
@@ -99,6 +103,8 @@ def test_one_parent_and_a_child_per_arm_with_their_tags(study: StudyConfig) -> N
         assert len(run.data.tags["config_hash"]) == 12
     for run in runs.values():
         assert run.data.tags["mlflow.parentRunId"] == parent.info.run_id
+        assert run.info.start_time == parent.info.start_time == STARTED_MS, "not when it was sent"
+        assert run.info.end_time == int(1000 * (STARTED_SEC + 60 * 8192 / 16_000))
     tags = runs["moc-0"].data.tags
     assert (tags["scope"], tags["causal"]) == ("sequence", "false")
     assert (runs["backbone-0"].data.tags["causal"]) == "true"
@@ -107,7 +113,6 @@ def test_one_parent_and_a_child_per_arm_with_their_tags(study: StudyConfig) -> N
 def test_scope_and_what_a_run_may_not_be_compared_with_stand_on_its_page(tmp_path: Path) -> None:
     """Chapters taken in turn make a benchmark: its losses must not pass for a trained router's."""
     study = fake_study(tmp_path, num_steps=SMALL, arms=("moc", "moc_segment", "moc_token"))
-    note = "mlflow.note.content"
     for arm in ("moc", "moc_token"):
         memory = study.arms[arm].model.memory
         assert memory is not None
@@ -115,9 +120,9 @@ def test_scope_and_what_a_run_may_not_be_compared_with_stand_on_its_page(tmp_pat
     tags = {arm: child_tags(study, run_info(study, arm)) for arm in study.arms}
     assert [found["scope"] for found in tags.values()] == ["sequence", "segment", "token"]
     assert [found["causal"] for found in tags.values()] == ["false", "true", "true"]
-    assert "Non-causal routing" in tags["moc"][note] and "Benchmark routing" in tags["moc"][note]
-    assert note not in tags["moc_segment"]
-    assert tags["moc_token"][note].startswith("Benchmark routing")
+    assert "Non-causal routing" in tags["moc"][NOTE] and "Benchmark routing" in tags["moc"][NOTE]
+    assert NOTE not in tags["moc_segment"]
+    assert tags["moc_token"][NOTE].startswith("Benchmark routing")
 
 
 def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -> None:
@@ -133,6 +138,8 @@ def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -
 
 def test_params_datasets_and_files_are_there(study: StudyConfig) -> None:
     run = runs_of(study)["moc-0"]
+    grouping = ("arm", "seed", "scope", "causal")  # in the pages' menu "Group by"
+    assert [run.data.params[key] for key in grouping] == ["moc", "0", "sequence", "false"]
     assert run.data.params["model.memory.router.scope"] == "sequence"
     assert run.data.params["phases.ift.context_length"] == "256"
     assert run.data.params["plan.parameters.bank"] == "133120"
@@ -142,15 +149,84 @@ def test_params_datasets_and_files_are_there(study: StudyConfig) -> None:
     assert inputs["people"].tags[0].value == "pretrain"
     client, parent = client_of(study), runs_of(study)["study"]
     files = {file.path for file in client.list_artifacts(parent.info.run_id)}
-    assert files >= {"study.yaml", "plan.json", "environment.json", "report"}
+    assert files == {
+        *("study.yaml", "plan.json", "environment.json", "datasets.json"),
+        *("report.html", "figures", "tables"),
+    }
     artifacts = Path(parent.info.artifact_uri.removeprefix("file://"))
     assert artifacts.is_relative_to(Path(study.runs_dir).resolve() / "mlartifacts")
+    for path in (study.dir / "report").glob("*/*"):
+        assert (artifacts / path.relative_to(study.dir / "report")).is_file()
+    assert {path.suffix for path in artifacts.glob("figures/*")} == {".png"}
     report = (study.dir / "report/report.html").read_bytes()
-    assert (artifacts / "report/report.html").read_bytes() == report
-    tables = {file.path for file in client.list_artifacts(parent.info.run_id, "report/tables")}
-    assert "report/tables/scores.csv" in tables
+    assert (artifacts / "report.html").read_bytes() == report
     evals = {file.path for file in client.list_artifacts(run.info.run_id, "boundaries/2-ift")}
     assert evals == {"boundaries/2-ift/evals.json", "boundaries/2-ift/samples"}
+    kept = Path(run.info.artifact_uri.removeprefix("file://"))
+    assert (kept / "boundaries/2-ift/samples/facts_answer.jsonl").is_file()
+    assert (kept / "boundaries/2-ift/samples/knockout-bank/facts_answer.jsonl").is_file()
+    assert (kept / "probes/relearn/2-ift/probe.json").is_file()
+
+
+def test_the_study_shows_its_summary_and_what_each_arm_forgot(study: StudyConfig) -> None:
+    parent = runs_of(study)["study"].data
+    assert parent.tags[NOTE] == (study.dir / "report/summary.md").read_text()
+    assert parent.tags[NOTE].startswith("- One seed supports no claim")
+    assert parent.metrics["final/facts_answer/moc"] == pytest.approx(0.52)
+    assert parent.metrics["forgetting/facts_answer/moc"] == pytest.approx(0.71 - 0.52)
+    assert parent.metrics["forgetting/facts_answer/iso_flop"] == pytest.approx(0.655 - 0.31)
+    assert {name.split("/")[0] for name in parent.metrics} == {"final", "forgetting"}
+
+
+def test_views_show_one_curve_per_arm_and_the_final_scores(study: StudyConfig) -> None:
+    tags = client_of(study).get_experiment_by_name("fake").tags
+    curves, scores = (
+        json.loads(json.loads(tags[f"mlflow.sharedViewState.fake-{what}"])["state"])
+        for what in ("curves", "scores")
+    )
+    by_arm = {
+        "aggregateFunction": "average",
+        "groupByKeys": [{"mode": "param", "groupByData": "arm"}],
+    }
+    assert curves["groupBy"] == by_arm
+    known = runs_of(study)["moc-0"].data.metrics
+    shown = {name.split("`")[1] for name in scores["selectedColumns"] if name.startswith("metrics")}
+    assert {"eval/facts_choice/acc", "eval/people/bits_per_byte"} <= shown & set(known)
+
+
+def test_a_rebuilt_report_replaces_the_one_in_mlflow_unless_a_person_wrote_there(
+    runs_dir: Path,
+) -> None:
+    study = fake_study(runs_dir, num_steps=SMALL)
+    study.name = "rebuilt"
+    write_study(study)
+    track(study)
+    before = runs_of(study)["study"]
+    assert "Results follow" in before.data.tags[NOTE]
+    report = study.dir / "report"
+    report.mkdir()
+    (report / "report.html").write_text("rebuilt")
+    (report / "summary.md").write_text("what it says")
+    write_json(report / "summary.json", {"final/facts_answer/moc": 0.5})
+    assert send_report(study.dir) is None
+    client, rebuilt = client_of(study), runs_of(study)["study"]
+    assert (rebuilt.info.run_id, rebuilt.info.status) == (before.info.run_id, "FINISHED")
+    assert rebuilt.data.tags[NOTE] == "what it says"
+    assert rebuilt.data.metrics == {"final/facts_answer/moc": 0.5}
+    assert "report.html" in {f.path for f in client.list_artifacts(rebuilt.info.run_id)}
+
+    client.set_tag(rebuilt.info.run_id, NOTE, "My own words")
+    (report / "summary.md").write_text("what it says now")
+    write_json(report / "summary.json", {"final/facts_answer/moc": 0.9})
+    assert send_report(study.dir) is None
+    data = runs_of(study)["study"].data
+    assert (data.tags[NOTE], data.metrics["final/facts_answer/moc"]) == ("My own words", 0.9)
+
+
+def test_a_copied_study_is_reported_without_a_server(study: StudyConfig, tmp_path: Path) -> None:
+    shutil.copytree(study.dir, tmp_path / "fake")
+    assert send_report(tmp_path / "fake") is None
+    assert [path.name for path in tmp_path.iterdir()] == ["fake"]
 
 
 def test_sending_again_changes_nothing(study: StudyConfig) -> None:

@@ -43,7 +43,7 @@ def test_help_comes_in_under_a_second():
         done = moc("--help")
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
-        verbs = {"plan", "run", "eval", "leak", "generate", "report", "ui"}
+        verbs = {"plan", "run", "eval", "leak", "generate", "report", "compare", "ui"}
         assert verbs <= set(done.stdout.split())
     assert min(seconds) < 1.0, seconds
 
@@ -70,6 +70,8 @@ def test_help_imports_nothing_heavy(words):
         (["eval", "nowhere"], "no 'nowhere' in "),
         (["eval", "nowhere", "model.dim=3"], "'moc eval' takes no 'model.dim=3'"),
         (["report", "nowhere"], "no 'nowhere' in "),
+        (["compare", "study.yaml"], "no boundary of this study has been evaluated yet"),
+        (["compare", "nowhere", "study.yaml"], "no 'nowhere' in "),
         (["leak", "nowhere"], "no 'nowhere' in "),
         (["leak", "study.yaml"], "study.yaml holds no model"),
         (["generate", "nowhere", "--prompt", "x"], "no 'nowhere' in "),
@@ -120,6 +122,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     assert list(plan["arms"]) == ["moc", "dense"]
     for arm in plan["arms"].values():
         assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
+        assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},

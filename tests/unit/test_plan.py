@@ -86,6 +86,7 @@ def test_json_has_exactly_the_documented_keys(study_file):
     assert set(plan) == {"study", "arms"}
     for arm in plan["arms"].values():
         assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
+        assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
             "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},

@@ -68,7 +68,7 @@ def test_help_imports_nothing_heavy(words):
         (["plan", "studdy.yaml"], "studdy.yaml: no such study file; did you mean 'study.yaml'?"),
         (["plan", "study.yaml", "--jsn"], "'--jsn' is no option of 'moc plan'"),
         (["eval", "nowhere"], "no 'nowhere' in "),
-        (["eval", "nowhere", "model.dim=3"], "'moc eval' takes no 'model.dim=3'"),
+        (["eval", "nowhere", "model.dim=3"], "the model is trained; only evals.<key>"),
         (["report", "nowhere"], "no 'nowhere' in "),
         (["compare", "study.yaml"], "no boundary of this study has been evaluated yet"),
         (["compare", "nowhere", "study.yaml"], "no 'nowhere' in "),

@@ -118,10 +118,6 @@ def mark_phases(axes: Axes, results: Results) -> None:
     axes.set_xlim(0, 1.01 * max(start, longest))
 
 
-def legend_inside(axes: Axes, results: Results) -> None:
-    axes.legend(handles=_handles(results, results.arms, markers=False), loc="best")
-
-
 def legend_above(
     canvas: Canvas,
     results: Results,
@@ -132,10 +128,13 @@ def legend_above(
     """What the colours of ``arms`` (all, by default) and the grey ``lines`` (name -> style) are."""
     from matplotlib.lines import Line2D
 
-    handles = _handles(results, results.arms if arms is None else arms, markers=True)
+    handles = _handles(results, results.arms if arms is None else arms)
     for label, style in (lines or {}).items():
         handles.append(Line2D([], [], color=GREY, linestyle=style, label=label))
-    num_rows = math.ceil(len(handles) / (6 if canvas.get_figwidth() > 6 else 4))
+    # a column is as wide as its longest label, a character about 0.08 inches, its line 0.55
+    widest = max(len(str(handle.get_label())) for handle in handles)
+    columns = max(1, int(canvas.get_figwidth() / (0.55 + 0.08 * widest)))
+    num_rows = math.ceil(len(handles) / columns)
     columns = math.ceil(len(handles) / num_rows)
     canvas.legend(handles=handles, loc="outside upper left", ncols=columns)
 
@@ -183,7 +182,7 @@ def finish(canvas: Canvas, name: str, caption: str, alt: str) -> Figure:
     return Figure(name, caption, alt, canvas.get_figwidth(), png.getvalue(), svg.getvalue())
 
 
-def _handles(results: Results, arms: Sequence[str], *, markers: bool) -> list[Any]:
+def _handles(results: Results, arms: Sequence[str]) -> list[Any]:
     from matplotlib.lines import Line2D
 
     return [
@@ -191,7 +190,7 @@ def _handles(results: Results, arms: Sequence[str], *, markers: bool) -> list[An
             [],
             [],
             color=colour(index),
-            marker=marker(index) if markers else None,
+            marker=marker(index),
             markersize=4,
             label=results.label(arm),
         )

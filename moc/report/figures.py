@@ -20,7 +20,6 @@ from moc.report.drawing import (
     finish,
     footnote,
     legend_above,
-    legend_inside,
     log_axis,
     mark_phases,
     marker,
@@ -75,7 +74,7 @@ def losses(results: Results) -> Figure | None:
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("training tokens")
     axes.set_ylabel("training loss (nats per token)")
-    legend_inside(axes, results)
+    legend_above(canvas, results)
     footnote(canvas, results)
     seeds = f"seed {results.seeds[0]}" if single else "one line per seed"
     caption = (

@@ -53,8 +53,7 @@ def stored(results: Results) -> Table:
                 for seed, value in bits.items()
             ]
     header = ["task", "arm", *results.boundaries, "lost since taught"]
-    over = " [95% t-interval over seeds]" * (len(results.seeds) > 1)
-    caption = f"Knowledge about people, thousand bits stored at least{over}{over_text(results)}"
+    caption = f"Knowledge about people, thousand bits stored at least{_over(results)}"
     notes = [
         "Per attribute: log2 of the values that it can take minus the bits that the right answer "
         "takes to say, on average over questions and not less than 0; times the people there are. "
@@ -98,8 +97,7 @@ def savings_table(results: Results) -> Table:
                 ]
     header = ["probe", "task", "arm", "taught, %", "before → after probe, %"]
     header += ["recovered, %", "tokens to regain", "savings, %"]
-    over = " [95% t-interval over seeds]" * (len(results.seeds) > 1)
-    caption = f"Forgotten, or out of reach? Training again on a copy{over}{over_text(results)}"
+    caption = f"Forgotten, or out of reach? Training again on a copy{_over(results)}"
     notes = [
         "Recovered: share of the lost score that the probe brought back. Tokens to regain: until "
         "the score was first what it was when taught, on the probe's items. Savings: 1 minus these "
@@ -133,6 +131,10 @@ def regained(
             if (entry.name, entry.boundary) == (probe, boundary) and entry.curve(task):
                 found[run.seed] = _regained(results, run, entry, task)
     return {seed: entry for seed, entry in found.items() if entry}
+
+
+def _over(results: Results) -> str:
+    return " [95% t-interval over seeds]" * (len(results.seeds) > 1) + over_text(results)
 
 
 def _bits(results: Results, arm: str, boundary: str, task: str) -> Bits:

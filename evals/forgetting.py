@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from evals.intervals import Z
-from evals.statistics import clearly_above
+from evals.statistics import Effect, clearly_above, hierarchical_interval
 
 Record = Mapping[str, Any]  # one boundary's evals.json
 
@@ -136,11 +136,11 @@ def retention(
     after_SN: np.ndarray,
     cluster_N: Sequence[Any] | np.ndarray,
     baseline: float,
-) -> float:
+) -> Effect:
     """Share of the score above ``baseline`` that is left: (after - baseline) / (before - baseline).
 
-    Of the means over seeds and items; pass one row for one seed. Below 0 where the score fell under
-    its baseline, above 1 where it rose.
+    Of the means over seeds and items, with an interval to first order in its error; one row for one
+    seed. Below 0 where the score fell under its baseline, above 1 where it rose.
 
     Args:
         before_SN, after_SN: shares (seeds, items), for instance 0 and 1.
@@ -159,11 +159,14 @@ def retention(
         raise ValueError(f"tables of {before_SN.shape} and {after_SN.shape} cannot be paired")
     # a seed or an item that one of the two lacks would pass for a change
     missing_SN = np.isnan(before_SN) | np.isnan(after_SN)
-    before_SN = np.where(missing_SN, np.nan, before_SN)
-    if not clearly_above(before_SN, cluster_N, baseline):
-        return math.nan
-    before, after = before_SN[~missing_SN].mean(), after_SN[~missing_SN].mean()
-    return float((after - baseline) / (before - baseline))
+    before_SN, after_SN = (
+        np.where(missing_SN, np.nan, table_SN) - baseline for table_SN in (before_SN, after_SN)
+    )
+    if not clearly_above(before_SN + baseline, cluster_N, baseline):
+        return Effect(math.nan, math.nan, math.nan, math.nan)
+    scale = before_SN[~missing_SN].mean()
+    ratio = after_SN[~missing_SN].mean() / scale
+    return hierarchical_interval(ratio + (after_SN - ratio * before_SN) / scale, cluster_N)
 
 
 def knowledge_bits(samples: Sequence[Record], num_people: int) -> float:

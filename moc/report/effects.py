@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 
+from evals import forgetting
 from evals.statistics import (
     Effect,
     Interval,
@@ -175,10 +176,8 @@ def _retention(results: Results, arm: str, task: str) -> Estimate | None:
         pairs = [(before[seed], after[seed]) for seed in before if seed in after]
         above = [sum(column) / len(pairs) - score.baseline for column in zip(*pairs, strict=True)]
         return Estimate(above[1] / above[0], len(pairs)) if pairs else None
-    before_SN, after_SN = (values - score.baseline for values in common.values)
-    ratio = after_SN.mean() / before_SN.mean()
-    errors_SN = (after_SN - ratio * before_SN) / before_SN.mean()  # of the ratio, to first order
-    effect = hierarchical_interval(ratio + errors_SN, common.cluster_N)
+    before_SN, after_SN = common.values
+    effect = forgetting.retention(before_SN, after_SN, common.cluster_N, score.baseline)
     return estimate_of(effect, len(common.seeds))
 
 

@@ -103,26 +103,26 @@ def rights(*nums_right):
 
 
 def test_retention_is_counted_from_the_baseline_by_hand():
-    found = f.retention(rights(80, 90, 85), rights(55, 50, 60), np.arange(100), 0.25)
+    found = f.retention(rights(80, 90, 85), rights(55, 50, 60), np.arange(100), 0.25).value
     assert found == pytest.approx((0.55 - 0.25) / (0.85 - 0.25))
-    below = f.retention(rights(85), rights(10), np.arange(100), 0.25)
+    below = f.retention(rights(85), rights(10), np.arange(100), 0.25).value
     assert below == pytest.approx(-0.15 / 0.60)
 
 
 def test_what_was_never_known_cannot_be_retained():
     items = np.arange(100)
-    assert math.isnan(f.retention(rights(30), rights(30), items, 0.25))
-    assert math.isnan(f.retention(rights(25), rights(80), items, 0.25))
+    assert math.isnan(f.retention(rights(30), rights(30), items, 0.25).value)
+    assert math.isnan(f.retention(rights(25), rights(80), items, 0.25).value)
     # clear of 0.25 if its 100 items were independent; they are 10 passages, 4 of them all right
-    assert math.isnan(f.retention(rights(40), rights(40), items // 10, 0.25))
-    assert f.retention(rights(40), rights(40), items, 0.25) == pytest.approx(1)
+    assert math.isnan(f.retention(rights(40), rights(40), items // 10, 0.25).value)
+    assert f.retention(rights(40), rights(40), items, 0.25).value == pytest.approx(1)
 
 
 def test_retention_pairs_the_items_that_both_boundaries_have():
     before, after = rights(80), rights(60)
     before[0, 99], after[0, 0] = math.nan, math.nan
     expected = (59 / 98 - 0.25) / (79 / 98 - 0.25)
-    assert f.retention(before, after, np.arange(100), 0.25) == pytest.approx(expected)
+    assert f.retention(before, after, np.arange(100), 0.25).value == pytest.approx(expected)
     with pytest.raises(ValueError, match="paired"):
         f.retention(rights(80, 80), rights(80), np.arange(100), 0.25)
 

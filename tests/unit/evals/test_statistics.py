@@ -168,7 +168,7 @@ def test_a_constant_answer_is_not_above_the_majority_and_retains_nothing():
         assert not s.clearly_above(correct_SN, passage_N, majority)
         found = s.share_interval(correct_SN, passage_N)
         assert found.low < majority < found.high
-    assert math.isnan(retention(before_SN, after_SN, passage_N, majority))
+    assert math.isnan(retention(before_SN, after_SN, passage_N, majority).value)
     change = s.hierarchical_interval(after_SN - before_SN, passage_N)
     assert change.value == pytest.approx(8 / 3270)
     assert change.low < 0 < change.high

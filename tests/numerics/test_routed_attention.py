@@ -13,14 +13,15 @@ import pytest
 import torch
 
 from moc.ops import routed_attention, shared_attention_mass
+from moc.ops.grouped_plan import plan_groups
 from moc.ops.reference import reference_attention
-from moc.ops.shapes import moves_queries, query_blocks
+from moc.ops.shapes import moves_queries
 
 torch.set_num_threads(1)
 ATTENTION = sys.modules["moc.ops.routed_attention"]  # the package exports its function's name
 BATCH, LENGTH, NUM_HEADS, HEAD_DIM, NUM_DISTINCT, TOKENS = 2, 7, 4, 3, 6, 2
 MIXINGS = ("joint", "per_chapter", "log_bias", "unweighted")
-WAYS = {"_chapters_to_queries": False, "_queries_to_chapters": True}
+WAYS = {"_chapters_to_queries": False, "grouped_attention": True}
 GROUP_TOKENS = [7, 4, 3, 2, 1, 9]  # one group; short last ones; a token each; longer than the text
 
 
@@ -89,10 +90,12 @@ def check(tensors, row_BGN, upstream, mixing, group_tokens):
     arguments = tensors, row_BGN, upstream, mixing, group_tokens
     out, grads = run(routed_attention, *arguments)
     expected, expected_grads = run(reference_attention, *arguments)
+    assert ("weight" in expected_grads) == (mixing != "unweighted")
+    if mixing == "unweighted":  # no gradient, or none to speak of
+        assert not grads.pop("weight", torch.zeros(())).any()
     torch.testing.assert_close(out, expected, rtol=1e-10, atol=1e-12)
     torch.testing.assert_close(grads, expected_grads, rtol=1e-9, atol=1e-11)
     assert grads.keys() >= {"q", "k", "v"}
-    assert ("weight" in grads) == (mixing != "unweighted")
     unread = sorted(set(range(len(tensors[1]))) - set(row_BGN.flatten().tolist()))
     assert not grads["k"][unread].any() and not grads["v"][unread].any()
 
@@ -118,54 +121,104 @@ def test_query_heads_share_key_heads_in_consecutive_runs(mixing, num_kv_heads, f
     check(tensors, row_BGN, upstream, mixing, group_tokens=4)
 
 
-# queries in blocks of one chapter
+# queries sorted by chapter
 
 
-def full_blocks():
-    """(1, 20, 2) rows of 6 chapters in blocks of 8: 17 pairs (two blocks and one), 8 (exactly one),
-    9, 0, 0 and 6 (less than one)."""
-    pairs = [0] * 17 + [1] * 8 + [2] * 9 + [5] * 6
-    return torch.tensor([pairs[:20], pairs[20:]]).T[None].contiguous()
+def any_number_of_readers():
+    """(1, 80, 2) rows of 6 chapters, read 68, 32, 36, 0, 0 and 24 times."""
+    pairs = [0] * 68 + [1] * 32 + [2] * 36 + [5] * 24
+    return torch.tensor([pairs[:80], pairs[80:]]).T[None].contiguous()
+
+
+def planned(row_XN, *, num_chapters=NUM_DISTINCT, num_tokens=TOKENS, num_kv_heads=2):
+    return plan_groups(
+        row_XN,
+        num_chapters=num_chapters,
+        num_tokens=num_tokens,
+        num_heads=NUM_HEADS,
+        num_kv_heads=num_kv_heads,
+    )
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
-def test_chapters_may_fill_blocks_exactly_overflow_them_or_stay_unread(mixing, monkeypatch):
-    row_BGN = full_blocks()
-    assert query_blocks(row_BGN.numel(), NUM_DISTINCT)[1] == 8
+def test_chapters_may_have_any_number_of_readers_or_none(mixing, monkeypatch):
+    row_BGN = any_number_of_readers()
     # every position of its own chapters: these shapes choose the way themselves
     calls = record_ways(monkeypatch)
-    tensors, upstream = make_inputs(2, row_BGN, length=20, tokens=5)
+    tensors, upstream = make_inputs(2, row_BGN, length=80, tokens=5)
     check(tensors, row_BGN, upstream, mixing, group_tokens=1)
-    assert calls == ["_queries_to_chapters"]
+    assert calls == ["grouped_attention"]
+
+
+def test_chapters_with_like_numbers_of_readers_share_a_product():
+    plan = planned(any_number_of_readers()[0])
+    buckets = [(plan.members(bucket).tolist(), bucket.readers) for bucket in plan.buckets]
+    assert buckets == [([0], 68), ([2, 1], 36), ([5], 24)]
+    padding_S = plan.by_row(torch.ones(80, NUM_HEADS, 2), fill=7.0) == 7
+    assert padding_S.sum() == (36 - 32) * NUM_HEADS
+
+
+def test_a_product_stays_small_enough_for_the_caches():
+    """Without a limit, chapters with one reader each would all be copied at once."""
+    row_XN = torch.arange(2000).view(-1, 1)
+    plan = planned(row_XN, num_chapters=2000, num_tokens=512)
+    assert [bucket.num for bucket in plan.buckets] == [512, 512, 512, 464]  # 2^20 scores each
+    row_XN = torch.zeros(2000, 1, dtype=torch.long)  # more than that for a single chapter
+    assert [bucket.num for bucket in planned(row_XN, num_tokens=512).buckets] == [1]
 
 
 @pytest.mark.parametrize(
     ("num_pairs", "num_chapters"),
     [(1, 1), (1, 500), (8, 1), (9, 1), (64, 8), (65, 8), (640, 3), (4096, 7), (5000, 2)],
 )
+@pytest.mark.parametrize("num_kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("spread", ["even", "one", "few"])
-def test_every_pair_gets_a_slot_of_its_own_in_a_block_of_its_chapter(
-    num_pairs, num_chapters, spread
+def test_every_pair_gets_rows_of_its_own_among_those_of_its_chapter(
+    num_pairs, num_chapters, num_kv_heads, spread
 ):
-    """However the pairs fall on the chapters; the shapes depend on their number alone."""
+    """However the pairs fall on the chapters."""
     generator = torch.Generator().manual_seed(num_pairs)
     row_P = torch.randint(num_chapters, (num_pairs,), generator=generator)
     if spread == "one":
         row_P[:] = num_chapters - 1
     if spread == "few":
         row_P = row_P.square() // num_chapters
-    slot_P, chapter_Z, size = ATTENTION._blocks(row_P, num_chapters)
-    assert (len(chapter_Z), size) == query_blocks(num_pairs, num_chapters)
-    assert slot_P.unique().numel() == num_pairs and slot_P.max() < len(chapter_Z) * size
-    assert torch.equal(chapter_Z[slot_P // size], row_P)
+    row_XN = row_P.view(-1, 1 if num_pairs % 2 else 2)
+    plan = planned(row_XN, num_chapters=num_chapters, num_kv_heads=num_kv_heads)
+    assert plan.row_XHN.shape == (len(row_XN), NUM_HEADS, row_XN.shape[1])
+    assert plan.row_XHN.unique().numel() == plan.row_XHN.numel() == num_pairs * NUM_HEADS
+    # a position's rows hold its queries, head by head
+    query_XH1 = torch.arange(len(row_XN) * NUM_HEADS).view(-1, NUM_HEADS, 1)
+    assert torch.equal(plan.source_S[plan.row_XHN], query_XH1.expand(plan.row_XHN.shape))
+
+    # a bucket's products, in their order: chapter by chapter, key/value head by key/value head
+    chapter_S, kv_head_S = torch.full((2, len(plan.source_S)), -1)
+    for bucket in plan.buckets:
+        here, shape = bucket.rows(bucket.num * num_kv_heads)
+        assert shape == (bucket.num * num_kv_heads, bucket.readers * NUM_HEADS // num_kv_heads)
+        assert (chapter_S[here] == -1).all() and len(chapter_S[here]) == shape[0] * shape[1]
+        members_Z = plan.members(bucket).repeat_interleave(num_kv_heads)
+        chapter_S[here] = members_Z.repeat_interleave(shape[1])
+        kv_head_S[here] = torch.arange(num_kv_heads).repeat(bucket.num).repeat_interleave(shape[1])
+    assert torch.equal(chapter_S[plan.row_XHN], row_XN[:, None].expand(plan.row_XHN.shape))
+    kv_head_H1 = torch.arange(NUM_HEADS)[:, None] // (NUM_HEADS // num_kv_heads)
+    assert torch.equal(kv_head_S[plan.row_XHN], kv_head_H1.expand(plan.row_XHN.shape))
+
+    # chapters without readers take no part, and there is little padding
+    assert torch.equal(plan.chapter_U.sort().values, row_P.unique())
+    assert num_pairs * NUM_HEADS <= len(plan.source_S) <= 1.15 * num_pairs * NUM_HEADS
+    if spread == "one":
+        assert [bucket.readers for bucket in plan.buckets] == [num_pairs]
 
 
 @pytest.mark.parametrize(
     ("length", "group_tokens", "tokens", "way"),
     [
-        (20, 20, 5, "_chapters_to_queries"),  # a whole text: 2 x 3 chapters of 5 rows are copied
-        (20, 1, 5, "_queries_to_chapters"),  # a token each: 40 x 3 chapters, or each query 3 times
-        (20, 1, 1, "_chapters_to_queries"),  # ... a chapter of one row is no longer than a query
+        (32, 32, 5, "_chapters_to_queries"),  # a whole text: 2 x 3 chapters of 5 rows are copied
+        (32, 1, 5, "grouped_attention"),  # a token each: 64 x 3 chapters, or each query 3 times
+        (32, 1, 1, "_chapters_to_queries"),  # ... a chapter of one row is no longer than a query
+        (32, 1, 3, "_chapters_to_queries"),  # ... nor is one of three worth sorting for
+        (31, 1, 5, "_chapters_to_queries"),  # a handful of queries: nobody shares a chapter
     ],
 )
 def test_what_is_copied_is_what_is_shorter(length, group_tokens, tokens, way, monkeypatch):
@@ -175,8 +228,7 @@ def test_what_is_copied_is_what_is_shorter(length, group_tokens, tokens, way, mo
     calls = record_ways(monkeypatch)
     check(tensors, row_BGN, upstream, "joint", group_tokens)
     assert calls == [way]
-    asked = moves_queries(BATCH, length, num_groups, 3, tokens, NUM_DISTINCT)
-    assert asked == WAYS[way]
+    assert moves_queries(BATCH, length, num_groups, tokens) == WAYS[way]
 
 
 # by hand

@@ -1,0 +1,103 @@
+"""Chapters taken from a bank, and copies of projected ones for routing groups.
+
+C chapters of the bank, U of them taken, T tokens per chapter, M memory width, J key/value heads,
+E head dim, X groups, N chapters per group, P = X * N.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from moc.ops.bank_shards import fetch_rows, is_sharded
+
+_DOT_ROWS = 64  # rows that are taken once more at a time, to stay in a CPU's caches
+
+
+def take_chapters(bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor | None = None) -> Tensor:
+    """The chapters ``chapter_U``, each at most once and ascending where that is all: (U, T, M).
+
+    A sharded bank is a DTensor, and this a collective call; ``chapter_U`` is then ascending.
+
+    Args:
+        tap_UTM: takes the gradient in the bank's place, in its first rows; the further ones are
+            left undefined.
+    """
+    if is_sharded(bank_CTM):
+        for_bank = tap_UTM is None and torch.is_grad_enabled() and bank_CTM.requires_grad
+        assert not for_bank, (
+            "gradients of a sharded bank go to taps: pass those of Transformer.taps, freeze the "
+            "bank, or call under torch.no_grad"
+        )
+        taken_UTM = fetch_rows(bank_CTM, chapter_U)
+        return taken_UTM if tap_UTM is None else _tapped(taken_UTM, None, tap_UTM)
+    if tap_UTM is None:
+        return bank_CTM if len(chapter_U) == len(bank_CTM) else bank_CTM.index_select(0, chapter_U)
+    return _tapped(bank_CTM.detach(), chapter_U, tap_UTM)
+
+
+def _tapped(rows_RTM: Tensor, row_U: Tensor | None, tap_UTM: Tensor) -> Tensor:
+    """Rows ``row_U``, or all, whose gradient goes to the tap."""
+    tokens_UTM: Tensor = _Tapped.apply(rows_RTM, row_U, tap_UTM)
+    return tokens_UTM
+
+
+class _Tapped(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, rows_RTM: Tensor, row_U: Tensor | None, tap_UTM: Tensor) -> Tensor:
+        ctx.num_rows = len(tap_UTM)
+        return rows_RTM.view_as(rows_RTM) if row_U is None else rows_RTM.index_select(0, row_U)
+
+    @staticmethod
+    def backward(ctx: Any, grad_UTM: Tensor) -> tuple[None, None, Tensor]:
+        if len(grad_UTM) == ctx.num_rows:
+            return None, None, grad_UTM
+        grad_tap_UTM = grad_UTM.new_empty(ctx.num_rows, *grad_UTM.shape[1:])
+        grad_tap_UTM[: len(grad_UTM)] = grad_UTM
+        return None, None, grad_tap_UTM
+
+
+def take(chapters_UTJE: Tensor, row_XN: Tensor, weight_XN: Tensor | None = None) -> Tensor:
+    """Each group's chapters, times their weights: (X, N, T, J, E)."""
+    weight_P = None if weight_XN is None else weight_XN.flatten().to(chapters_UTJE.dtype)
+    taken_PY: Tensor = _Take.apply(chapters_UTJE.flatten(1), row_XN.flatten(), weight_P)
+    return taken_PY.view(*row_XN.shape, *chapters_UTJE.shape[1:])
+
+
+class _Take(torch.autograd.Function):
+    """Rows of a table, each times a weight, in one pass; their gradients likewise, no atomics.
+
+    U rows of the table, P rows taken, Y values in each.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, table_UY: Tensor, row_P: Tensor, weight_P: Tensor | None) -> Tensor:
+        ctx.save_for_backward(table_UY if weight_P is not None else None, row_P, weight_P)
+        ctx.num_rows = len(table_UY)
+        if weight_P is None:
+            return table_UY.index_select(0, row_P)
+        return F.embedding_bag(
+            row_P[:, None], table_UY, mode="sum", per_sample_weights=weight_P[:, None]
+        )
+
+    @staticmethod
+    def backward(ctx: Any, grad_PY: Tensor) -> tuple[Tensor, None, Tensor | None]:
+        table_UY, row_P, weight_P = ctx.saved_tensors
+        order_P = row_P.argsort(stable=True)
+        count_U = row_P.new_zeros(ctx.num_rows).scatter_add_(0, row_P, torch.ones_like(row_P))
+        grad_table_UY = F.embedding_bag(
+            order_P,
+            grad_PY.contiguous(),
+            count_U.cumsum(0) - count_U,
+            mode="sum",
+            per_sample_weights=None if weight_P is None else weight_P[order_P],
+        )
+        grad_weight_P = None
+        if weight_P is not None and ctx.needs_input_grad[2]:
+            rows = zip(grad_PY.split(_DOT_ROWS), row_P.split(_DOT_ROWS), strict=True)
+            dots = [torch.linalg.vecdot(grad, table_UY.index_select(0, row)) for grad, row in rows]
+            grad_weight_P = torch.cat(dots)
+        return grad_table_UY, None, grad_weight_P

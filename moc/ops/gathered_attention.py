@@ -1,0 +1,128 @@
+"""Fused attention of routing groups over their chapters on a CPU, a few groups at a time.
+
+A group's chapters are copied next to one another for the fused kernel. Here that happens in pieces
+that fit into the processor's caches, and again in the backward pass, so that no copy is kept.
+
+X groups, J key/value heads, Y queries per group and key/value head, E head dim, N chapters per
+group, U chapters, T tokens per chapter, Z groups of a piece, P = Z * N, F = T * J * E.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+_COPIED = 2**20  # values of keys that are copied at a time: 4 MB in float32
+
+_attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
+
+
+def gathered_attention(
+    q_XJYE: Tensor,
+    k_UTJE: Tensor,
+    v_UTJE: Tensor,
+    row_XN: Tensor,
+    weight_XN: Tensor | None,
+    scale: float,
+) -> Tensor:
+    """Outputs (X, J, Y, E): one softmax over the N * T tokens of the chapters ``row_XN``, whose
+    keys and values are multiplied by ``weight_XN``, if given."""
+    values = None if v_UTJE is k_UTJE else v_UTJE
+    out_XJYE: Tensor = _Gathered.apply(q_XJYE, k_UTJE, values, row_XN, weight_XN, scale)
+    return out_XJYE
+
+
+class _Gathered(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        q_XJYE: Tensor,
+        k_UTJE: Tensor,
+        v_UTJE: Tensor | None,
+        row_XN: Tensor,
+        weight_XN: Tensor | None,
+        scale: float,
+    ) -> Tensor:
+        outs, lses = [], []
+        copies = _Copies(row_XN, weight_XN, k_UTJE, v_UTJE)
+        for here in copies.pieces():
+            _, (k_ZJIE, *v_ZJIE) = copies.take(here)
+            out_ZJYE, lse_ZJY = _attend(q_XJYE[here], k_ZJIE, *v_ZJIE or [k_ZJIE], scale=scale)
+            outs.append(out_ZJYE)
+            lses.append(lse_ZJY)
+        ctx.save_for_backward(q_XJYE, k_UTJE, v_UTJE, row_XN, weight_XN, *outs, *lses)
+        ctx.scale = scale
+        return torch.cat(outs)
+
+    @staticmethod
+    def backward(ctx: Any, grad_XJYE: Tensor) -> tuple[Tensor | None, ...]:
+        q_XJYE, k_UTJE, v_UTJE, row_XN, weight_XN, *saved = ctx.saved_tensors
+        outs, lses = saved[: len(saved) // 2], saved[len(saved) // 2 :]
+        grad_q = torch.empty_like(q_XJYE)
+        into = [torch.zeros_like(x) for x in (k_UTJE, v_UTJE) if x is not None]
+        grad_weight = torch.zeros_like(row_XN, dtype=q_XJYE.dtype)
+        copies = _Copies(row_XN, weight_XN, k_UTJE, v_UTJE)
+        for here, out_ZJYE, lse_ZJY in zip(copies.pieces(), outs, lses, strict=True):
+            raw, (k_ZJIE, *v_ZJIE) = copies.take(here)
+            grad_q[here], *grads = _attend_backward(
+                grad_XJYE[here],
+                q_XJYE[here],
+                k_ZJIE,
+                *v_ZJIE or [k_ZJIE],
+                out_ZJYE,
+                lse_ZJY,
+                0.0,
+                False,
+                scale=ctx.scale,
+            )
+            if len(into) == 1:  # one tensor is both
+                grads = [grads[0].add_(grads[1])]
+            row_P = row_XN[here].flatten()
+            for grad_ZJIE, raw_PF, into_UTJE in zip(grads, raw, into, strict=True):
+                grad_PF = grad_ZJIE.transpose(1, 2).reshape(raw_PF.shape)
+                if weight_XN is not None:
+                    dot_P = torch.linalg.vecdot(grad_PF, raw_PF)
+                    grad_weight[here] += dot_P.view(row_XN[here].shape)
+                    grad_PF = grad_PF.mul_(weight_XN[here].reshape(-1, 1))
+                into_UTJE.flatten(1).index_add_(0, row_P, grad_PF)
+        grad_k, grad_v = into[0], into[1] if len(into) == 2 else None
+        return grad_q, grad_k, grad_v, None, None if weight_XN is None else grad_weight, None
+
+
+class _Copies:
+    """Room for the chapters of a piece, used for one piece after another."""
+
+    def __init__(
+        self, row_XN: Tensor, weight_XN: Tensor | None, k_UTJE: Tensor, v_UTJE: Tensor | None
+    ) -> None:
+        self.row_XN, self.weight_XN = row_XN, weight_XN
+        self.tables = [k_UTJE] if v_UTJE is None else [k_UTJE, v_UTJE]
+        num_read, num_values = row_XN.shape[1], k_UTJE[0].numel()
+        self.size = min(len(row_XN), max(1, _COPIED // (num_read * num_values)))  # groups
+        shape = (len(self.tables), self.size * num_read, num_values)
+        self.raw = k_UTJE.new_empty(shape)
+        self.weighted = None if weight_XN is None else k_UTJE.new_empty(shape)
+
+    def pieces(self) -> Iterator[slice]:
+        starts = range(0, len(self.row_XN), self.size)
+        return (slice(start, start + self.size) for start in starts)
+
+    def take(self, here: slice) -> tuple[list[Tensor], list[Tensor]]:
+        """Keys (and values) as they are, (P, F), and weighted, side by side: (Z, J, N * T, E)."""
+        row_ZN = self.row_XN[here]
+        row_P = row_ZN.flatten()
+        raw, weighted = [], []
+        for i, table_UTJE in enumerate(self.tables):
+            taken_PF = self.raw[i, : len(row_P)]
+            torch.index_select(table_UTJE.flatten(1), 0, row_P, out=taken_PF)
+            raw.append(taken_PF)
+            if self.weighted is not None and self.weight_XN is not None:
+                weight_P1 = self.weight_XN[here].reshape(-1, 1)
+                taken_PF = torch.mul(taken_PF, weight_P1, out=self.weighted[i, : len(row_P)])
+            taken_ZIJE = taken_PF.view(len(row_ZN), -1, *table_UTJE.shape[2:])
+            weighted.append(taken_ZIJE.transpose(1, 2))
+        return raw, weighted

@@ -1,0 +1,76 @@
+"""Where grouped attention takes a bucket's keys and values from, and leaves their gradients.
+
+Letters as in ``moc.ops.grouped_attention``.
+"""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from moc.ops.grouped_plan import Bucket, Plan
+
+
+class Source(Protocol):
+    """Where a bucket's keys and values (Z, T, E) come from, and their gradients go."""
+
+    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]: ...
+
+    def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None: ...
+
+
+class ProjectedChapters:
+    """Keys and values of all chapters lie there."""
+
+    def __init__(self, k_UTJE: Tensor, v_UTJE: Tensor | None, plan: Plan) -> None:
+        self.tables = [k_UTJE] if v_UTJE is None else [k_UTJE, v_UTJE]
+        self.plan = plan
+        self.grads: list[Tensor] = []
+
+    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        members_A = self.plan.members(bucket)
+        taken = [
+            table.index_select(0, members_A).transpose(1, 2).flatten(0, 1) for table in self.tables
+        ]
+        return taken[0], taken[-1]
+
+    def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None:
+        if not self.grads:  # those of chapters without a reader are zero
+            self.grads = [torch.zeros(x.shape, dtype=x.dtype, device=x.device) for x in self.tables]
+        parts = [grad_k_ZTE, grad_v_ZTE]
+        if len(self.tables) == 1:
+            parts = [grad_k_ZTE.add_(grad_v_ZTE)]
+        for grad_UTJE, grad_ZTE in zip(self.grads, parts, strict=True):
+            grad_ATJE = grad_ZTE.unflatten(0, (bucket.num, -1)).transpose(1, 2)
+            grad_UTJE.index_copy_(0, self.plan.members(bucket), grad_ATJE)
+
+
+class BankChapters:
+    """Tokens of a bank, for one head that all share."""
+
+    def __init__(
+        self, bank_CTM: Tensor, chapter_U: Tensor, num_taps: int, eps: float | None, plan: Plan
+    ) -> None:
+        self.bank_CTM, self.chapter_U, self.eps, self.plan = bank_CTM, chapter_U, eps, plan
+        self.normed_ATM = self.inverse_AT1 = bank_CTM[:0]
+        # every one of chapter_U has a reader; taps beyond them mean nothing
+        self.grad_UTM = bank_CTM.new_empty(num_taps, *bank_CTM.shape[1:])
+
+    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+        taken_ATM = self.bank_CTM.index_select(0, self.chapter_U[self.plan.members(bucket)])
+        if self.eps is not None:
+            norm_AT1 = torch.linalg.vector_norm(taken_ATM, dim=-1, keepdim=True)
+            self.inverse_AT1 = norm_AT1.square_().div_(taken_ATM.shape[-1]).add_(self.eps).rsqrt_()
+            taken_ATM.mul_(self.inverse_AT1)
+        self.normed_ATM = taken_ATM
+        return taken_ATM, taken_ATM
+
+    def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None:
+        grad_ATM = grad_k_ZTE.add_(grad_v_ZTE)
+        if self.eps is not None:
+            dot_AT1 = torch.linalg.vecdot(grad_ATM, self.normed_ATM)[..., None]
+            dot_AT1.div_(grad_ATM.shape[-1])
+            grad_ATM.addcmul_(self.normed_ATM, dot_AT1, value=-1).mul_(self.inverse_AT1)
+        self.grad_UTM.index_copy_(0, self.plan.members(bucket), grad_ATM)

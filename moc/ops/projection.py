@@ -1,0 +1,70 @@
+"""Keys and values of a bank's chapters, on a CPU.
+
+C chapters of the bank, U of them read, T tokens per chapter, M memory width, X width of keys.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+def project_chapters(
+    bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor, weight: Tensor, norm_eps: float | None
+) -> tuple[Tensor, Tensor]:
+    """Keys and values (U, T, X) of the chapters ``chapter_U``, RMS-normalised if ``norm_eps`` is
+    given. Chapters are taken from the bank again in the backward pass instead of being kept, and
+    their gradient is made where it belongs, in the tap's (see ``moc.ops.bank_rows``).
+
+    Args:
+        weight: (2 X, M), the map to keys and that to values.
+    """
+    k_UTX, v_UTX = _Project.apply(bank_CTM.detach(), chapter_U, tap_UTM, weight, norm_eps)
+    return k_UTX, v_UTX
+
+
+class _Project(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        bank_CTM: Tensor,
+        chapter_U: Tensor,
+        tap_UTM: Tensor,
+        weight: Tensor,
+        norm_eps: float | None,
+    ) -> tuple[Tensor, Tensor]:
+        tokens_UTM, inverse_UT1 = bank_CTM.index_select(0, chapter_U), None
+        if norm_eps is not None:
+            norm_UT1 = torch.linalg.vector_norm(tokens_UTM, dim=-1, keepdim=True)
+            inverse_UT1 = norm_UT1.square_().div_(tokens_UTM.shape[-1]).add_(norm_eps).rsqrt_()
+            tokens_UTM.mul_(inverse_UT1)
+        ctx.save_for_backward(bank_CTM, chapter_U, weight, inverse_UT1)
+        ctx.num_taps = len(tap_UTM)
+        of_k_XM, of_v_XM = weight.chunk(2)
+        return F.linear(tokens_UTM, of_k_XM), F.linear(tokens_UTM, of_v_XM)
+
+    @staticmethod
+    def backward(ctx: Any, grad_k_UTX: Tensor, grad_v_UTX: Tensor) -> tuple[Tensor | None, ...]:
+        bank_CTM, chapter_U, weight, inverse_UT1 = ctx.saved_tensors
+        tokens_UTM = bank_CTM.index_select(0, chapter_U)
+        if inverse_UT1 is not None:
+            tokens_UTM.mul_(inverse_UT1)
+        tokens_RM = tokens_UTM.flatten(0, 1)
+        grad_k_RX, grad_v_RX = (x.reshape(len(tokens_RM), -1) for x in (grad_k_UTX, grad_v_UTX))
+        grad_weight = torch.empty_like(weight)
+        into_k_XM, into_v_XM = grad_weight.chunk(2)
+        torch.mm(grad_k_RX.T, tokens_RM, out=into_k_XM)
+        torch.mm(grad_v_RX.T, tokens_RM, out=into_v_XM)
+        of_k_XM, of_v_XM = weight.chunk(2)
+        grad_tap = bank_CTM.new_empty(ctx.num_taps, *bank_CTM.shape[1:])  # further rows: undefined
+        grad_UTM = grad_tap[: len(chapter_U)]
+        grad_RM = torch.mm(grad_k_RX, of_k_XM, out=grad_UTM.view(tokens_RM.shape))
+        grad_RM.addmm_(grad_v_RX, of_v_XM)
+        if inverse_UT1 is not None:
+            dot_UT1 = torch.linalg.vecdot(grad_UTM, tokens_UTM)[..., None]
+            dot_UT1.div_(tokens_UTM.shape[-1])
+            grad_UTM.addcmul_(tokens_UTM, dot_UT1, value=-1).mul_(inverse_UT1)
+        return None, None, grad_tap, grad_weight, None

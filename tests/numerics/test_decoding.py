@@ -13,7 +13,8 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from tests.numerics.oracle import naive_logits
+from moc.ops import routed_attention, take_chapters
+from tests.numerics.oracle import naive_logits, unfused
 from tests.numerics.small_models import (
     CAUSAL,
     DENSE,
@@ -30,6 +31,11 @@ LENGTH = 4 * W + 3
 PROMPTS = (5, 1, 2 * W)  # inside a segment, a single token, up to a border
 # Tokens of each row, call by call; what a row has less than the longest is padded on the right.
 ONE_BY_ONE = [PROMPTS, *[(1, 1, 1)] * (LENGTH - max(PROMPTS))]
+# copies of chapters are kept while tokens come one by one, go with a longer call, and come again
+MIXED = [
+    PROMPTS, *[(1, 1, 1)] * 2, (0, 1, 1), (1, 1, 1), (2 * W + 1, 3, 2), *[(1, 1, 1)] * 3, (1, W, 0),
+    (1, 1, 1),
+]  # fmt: skip
 IN_CHUNKS = [PROMPTS, (3, 6, 1), (1, 1, 1), (0, 2, W), (2 * W, 5, 3), (2, 0, 2)]
 
 
@@ -75,6 +81,30 @@ def test_decoding_equals_one_pass_over_the_whole_text(scope, mixing, tap, varian
     assert all(len(layer.index_BGN[0].unique(dim=0)) > 1 for layer in out.routing)
     for calls in (ONE_BY_ONE, IN_CHUNKS):
         assert difference(decode(model, tokens_BL, calls), out.logits_BLV) <= 1e-4
+
+
+@pytest.mark.parametrize(("scope", "mixing"), list(itertools.product(CAUSAL, MIXINGS)))
+def test_single_tokens_and_longer_calls_may_alternate(scope, mixing):
+    """To a float64 rounding: the copies of chapters that single tokens read are those in force."""
+    model = lively(with_router(scope, mixing=mixing)).double().eval()
+    tokens_BL = tokens_of(3, 6 * W)
+    with torch.no_grad():
+        expected_BLV = model(tokens_BL).logits_BLV
+    for calls in (ONE_BY_ONE, IN_CHUNKS, MIXED):
+        assert difference(decode(model, tokens_BL, calls), expected_BLV) <= 1e-11
+
+
+@pytest.mark.parametrize(("scope", "mixing"), list(itertools.product(CAUSAL, MIXINGS)))
+def test_weights_that_underflow_decode_as_in_one_pass(scope, mixing):
+    """A router so sure of itself that the other picks weigh exactly nothing."""
+    model = lively(with_router(scope, mixing=mixing)).eval()
+    for layer in (0, 2):
+        model.blocks[layer].memory.router.linear.weight.data *= 300
+    tokens_BL = tokens_of(3, 6 * W)
+    with torch.no_grad():
+        out = model(tokens_BL)
+    assert all((layer.weight_BGN == 0).any() for layer in out.routing)
+    assert difference(decode(model, tokens_BL, MIXED), out.logits_BLV) <= 1e-4
 
 
 @pytest.mark.parametrize("calls", [ONE_BY_ONE, IN_CHUNKS], ids=["one by one", "chunks"])
@@ -158,6 +188,26 @@ def test_rows_may_end_while_others_go_on(scope, policy):
                 assert (row_V - whole_BLV[b, place]).abs().max() <= 1e-4
 
 
+@pytest.mark.parametrize(("scope", "mixing"), list(itertools.product(CAUSAL, MIXINGS)))
+def test_rows_kept_take_their_copied_chapters_along(scope, mixing):
+    """After some single tokens a row ends and another goes on twice, over a border of segments."""
+    model = lively(with_router(scope, mixing=mixing)).double().eval()
+    tokens_BL = tokens_of(3, LENGTH)
+    with torch.no_grad():
+        expected_BLV = model(tokens_BL).logits_BLV
+        cache = model.new_cache(3, LENGTH)
+        real_BL = torch.arange(max(PROMPTS)) < torch.tensor(PROMPTS)[:, None]
+        model(tokens_BL[:, : max(PROMPTS)], real_BL, cache=cache)
+        rows = [0, 1, 2]
+        for step in range(3 * W - 2):
+            if step == 3:
+                rows = [2, 0, 2]
+                cache.keep_rows(torch.tensor(rows))
+            places = [PROMPTS[b] + step for b in rows]
+            logits_BV = model(tokens_BL[rows, places][:, None], cache=cache).logits_BLV[:, 0]
+            assert (logits_BV - expected_BLV[rows, places]).abs().max() <= 1e-11
+
+
 # sequence routing, which cannot decode as it was trained
 
 
@@ -218,7 +268,7 @@ def test_policy_running_pools_what_there_is(mixing, tap, variant, window_tokens)
     by_token = decode(model, tokens_BL, [prompts, *one_by_one], **settings)
     chunks = [prompts, (2, 5, 1), (6, 1, 2), (0, 4, 3)]
     by_chunk = decode(model, tokens_BL, chunks, **settings)
-    weights = dict(model.named_parameters())
+    weights = unfused(config, dict(model.named_parameters()))
     for b, prompt in enumerate(prompts):
 
         def sees(t, prompt=prompt):
@@ -263,6 +313,89 @@ def test_a_chapter_is_projected_once(scope):
         found = [int((bank_CTM == row).all(-1).all(-1).nonzero()) for row in rows]
         assert sorted(found) == sorted(read_by[layer])
         assert len(found) < 40
+
+
+@pytest.mark.parametrize("scope", [*CAUSAL, "sequence", None])
+def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
+    """And the bank only then, whatever is known: fetching may be a collective, in which every rank
+    must take part, so that the places of the tokens alone decide."""
+    memory = {"num_routed": None} if scope is None else {}
+    model = lively(with_router(scope or "segment", **memory)).eval()
+    asked, fetched = [], []
+    for layer in (0, 2) if scope else ():
+        router = model.blocks[layer].memory.router
+
+        def counted(*arguments, choose=router.choose):
+            asked.append(arguments)
+            return choose(*arguments)
+
+        router.choose = counted
+
+    def counted_take(bank_CTM, chapter_U):
+        fetched.append(chapter_U)
+        return take_chapters(bank_CTM, chapter_U)
+
+    monkeypatch.setattr("moc.model.recall.take_chapters", counted_take)
+    tokens_BL = tokens_of(3, LENGTH)
+    cache = model.new_cache(3, LENGTH + W)
+    lengths = [0, 0, 0]
+    with torch.no_grad():
+        for counts in [*IN_CHUNKS, (1, 1, 1), (1, 1, 1)]:
+            asked.clear()
+            fetched.clear()
+            real_BL = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
+            model(tokens_BL[:, : max(counts)], real_BL, cache=cache)
+            may_change = lengths == [0, 0, 0]
+            if scope in CAUSAL:
+                width = 1 if scope == "token" else W
+                may_change = any((n + i) % width == 0 for n in lengths for i in range(max(counts)))
+            assert len(fetched) == (2 if may_change else 0)
+            assert len(asked) == (len(fetched) if scope else 0)
+            lengths = [n + count for n, count in zip(lengths, counts, strict=True)]
+
+
+@pytest.mark.parametrize("scope", CAUSAL)
+def test_no_chapter_is_projected_for_padding(scope):
+    """Rows of one and of many tokens: what the short one reads is what it reads alone."""
+    tokens_BL = tokens_of(2, 4 * W)
+    counts = (2, 4 * W)
+    wanted, fetched = set(), set()
+    with torch.no_grad():
+        for rows in ([0], [1], [0, 1]):
+            model = lively(with_router(scope, num_chapters=60)).eval()
+            read = model.blocks[0].memory
+            found = wanted if len(rows) == 1 else fetched
+
+            def counted(chapters_UTM, found=found, project=read.project):
+                found |= {row.numpy().tobytes() for row in chapters_UTM}
+                return project(chapters_UTM)
+
+            read.project = counted
+            length = max(counts[row] for row in rows)
+            real_BL = torch.arange(length) < torch.tensor([counts[row] for row in rows])[:, None]
+            cache = model.new_cache(len(rows), length)
+            model(tokens_BL[rows, :length], real_BL, cache=cache)
+    assert fetched == wanted
+
+
+def test_a_call_of_many_tokens_copies_chapters_for_segments_and_not_for_positions(monkeypatch):
+    model = lively(with_router("segment")).eval()
+    copied = []
+
+    def counted(q_BLHE, k_CTJE, v_CTJE, index_BPN, *arguments, **how):
+        copied.append(index_BPN.shape[1])
+        return routed_attention(q_BLHE, k_CTJE, v_CTJE, index_BPN, *arguments, **how)
+
+    monkeypatch.setattr("moc.model.recall.routed_attention", counted)
+    tokens_BL = tokens_of(2, 4 * W)
+    cache = model.new_cache(2, 4 * W)
+    with torch.no_grad():
+        model(tokens_BL[:, : 2 * W + 1], cache=cache)  # three segments
+        model(tokens_BL[:, 2 * W + 1 : 3 * W], cache=cache)  # the rest of the third
+        assert copied == [3, 3, 1, 1]
+        model(tokens_BL[:, :1], cache=cache)
+        model(tokens_BL[:, :1], cache=cache)  # reads copies that are kept from now on
+    assert copied == [3, 3, 1, 1, 1, 1]
 
 
 def test_a_full_cache_says_so_and_can_still_be_used():

@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
-Preset = Literal["paper", "small", "tiny"]
+Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
 Tap = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
@@ -166,7 +166,8 @@ def validate_model(config: ModelConfig) -> None:
 
 
 def preset(name: str) -> ModelConfig:
-    """One of the named starting points: ``paper`` (arXiv 2603.21096), ``small``, ``tiny``.
+    """One of the named starting points: ``paper`` (arXiv 2603.21096), ``small``, ``tiny``, and
+    ``bench``, on which ``python -m moc.bench`` measures.
 
     Raises:
         ValueError: for any other name.
@@ -203,9 +204,24 @@ def preset(name: str) -> ModelConfig:
                     num_chapters=513, num_routed=16, chapter_tokens=32, layers="every 2"
                 ),
             )
+        case "bench":
+            return ModelConfig(
+                preset="bench",
+                vocab_size=4096,
+                num_layers=8,
+                dim=256,
+                mlp_dim=768,
+                memory=MemoryConfig(
+                    num_chapters=1025,
+                    num_routed=16,
+                    chapter_tokens=64,
+                    layers="1,3,5,7",
+                    router=RouterConfig(segment_tokens=64),
+                ),
+            )
         case "tiny":
             return ModelConfig(preset="tiny")
-    raise ValueError(f"model.preset {name!r} is none of paper, small, tiny")
+    raise ValueError(f"model.preset {name!r} is none of paper, small, bench, tiny")
 
 
 def _check_router(router: RouterConfig) -> None:

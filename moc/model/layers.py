@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moc.model.cache import KeyValues
+from moc.ops import rms_norm, swiglu
 
 NORM_EPS = 1e-5
 
@@ -24,7 +25,7 @@ class RMSNorm(nn.Module):
     def forward(self, x_D: Tensor) -> Tensor:
         # autocast would hand bfloat16 in: the sum of squares needs the mantissa
         wide = x_D.dtype if x_D.dtype == torch.float64 else torch.float32
-        normed = F.rms_norm(x_D.to(wide), self.weight.shape, self.weight.to(wide), NORM_EPS)
+        normed = rms_norm(x_D.to(wide), self.weight.to(wide), NORM_EPS)
         return normed.to(x_D.dtype)
 
 
@@ -46,23 +47,43 @@ def rotate(x_BLHE: Tensor, tables: tuple[Tensor, Tensor]) -> Tensor:
     return rotated.to(x_BLHE.dtype)
 
 
+class FusedLinear(nn.Linear):
+    """Bias-free linear maps of one input as a single product; their outputs, in order.
+
+    Args:
+        parts: output widths by name. ``build_model`` draws each part as a map of its own.
+    """
+
+    def __init__(self, dim: int, parts: dict[str, int]) -> None:
+        super().__init__(dim, sum(parts.values()), bias=False)
+        self.parts = parts
+
+    def forward(self, x_D: Tensor) -> tuple[Tensor, ...]:  # type: ignore[override]
+        return self.together(x_D).split(list(self.parts.values()), dim=-1)
+
+    def together(self, x_D: Tensor) -> Tensor:
+        """The outputs side by side."""
+        return super().forward(x_D)
+
+
 class SelfAttention(nn.Module):
     """Causal grouped-query attention with rotary positions."""
 
     def __init__(self, dim: int, num_heads: int, num_kv_heads: int) -> None:
         super().__init__()
         self.num_heads, self.num_kv_heads, self.head_dim = num_heads, num_kv_heads, dim // num_heads
-        self.q = nn.Linear(dim, num_heads * self.head_dim, bias=False)
-        self.k = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
-        self.v = nn.Linear(dim, num_kv_heads * self.head_dim, bias=False)
+        kv_dim = num_kv_heads * self.head_dim
+        self.qkv = FusedLinear(dim, {"q": num_heads * self.head_dim, "k": kv_dim, "v": kv_dim})
         self.out = nn.Linear(num_heads * self.head_dim, dim, bias=False)
 
     def forward(
         self, x_BLD: Tensor, rotary: tuple[Tensor, Tensor], state: KeyValues | None = None
     ) -> Tensor:
-        q_BLHE = rotate(self.q(x_BLD).unflatten(-1, (self.num_heads, self.head_dim)), rotary)
-        k_BLJE = rotate(self.k(x_BLD).unflatten(-1, (self.num_kv_heads, self.head_dim)), rotary)
-        v_BLJE = self.v(x_BLD).unflatten(-1, (self.num_kv_heads, self.head_dim))
+        q_BLX, k_BLX, v_BLX = self.qkv(x_BLD)
+        q_BLHE = rotate(q_BLX.unflatten(-1, (self.num_heads, self.head_dim)), rotary)
+        k_BLJE = rotate(k_BLX.unflatten(-1, (self.num_kv_heads, self.head_dim)), rotary)
+        # a copy, or the backward pass would keep all of the product for its sake
+        v_BLJE = v_BLX.contiguous().unflatten(-1, (self.num_kv_heads, self.head_dim))
         mask = None
         if state is not None:
             k_BLJE, v_BLJE, mask = state.extend(k_BLJE, v_BLJE)
@@ -71,7 +92,7 @@ class SelfAttention(nn.Module):
             k_BLJE.transpose(1, 2),
             v_BLJE.transpose(1, 2),
             attn_mask=mask,
-            is_causal=mask is None,
+            is_causal=mask is None and x_BLD.shape[1] > 1,
             enable_gqa=self.num_heads != self.num_kv_heads,
         )
         return self.out(out_BHLE.transpose(1, 2).flatten(2))
@@ -82,9 +103,8 @@ class SwiGLU(nn.Module):
 
     def __init__(self, dim: int, hidden_dim: int) -> None:
         super().__init__()
-        self.gate = nn.Linear(dim, hidden_dim, bias=False)
-        self.up = nn.Linear(dim, hidden_dim, bias=False)
+        self.gate_up = FusedLinear(dim, {"gate": hidden_dim, "up": hidden_dim})
         self.down = nn.Linear(hidden_dim, dim, bias=False)
 
     def forward(self, x_BLD: Tensor) -> Tensor:
-        return self.down(F.silu(self.gate(x_BLD)) * self.up(x_BLD))
+        return self.down(swiglu(self.gate_up.together(x_BLD)))

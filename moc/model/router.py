@@ -24,6 +24,7 @@ class Routing(NamedTuple):
     weight_BGN: Tensor  # mixing weights, summing to 1
     group_tokens: int  # positions per group; the last may have fewer
     shared_mass: Tensor | None = None  # share of attention on shared chapters, when asked for
+    chapter_U: Tensor | None = None  # what was fetched for the batch; None with a cache
 
 
 class Router(nn.Module):

@@ -6,24 +6,27 @@ B batch, L length, D model dim, V vocabulary, C chapters, T tokens per chapter, 
 from __future__ import annotations
 
 import hashlib
-from typing import NamedTuple
+from collections.abc import Sequence
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moc.model.bank import Bank
+from moc.model.bank import Bank, most_distinct
 from moc.model.cache import BlockState, Cache, DecodePolicy
 from moc.model.config import ModelConfig, validate_model
-from moc.model.layers import RMSNorm, SelfAttention, SwiGLU, rotary_tables
+from moc.model.layers import FusedLinear, RMSNorm, SelfAttention, SwiGLU, rotary_tables
 from moc.model.read import MemoryRead
-from moc.model.router import Routing
+from moc.model.router import Routing, group_tokens
+from moc.ops import linear_cross_entropy
 
 
 class ModelOutput(NamedTuple):
-    logits_BLV: Tensor
+    logits_BLV: Tensor  # none (B, L, 0) when the loss was asked for
     routing: list[Routing]  # one per memory layer, in depth order; empty without memory
+    nll: Tensor | None = None  # sum over the counted targets, in nats, when asked for
 
 
 class Block(nn.Module):
@@ -53,6 +56,7 @@ class Block(nn.Module):
         bank_CTM: Tensor | None,
         pooled_BL: Tensor | None,
         state: BlockState | None,
+        tap_UTM: Tensor | None,
         measure_mass: bool,
     ) -> tuple[Tensor, Routing | None]:
         tapped_BLD = x_BLD
@@ -71,6 +75,7 @@ class Block(nn.Module):
                 bank_CTM,
                 pooled_BL,
                 state=state.memory if state else None,
+                tap_UTM=tap_UTM,
                 measure_mass=measure_mass,
             )
             x_BLD = x_BLD + read_BLD
@@ -107,9 +112,12 @@ class Transformer(nn.Module):
         pooled_BL: Tensor | None = None,
         *,
         cache: Cache | None = None,
+        targets_BL: Tensor | None = None,
+        counted_BL: Tensor | None = None,
+        taps: Sequence[Tensor] = (),
         measure_mass: bool = False,
     ) -> ModelOutput:
-        """Logits (B, L, V) at every position, and the routing of every memory layer.
+        """Logits (B, L, V) at every position, or their loss, and every memory layer's routing.
 
         Args:
             tokens_BL: int64 ids. Padding must be on the right, where no other position looks.
@@ -118,7 +126,10 @@ class Transformer(nn.Module):
                 right, so to them it makes no difference.
             cache: the positions follow those that it holds, and are added to it; ``pooled_BL``
                 then says which tokens are real (in the first call, at least one a row). The
-                routing's index and weights are per position.
+                routing's index and weights are per position, its logits and probabilities empty.
+            targets_BL: int64 ids to predict: ``nll`` instead of logits, which then never exist at
+                once; ``counted_BL`` (bool) says which of them count.
+            taps: from ``taps``: the banks' gradients go there.
             measure_mass: also fill ``Routing.shared_mass`` (diagnostics; slow).
         """
         x_BLD = self.embedding(tokens_BL)
@@ -128,12 +139,17 @@ class Transformer(nn.Module):
             position_L = cache.begin(tokens_BL, pooled_BL)
         head_dim = self.config.dim // self.config.num_heads
         rotary = rotary_tables(position_L, head_dim, self.config.rope_theta, x_BLD)
-        routings = []
+        routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             bank = self.bank_of_layer.get(layer)
-            bank_CTM = None if bank is None else self.banks[bank].tokens
+            bank_CTM: Tensor | None = None if bank is None else self.bank_tokens()[bank]
             state = cache.blocks[layer] if cache is not None else None
-            arguments = (x_BLD, rotary, bank_CTM, pooled_BL, state, measure_mass)
+            tap_UTM = None
+            if taps and bank_CTM is not None:
+                tap_UTM = taps[len(routings)]
+                # else a sharded block, which hooks its inputs, would give the bank a gradient
+                bank_CTM = bank_CTM.detach()
+            arguments = (x_BLD, rotary, bank_CTM, pooled_BL, state, tap_UTM, measure_mass)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
                 x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False)
             else:
@@ -142,8 +158,42 @@ class Transformer(nn.Module):
                 routings.append(routing)
         if cache is not None:
             cache.end()
-        logits_BLV = F.linear(self.norm(x_BLD), self.embedding.weight)
-        return ModelOutput(logits_BLV, routings)
+        x_BLD = self.norm(x_BLD)
+        if targets_BL is None:
+            return ModelOutput(F.linear(x_BLD, self.embedding.weight), routings)
+        assert counted_BL is not None
+        nll = linear_cross_entropy(
+            x_BLD.flatten(0, 1), self.embedding.weight, targets_BL.flatten(), counted_BL.flatten()
+        )
+        return ModelOutput(x_BLD.new_empty(*tokens_BL.shape, 0), routings, nll)
+
+    def bank_tokens(self) -> list[nn.Parameter]:
+        """The banks' parameters, (C, T, M) each, as they are now: sharding replaces them."""
+        return [cast(Bank, bank).tokens for bank in self.banks]
+
+    def taps(self, batch: int, length: int) -> list[Tensor]:
+        """Where a forward pass over (batch, length) tokens leaves the gradients of its chapters.
+
+        One leaf (U, T, M) per memory layer, zero and of no size in memory, U the most chapters that
+        the layer can read. After the backward pass row u of ``tap.grad`` is the gradient of chapter
+        ``routing.chapter_U[u]``, further rows mean nothing, and the banks have no gradients
+        themselves: a large bank costs what is read of it.
+        """
+        memory = self.config.memory
+        if memory is None:
+            return []
+        taps = []
+        for bank in self.bank_of_layer.values():
+            tokens_CTM = self.bank_tokens()[bank]
+            num_groups, num_read = 1, memory.num_chapters
+            if memory.num_routed is not None:
+                num_groups = -(-length // group_tokens(memory.router, length))
+                num_read = memory.num_shared + memory.num_routed
+            shape_BGN = (batch, num_groups, num_read)
+            most = most_distinct(memory.num_chapters, shape_BGN, memory.num_shared)
+            zero = torch.zeros((), dtype=tokens_CTM.dtype, device=tokens_CTM.device)
+            taps.append(zero.expand(most, *tokens_CTM.shape[1:]).requires_grad_())
+        return taps
 
     def new_cache(
         self,
@@ -181,10 +231,22 @@ def build_model(config: ModelConfig, seed: int = 0) -> Transformer:
             std = _init_std(name, config)
             if std is None:
                 continue  # norms stay at one
-            digest = hashlib.sha256(f"{seed}/{name}".encode()).digest()
-            generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            parameter.normal_(0.0, std, generator=generator) if std else parameter.zero_()
+            for part_name, part in _parts(model, name, parameter):
+                digest = hashlib.sha256(f"{seed}/{part_name}".encode()).digest()
+                generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
+                part.normal_(0.0, std, generator=generator) if std else part.zero_()
     return model
+
+
+def _parts(model: Transformer, name: str, parameter: Tensor) -> list[tuple[str, Tensor]]:
+    """What is drawn by itself: the maps of a fused projection are ``<parent>.<part>.weight``."""
+    owner = name.rpartition(".")[0]
+    module = model.get_submodule(owner)
+    if not isinstance(module, FusedLinear):
+        return [(name, parameter)]
+    parent = owner.rpartition(".")[0]
+    rows = parameter.split(list(module.parts.values()))
+    return [(f"{parent}.{part}.weight", row) for part, row in zip(module.parts, rows, strict=True)]
 
 
 def parameter_group(name: str) -> str:

@@ -18,6 +18,34 @@ Weights = dict[str, Tensor]
 Sees = Callable[[int], range]  # the positions that the router pools for what position t reads
 
 
+def unfused(config: ModelConfig, weights: Weights) -> Weights:
+    """Maps that the model computes as one, each by itself: their rows follow one another.
+
+    Gradients have the same names and shapes.
+    """
+    kv_dim = config.num_kv_heads * (config.dim // config.num_heads)
+    parts = {
+        "qkv": {"q": config.dim, "k": kv_dim, "v": kv_dim},
+        "gate_up": {"gate": config.mlp_dim, "up": config.mlp_dim},
+    }
+    if config.memory is not None:
+        num_heads = config.memory.num_heads or config.num_heads
+        width = (config.memory.num_kv_heads or num_heads) * (config.dim // num_heads)
+        parts["kv"] = {"k": width, "v": width}
+    apart = {}
+    for name, tensor in weights.items():
+        *parents, owner, leaf = ["", *name.split(".")]
+        if owner not in parts:
+            apart[name] = tensor
+            continue
+        start = 0
+        for part, width in parts[owner].items():
+            apart[".".join([*parents, part, leaf]).lstrip(".")] = tensor[start : start + width]
+            start += width
+        assert start == len(tensor)
+    return apart
+
+
 def sees_of(config: ModelConfig, length: int) -> Sees:
     """Design: ``sequence`` pools everything, ``segment`` all up to its segment's first position
     (the last ``window_tokens`` of it), ``token`` itself."""

@@ -6,37 +6,73 @@ What would break for a user: chapters projected many times, or a reader given an
 import pytest
 import torch
 
-from moc.model.bank import gather_distinct
+from moc.model.bank import distinct_chapters
+from moc.ops import take_chapters
+
+NUM_CHAPTERS = [40, 13, 9]  # the groups below read 1 + 2 * 2 * 3 chapters at most
+BOUNDS = {40: 13, 13: 13, 9: 9}  # fewer than the bank has, as many, no more than it has
 
 
-@pytest.mark.parametrize(
-    ("num_chapters", "expected_rows"),
-    [(40, 12), (12, 12), (9, 9)],
-    ids=["fewer", "equal", "bank_smaller_than_batch"],
-)
+@pytest.fixture(params=["exact", "static"])
+def exact(request, monkeypatch):
+    """As on a CPU; and as in compiled code and on a GPU, which must not wait for the data."""
+    monkeypatch.setattr(torch.compiler, "is_compiling", lambda: request.param == "static")
+    return request.param == "exact"
+
+
+def make_index(num_chapters, repeats):
+    """(2, 2, 4) chapters: the shared one, and three of the others."""
+    generator = torch.Generator().manual_seed(num_chapters)
+    index_BGN = torch.randint(1, num_chapters, (2, 2, 4), generator=generator)
+    if repeats:
+        index_BGN[..., 1:] = torch.tensor([num_chapters - 1, 1, 4])
+    index_BGN[..., 0] = 0
+    return index_BGN
+
+
+@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("num_chapters", NUM_CHAPTERS)
 @pytest.mark.parametrize("repeats", [False, True])
-def test_gathered_rows_are_the_chosen_chapters(num_chapters, expected_rows, repeats):
-    """U does not depend on the data, and every index still finds its own chapter's tokens."""
+def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, tapped, exact):
+    """Every index still finds its own chapter's tokens, whatever else is taken."""
     generator = torch.Generator().manual_seed(num_chapters)
     bank_CTM = torch.randn(num_chapters, 2, 3, generator=generator)
-    index_BGN = torch.randint(num_chapters, (2, 2, 3), generator=generator)
-    if repeats:
-        index_BGN[:] = torch.tensor([num_chapters - 1, 0, 4])
-    chapters_UTM, row_BGN = gather_distinct(bank_CTM, index_BGN)
-    assert chapters_UTM.shape == (expected_rows, 2, 3)
+    index_BGN = make_index(num_chapters, repeats)
+    chapter_U, row_BGN = distinct_chapters(num_chapters, index_BGN, 1)
+    read = index_BGN.unique()
+    if exact:
+        assert torch.equal(chapter_U, read)
+    else:  # U does not depend on the data
+        assert len(chapter_U) == BOUNDS[num_chapters]
+        assert chapter_U.unique().numel() == len(chapter_U)
+    tap_UTM = torch.zeros(BOUNDS[num_chapters], 2, 3, requires_grad=True) if tapped else None
+    chapters_UTM = take_chapters(bank_CTM, chapter_U, tap_UTM)
+    assert chapters_UTM.shape == (len(chapter_U), 2, 3)
     for place in torch.cartesian_prod(*map(torch.arange, index_BGN.shape)).tolist():
         chapter, row = index_BGN[tuple(place)], row_BGN[tuple(place)]
         assert torch.equal(chapters_UTM[row], bank_CTM[chapter])
     # a chapter chosen twice is one row: it is projected once
-    assert row_BGN.unique().numel() == index_BGN.unique().numel()
+    assert row_BGN.unique().numel() == read.numel()
 
 
-def test_gathered_gradients_reach_the_bank_once_per_reader():
-    bank_CTM = torch.randn(20, 1, 2, dtype=torch.float64, requires_grad=True)
-    index_BGN = torch.tensor([[[3, 7], [7, 19]], [[3, 7], [0, 3]]])
-    chapters_UTM, row_BGN = gather_distinct(bank_CTM, index_BGN)
-    chapters_UTM[row_BGN].sum().backward()
-    expected = torch.zeros(20, 1, 2, dtype=torch.float64)
+@pytest.mark.parametrize("num_chapters", NUM_CHAPTERS)
+@pytest.mark.parametrize("repeats", [False, True])
+def test_gradients_reach_the_bank_or_its_tap_once_per_reader(num_chapters, repeats, exact):
+    index_BGN = make_index(num_chapters, repeats)
+    expected_CTM = torch.zeros(num_chapters, 1, 2, dtype=torch.float64)
     for chapter in index_BGN.flatten().tolist():
-        expected[chapter] += 1
-    assert torch.equal(bank_CTM.grad, expected)
+        expected_CTM[chapter] += 1
+    chapter_U, row_BGN = distinct_chapters(num_chapters, index_BGN, 1)
+
+    bank_CTM = torch.randn(num_chapters, 1, 2, dtype=torch.float64, requires_grad=True)
+    take_chapters(bank_CTM, chapter_U)[row_BGN].sum().backward()
+    assert torch.equal(bank_CTM.grad, expected_CTM)
+
+    bank_CTM.grad = None
+    num_rows = BOUNDS[num_chapters]
+    tap_UTM = torch.zeros(num_rows, 1, 2, dtype=torch.float64, requires_grad=True)
+    take_chapters(bank_CTM, chapter_U, tap_UTM)[row_BGN].sum().backward()
+    assert bank_CTM.grad is None and tap_UTM.grad.shape == tap_UTM.shape
+    # rows beyond the chapters mean nothing
+    assert torch.equal(tap_UTM.grad[: len(chapter_U)], expected_CTM[chapter_U])
+    assert expected_CTM.sum() == expected_CTM[chapter_U].sum()

@@ -12,7 +12,7 @@ import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
 from moc.model.read import MemoryRead
-from tests.numerics.oracle import naive_choice, naive_logits, naive_read, sees_of
+from tests.numerics.oracle import naive_choice, naive_logits, naive_read, sees_of, unfused
 from tests.numerics.small_models import MIXINGS, TAPS
 
 DIM, NUM_CHAPTERS, CHAPTER_TOKENS = 8, 5, 3
@@ -55,12 +55,17 @@ def randomise(module):
     return module
 
 
-def leaves(module):
-    """Copies of all weights; a buffer has no gradient to compare."""
-    copies = {name: tensor.detach().clone() for name, tensor in module.state_dict().items()}
-    for name, _ in module.named_parameters():
+def leaves(config, module):
+    """Copies of all weights, every map by itself; a buffer has no gradient to compare."""
+    weights = unfused(config, module.state_dict())
+    copies = {name: tensor.detach().clone() for name, tensor in weights.items()}
+    for name in unfused(config, dict(module.named_parameters())):
         copies[name].requires_grad_()
     return copies
+
+
+def gradients(config, module):
+    return unfused(config, {name: p.grad for name, p in module.named_parameters()})
 
 
 def assert_same_gradients(found, expected):
@@ -93,7 +98,7 @@ def check_read(config, lengths=LENGTHS):
     out_BLD, routing = read(*inputs.values(), pooled_BL)
     (out_BLD * upstream_BLD)[kept_BL].sum().backward()
 
-    weights = leaves(read)
+    weights = leaves(config, read)
     copies = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     loss = 0.0
     for b, length in enumerate(lengths):
@@ -117,7 +122,7 @@ def check_read(config, lengths=LENGTHS):
         # one routed chapter has weight 1 among the routed, whatever the router says of it
         learns = float(expected["router.linear.weight"].abs().max()) > 1e-6
         assert learns == (config.memory.num_routed > 1)
-    found = {name: p.grad for name, p in read.named_parameters()}
+    found = gradients(config, read)
     found |= {name: tensor.grad for name, tensor in inputs.items()}
     assert_same_gradients(found, expected)
 
@@ -222,7 +227,7 @@ def test_whole_model_and_gradients_follow_the_definition(
     logits_BLV = model(tokens_BL, kept_BL).logits_BLV
     (logits_BLV * upstream_BLV)[kept_BL].sum().backward()
 
-    weights = leaves(model)
+    weights = leaves(config, model)
     loss = 0.0
     for b, length in enumerate(LENGTHS):
         tokens = tokens_BL[b, :length].tolist()
@@ -231,12 +236,12 @@ def test_whole_model_and_gradients_follow_the_definition(
         loss = loss + (naive_LV * upstream_BLV[b, :length]).sum()
     loss.backward()
     assert all(w.grad is not None for w in weights.values())
-    found = {name: p.grad for name, p in model.named_parameters()}
-    assert_same_gradients(found, {name: w.grad for name, w in weights.items()})
+    expected = {name: w.grad for name, w in weights.items()}
+    assert_same_gradients(gradients(config, model), expected)
 
 
 def read_once(config, read, x_BLD, bank):
-    weights = dict(read.named_parameters())
+    weights = unfused(make_config(), dict(read.named_parameters()))
     rows = list(x_BLD[0])
     return torch.stack(naive_read(config, weights, "", rows, rows, bank, sees_of(config, 7)))
 

@@ -12,6 +12,7 @@ import torch
 
 from moc.model import Transformer, build_model, preset
 from moc.model.transformer import parameter_group
+from tests.numerics.oracle import unfused
 from tests.numerics.small_models import DENSE, MEMORY, MOC, lively, tokens_of
 
 # sizes
@@ -145,7 +146,7 @@ def test_backbone_is_the_llama_architecture():
             if name.endswith("norm.weight"):
                 parameter.uniform_(0.5, 1.5)
     renamed = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in unfused(DENSE, model.state_dict()).items():
         for ours, theirs in (
             ("blocks.", "model.layers."),
             ("embedding.", "model.embed_tokens."),

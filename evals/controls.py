@@ -1,7 +1,8 @@
 """Controls: the model with another bank, or with none, put back bit by bit afterwards.
 
 Knockout (the bank's tokens zeroed: how much of a score lives there?) and bank swap (its state at an
-earlier boundary). Under FSDP every rank enters and leaves together: both are collective calls.
+earlier boundary). Of a sharded bank every rank changes the chapters that it owns: all of them enter
+and leave together.
 
 C chapters, T tokens per chapter, M memory width.
 """
@@ -10,21 +11,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from functools import partial
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import torch
 from torch import Tensor
-from torch.distributed.fsdp import FSDPModule
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from moc.controls import ALL, PREVIOUS, parse_knockout
 from moc.errors import CheckpointError, ConfigError
-from moc.model.bank import Bank
 from moc.model.config import ModelConfig
 from moc.model.files import read_safetensors
 from moc.model.transformer import Transformer
+from moc.ops.bank_shards import own_rows, owned_chapters
 from moc.schema import ControlConfig
 
 KNOCKOUT, BANK_SWAP = "knockout-", "bank_swap-"  # how the names of controls begin
@@ -114,7 +112,7 @@ def knocked_out(model: Transformer, chapters: Sequence[Sequence[int]] | None) ->
     Raises:
         ConfigError: for a chapter that a bank does not have, or a model without memory.
     """
-    banks = _banks(model)
+    banks = model.bank_tokens()
     for bank_CTM, listed in zip(banks, chapters or [[]] * len(banks), strict=True):
         for chapter in listed:
             if not 0 <= chapter < len(bank_CTM):
@@ -122,11 +120,11 @@ def knocked_out(model: Transformer, chapters: Sequence[Sequence[int]] | None) ->
                     f"knockout: no chapter {chapter}; the bank has 0 to {len(bank_CTM) - 1}"
                 )
 
-    def zero(index: int, bank_CTM: Tensor) -> None:
+    def zero(index: int, own_CTM: Tensor, owned: range) -> None:
         if chapters is None:
-            bank_CTM.zero_()
+            own_CTM.zero_()
         else:
-            bank_CTM[list(chapters[index])] = 0.0
+            own_CTM[[chapter - owned.start for chapter in chapters[index] if chapter in owned]] = 0
 
     with _changed_banks(model, zero):
         yield
@@ -141,7 +139,7 @@ def swapped_bank(model: Transformer, bank_state: Mapping[str, Tensor]) -> Iterat
         ConfigError: for a model without memory.
     """
     others = []
-    for index, bank_CTM in enumerate(_banks(model)):
+    for index, bank_CTM in enumerate(model.bank_tokens()):
         other = bank_state.get(f"banks.{index}.tokens")
         if other is None or other.shape != bank_CTM.shape:
             found = "missing" if other is None else f"of shape {tuple(other.shape)}"
@@ -150,53 +148,33 @@ def swapped_bank(model: Transformer, bank_state: Mapping[str, Tensor]) -> Iterat
                 f"{tuple(bank_CTM.shape)}; its weights are another model's"
             )
         others.append(other)
-    with _changed_banks(model, lambda index, bank_CTM: bank_CTM.copy_(others[index])):
+
+    def swap(index: int, own_CTM: Tensor, owned: range) -> None:
+        own_CTM.copy_(others[index][owned.start : owned.stop])
+
+    with _changed_banks(model, swap):
         yield
 
 
 @contextmanager
-def _changed_banks(model: Transformer, change: Callable[[int, Tensor], Any]) -> Iterator[None]:
-    """``change(i, bank i)`` for the time of the context, then every bit as it was."""
+def _changed_banks(
+    model: Transformer, change: Callable[[int, Tensor, range], None]
+) -> Iterator[None]:
+    """``change(i, own, owned)`` of bank i for the time of the context, then every bit as it was.
+
+    ``own`` are the chapters ``owned`` of the bank: this rank's shard, or all.
+    """
     if not model.banks:
         raise ConfigError("a control of the bank needs a model with memory")
-    _to_shards(model)
-    kept = [_local(bank_CTM).detach().clone() for bank_CTM in _banks(model)]
+    owned = [owned_chapters(bank_CTM) for bank_CTM in model.bank_tokens()]
+    own = [own_rows(bank_CTM) for bank_CTM in model.bank_tokens()]
+    kept = [own_CTM.detach().clone() for own_CTM in own]
     try:
         with torch.no_grad():
-            for index, bank_CTM in enumerate(_banks(model)):
-                _change(bank_CTM, partial(change, index))
+            for index, own_CTM in enumerate(own):
+                change(index, own_CTM, owned[index])
         yield
     finally:
-        _to_shards(model)
         with torch.no_grad():
-            for bank_CTM, before in zip(_banks(model), kept, strict=True):
-                _local(bank_CTM).copy_(before)
-
-
-def _banks(model: Transformer) -> list[Tensor]:
-    """The parameters as they are now: FSDP registers others when it gathers or shards them."""
-    return [cast(Bank, bank).tokens for bank in model.banks]
-
-
-def _to_shards(model: Transformer) -> None:
-    """After a forward pass FSDP keeps the root's parameters whole, in copies that would shadow a
-    change to the shards and outlive one to the copies."""
-    if isinstance(model, FSDPModule):
-        model.reshard()
-
-
-def _local(tensor: Tensor) -> Tensor:
-    return tensor.to_local() if isinstance(tensor, DTensor) else tensor
-
-
-def _change(tensor: Tensor, change: Callable[[Tensor], Any]) -> None:
-    """``change(tensor)``; of a sharded one every rank keeps its part of the whole, which all of
-    them changed alike."""
-    if not isinstance(tensor, DTensor):
-        change(tensor)
-        return
-    whole = tensor.full_tensor()
-    change(whole)
-    tensor.copy_(
-        distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
-    )
+            for own_CTM, before in zip(own, kept, strict=True):
+                own_CTM.copy_(before)

@@ -18,6 +18,7 @@ from moc.arms import (
     train_flops_per_token,
     world_size,
 )
+from moc.bank_traffic import BankTraffic, bank_traffic
 from moc.config import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
 from moc.flops import Parameters, paper_forward_flops, parameter_counts
 from moc.model.config import ModelConfig, is_causal, routing_scope
@@ -77,6 +78,7 @@ class ArmPlan:
     state_bytes: int  # weights, gradients and Adam moments
     activation_bytes: int  # a rough estimate, of the phase that needs most
     checkpoint_bytes: int  # to resume from; a boundary's weights are 4 bytes per parameter
+    bank_traffic: BankTraffic | None  # under fsdp with memory, of the phase that fetches most
 
     @property
     def tokens(self) -> int:
@@ -153,7 +155,9 @@ def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmP
             steps, steps * phase.tokens_per_step, phase.context_length, size, accumulation
         )
     bf16 = study.trainer.precision == "bf16-mixed"
-    shards = world_size(study.trainer) if study.trainer.strategy == "fsdp" else 1
+    sharded = study.trainer.strategy == "fsdp"
+    shards = world_size(study.trainer) if sharded else 1
+    traffic = [bank_traffic(arm.model, p.context_length, p.micro_batch) for p in phases.values()]
     return ArmPlan(
         model=arm.model,
         parameters=parameters,
@@ -173,6 +177,11 @@ def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmP
             for phase in phases.values()
         ),
         checkpoint_bytes=4 * parameters.total + 8 * max(trainable) + MANIFEST_BYTES,
+        bank_traffic=max(
+            (moved for moved in traffic if moved is not None and sharded),
+            key=lambda moved: moved.fetched_chapters,
+            default=None,
+        ),
     )
 
 
@@ -216,6 +225,17 @@ def _arm_json(arm: ArmPlan) -> dict[str, Any]:
         "steps": {name: phase.num_steps for name, phase in arm.phases.items()},
         "state_bytes": arm.state_bytes,
         "activation_bytes": arm.activation_bytes,
+        **({"bank_traffic": _traffic_json(arm.bank_traffic)} if arm.bank_traffic else {}),
+    }
+
+
+def _traffic_json(traffic: BankTraffic) -> dict[str, Any]:
+    return {
+        "fetched_chapters": traffic.fetched_chapters,
+        "fetched_bytes": traffic.fetched_chapters * traffic.chapter_bytes,
+        "gathered_chapters": traffic.gathered_chapters,
+        "gathered_bytes": traffic.gathered_chapters * traffic.chapter_bytes,
+        "fetching_moves_less": traffic.fetching_moves_less,
     }
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from textwrap import wrap
 
+from moc.bank_traffic import BankTraffic
 from moc.model.config import ModelConfig
 from moc.plan import ArmPlan, PhasePlan, StudyPlan
 from moc.text import human, table
@@ -52,6 +53,9 @@ def render_plan(plan: StudyPlan, width: int = 100) -> str:
     header = ["bytes", "weights+grads+Adam", "activations, roughly", "checkpoint", "boundary"]
     lines += ["", *table(header, rows, width)]
     notes = [line for name, arm in arms.items() for line in _match_lines(name, arm, width)]
+    for name, arm in arms.items():
+        if arm.bank_traffic is not None:
+            notes += wrap(_traffic(name, arm.bank_traffic), width, subsequent_indent="  ")
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
@@ -107,6 +111,22 @@ def _match_lines(name: str, arm: ArmPlan, width: int) -> list[str]:
             f"and MLP {now.mlp_dim} (from {was.mlp_dim})"
         )
     return lines
+
+
+def _traffic(name: str, traffic: BankTraffic) -> str:
+    fetched, gathered = (
+        f"{chapters:,}{what} ({human(chapters * traffic.chapter_bytes, 'B')})"
+        for chapters, what in (
+            (traffic.fetched_chapters, " chapters per device"),
+            (traffic.gathered_chapters, ""),
+        )
+    )
+    verdict = "less" if traffic.fetching_moves_less else "more"
+    remedy = "" if traffic.fetching_moves_less else "; consider ddp or a smaller micro-batch"
+    return (
+        f"{name}: a micro-batch fetches at most {fetched}, gathering the bank would move "
+        f"{gathered}: fetching moves {verdict}{remedy}"
+    )
 
 
 def _count(number: int, noun: str) -> str:

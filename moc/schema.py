@@ -61,6 +61,9 @@ class OptimizerConfig:
     beta2: float = 0.95
     eps: float = 1e-8
     clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
+    # update only the chapters that a step has read, each in a time of its own; another experimental
+    # condition (moc.train.lazy_adamw says how), for banks that are large beside what a step reads
+    lazy_bank: bool = False
 
 
 @dataclass
@@ -157,6 +160,7 @@ class EvalConfig:
     num_fewshot: dict[str, int] = field(default_factory=dict)  # task -> shots; else the task's own
     hub_mirror: str | None = None  # <dataset>/<config>/<split>.parquet; null: $MOC_HUB_MIRROR
     context_length: int = 128  # one length for all phases: changing it changes the task
+    # sequences of context_length read at once, of shorter ones as many as take up as much memory
     batch_size: int = 64  # speed only; scores do not depend on it
     validation_tokens: int = 16_384  # per source, for bits per byte
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
@@ -189,7 +193,7 @@ class TrainerConfig:
     num_nodes: int = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: bool = False  # torch.compile the model
-    num_workers: int = 0  # data loading processes
+    num_workers: int = 0  # data loading processes; more, if steps wait for data (train/data_wait)
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100
     keep_last: int = 1  # checkpoints inside a phase; boundaries are always kept

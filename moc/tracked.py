@@ -13,6 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
+from moc.bank_optimizer import bank_optimizer
 from moc.config import StudyConfig, config_hash
 from moc.journal import Record
 from moc.rundir import SUMMARY_TEXT, SUMMARY_VALUES
@@ -109,6 +110,7 @@ def summary_points(study: StudyConfig) -> list[Point]:
 def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """Tags of one arm and seed, from its run.json."""
     tags = {key: str(info[key]) for key in ("study", "arm", "seed", "scope", "config_hash")}
+    tags["bank_optimizer"] = bank_optimizer(asdict(study.arms[info["arm"]]))
     tags |= {"level": "run", "causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
     notes = []
     if not info["causal"]:
@@ -119,6 +121,11 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     memory = study.arms[info["arm"]].model.memory
     if memory is not None and memory.router.forced_uniform:
         notes.append("Benchmark routing: chapters are taken in turn, whatever the router says.")
+    if "lazy" in tags["bank_optimizer"]:
+        notes.append(
+            "Lazy bank optimizer: AdamW updates a chapter in the steps that read it, and leaves it "
+            "alone in the others."
+        )
     if notes:
         tags[NOTE_TAG] = "\n\n".join(notes)
     return tags

@@ -159,6 +159,13 @@ def _validate_phase(
     if phase.num_steps() < 1:
         raise ConfigError(f"{where}.tokens {phase.tokens} is less than one step's tokens")
     _check_replay(phase, earlier, where)
+    if phase.carry.optimizer and earlier:
+        lazy, before_lazy = phase.optimizer.lazy_bank, earlier[-1].optimizer.lazy_bank
+        if lazy != before_lazy:
+            raise ConfigError(
+                f"{where}.carry.optimizer: the phase before has optimizer.lazy_bank {before_lazy}, "
+                f"this one {lazy}, and their moments differ; make them equal"
+            )
     for before in earlier if phase.carry.data_position else ():
         if (before.context_length, before.mixture) != (phase.context_length, phase.mixture):
             raise ConfigError(

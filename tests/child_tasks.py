@@ -9,11 +9,13 @@ from typing import Any
 import lightning as L
 import torch
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import moc.callbacks.checkpoint
 import moc.evaluate
+import moc.ops.bank_rows
 import moc.study
 import moc.train.checkpoints
 import moc.train.module
@@ -23,10 +25,16 @@ from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate import BoundaryEvaluator
 from moc.journal import Journal
+from moc.model.generate import generate
+from moc.model.transformer import Transformer
+from moc.ops import take_chapters
+from moc.ops.bank_shards import own_rows, owned_chapters, rows_to_owners, shard_rows
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 from tests.helpers_training import module_of, tiny_study, train_phase
+
+PROMPTS = [[1, 2, 3], [4, 5], [6]]
 
 
 class NoTracker:
@@ -131,9 +139,11 @@ def train(
     result: str,
     checkpoint_at: int | None = None,
     nan_on_rank: int | None = None,
+    resume: str | None = None,
 ) -> None:
-    """Train the first phase of the tiny study on this rank and leave what happened in
-    ``result/<rank>.pt``; with ``checkpoint_at``, a checkpoint of that step beside it."""
+    """Train the first phase of the tiny study on this rank, or what is left of it after the
+    checkpoint ``resume``, and leave what happened in ``result/<rank>.pt``; with ``checkpoint_at``,
+    a checkpoint of that step beside it."""
     if nan_on_rank is not None:
         _spoil_second_step(nan_on_rank)
     study = tiny_study(Path(folder), *overrides)
@@ -142,15 +152,48 @@ def train(
     if every := study.arms["moc"].phases["facts"].revive_every_steps:
         journal = Journal(Path(result) / "revivals.jsonl")
         callbacks = (Revival(every, seed=0, revivals=journal), watcher)
-    _, recorder = train_phase(study, Path(result), callbacks=callbacks)
+    start: dict[str, Any] = {}
+    if resume is not None:
+        state = moc.train.checkpoints.load_training_state(Path(resume))
+        model = Transformer(study.arms["moc"].model)
+        model.load_state_dict(state["model"])
+        start = {"model": model, "start_step": state["step"]}
+        start["optimizer_state"] = state["optimizer"]
+    fetches = _watch_fetches()
+    _, recorder = train_phase(study, Path(result), callbacks=callbacks, **start)
     torch.save(
         {
+            "fetches": fetches,
             "results": recorder.results,
             "samples": [batch["tokens"] for batch in recorder.batches],
             **watcher.found,
         },
         Path(result) / f"{rank()}.pt",
     )
+
+
+def _watch_fetches() -> list[tuple[list[int], int]]:
+    """Of every fetch to come: the chapters that this rank asked for, and how many rows it sent to
+    other ranks."""
+    fetches: list[tuple[list[int], int]] = []
+    fetch_rows, all_to_all = moc.ops.bank_rows.fetch_rows, torch.distributed.all_to_all_single
+    sent = [0]
+
+    def counted(output: Any, rows: torch.Tensor, *splits: Any, **group: Any) -> Any:
+        if rows.ndim == 3:
+            _, rows_to = splits
+            sent[0] += sum(rows_to) - rows_to[rank()]
+        return all_to_all(output, rows, *splits, **group)
+
+    def watched(bank_CTM: Any, chapter_U: torch.Tensor) -> torch.Tensor:
+        sent[0] = 0
+        rows = fetch_rows(bank_CTM, chapter_U)
+        fetches.append((chapter_U.tolist(), sent[0]))
+        return rows
+
+    moc.ops.bank_rows.fetch_rows = watched  # type: ignore[assignment]
+    torch.distributed.all_to_all_single = counted
+    return fetches
 
 
 class _Watcher(L.Callback):
@@ -180,6 +223,7 @@ class _Watcher(L.Callback):
             "weights": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
             "buffers": dict(model.named_buffers()),
             "sharded": any(isinstance(p, DTensor) for p in model.parameters()),
+            "bank rows here": [len(own_rows(tokens)) for tokens in model.bank_tokens()],
             "groups": [
                 {
                     "params": [names[id(parameter)] for parameter in group["params"]],
@@ -192,14 +236,40 @@ class _Watcher(L.Callback):
 
 
 def _spoil_second_step(nan_on_rank: int) -> None:
-    masked_nll, calls = moc.train.module.masked_nll, iter(range(1000))
+    counted_nll, calls = moc.train.module.counted_nll, iter(range(1000))
 
     def spoiled(*arguments: Any) -> Any:
         second_step = next(calls) // 2 == 1  # two micro-batches a step
-        loss = masked_nll(*arguments)
+        loss = counted_nll(*arguments)
         return loss * float("nan") if second_step and rank() == nan_on_rank else loss
 
-    moc.train.module.masked_nll = spoiled
+    moc.train.module.counted_nll = spoiled
+
+
+def shards(result: str) -> None:
+    """Spread a (9, 2, 3) bank and a (1, 2, 3) one over the ranks and leave in ``result/<rank>.pt``
+    what rank r fetches of them, and what arrives of rows that both ranks send to their owners."""
+    torch.distributed.init_process_group("gloo")
+    mesh = init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    found: dict[str, Any] = {}
+    for num_chapters, asked in ((9, [[0, 4, 5, 8], [2, 4]]), (1, [[], [0]])):
+        bank = torch.arange(num_chapters * 6.0).reshape(num_chapters, 2, 3)
+        sharded = torch.nn.Parameter(shard_rows(bank, mesh))
+        chapter_U = torch.tensor(asked[rank()], dtype=torch.long)
+        with torch.no_grad():
+            fetched = take_chapters(sharded, chapter_U)
+        sent = rows_to_owners(sharded.detach(), chapter_U, fetched + 1000 * (rank() + 1))
+        found[str(num_chapters)] = {
+            "whole": sharded.detach().full_tensor(),
+            "owned": list(owned_chapters(sharded)),
+            "fetched": fetched,
+            "sent": sent,
+        }
+    try:
+        take_chapters(sharded, chapter_U)
+    except AssertionError as error:
+        found["without a tap"] = str(error)
+    torch.save(found, Path(result) / f"{rank()}.pt")
 
 
 def controls(folder: str, overrides: list[str], result: str) -> None:
@@ -236,6 +306,8 @@ class _Looks(L.Callback):
                 seen[name] = _logits(model)
             if name == "bank":  # the first was entered before a forward pass gathered anything
                 seen["logits"] = _logits(model)
+        with only_observing(model):
+            seen["written"] = generate(model, PROMPTS, max_new_tokens=8)
         seen |= {"logits after": _logits(model), "after": weights()}
         seen["sharded"] = isinstance(model, FSDPModule)
         self.found.append(seen)

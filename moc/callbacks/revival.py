@@ -5,17 +5,17 @@ C chapters, T tokens per chapter, M memory width, D model dim, R restarted chapt
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor, distribute_tensor
+from torch.distributed.tensor import DTensor
 
 from moc.data.hashing import stable_hash
 from moc.journal import Journal
 from moc.model.transformer import Transformer
+from moc.ops.bank_shards import fetch_rows, own_rows, owned_chapters
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule, routers
 
@@ -31,8 +31,6 @@ class Revival(L.Callback):
     leave the weights alone, and after the last nothing would train the copies before they are
     scored. The draws depend on seed, phase, step and bank alone; the counts are saved with
     checkpoints.
-
-    Must stand before every callback that runs the model: a sharded model is then in its shards.
 
     Args:
         every: optimizer steps of a phase between revivals.
@@ -127,38 +125,38 @@ def restart(
     A router's bias entries are copied exactly: a single number has no standard deviation.
     """
 
-    def copy_rows(whole: Tensor) -> None:
-        rows = whole[source_R]
-        if rows.ndim > 1:
-            std = rows.flatten(1).std(1, correction=0).view(-1, *[1] * (rows.ndim - 1))
-            # drawn on the CPU, so that every rank and device draws the same
-            noise = torch.randn(rows.shape, generator=generator).to(rows.device)
-            rows = rows + NOISE * std * noise
-        whole[dead_R] = rows
-
-    def clear_rows(whole: Tensor) -> None:
-        whole[dead_R] = 0.0
+    def noisy(rows: Tensor) -> Tensor:
+        std = rows.flatten(1).std(1, correction=0).view(-1, *[1] * (rows.ndim - 1))
+        # drawn on the CPU, so that every rank and device draws the same
+        noise = torch.randn(rows.shape, generator=generator).to(rows.device)
+        return rows + NOISE * std * noise
 
     readers = [r for layer, r in routers(model).items() if model.bank_of_layer[layer] == bank]
     modules = [model.banks[bank], *(router.linear for router in readers)]
     for parameter in (parameter for module in modules for parameter in module.parameters()):
-        _change(parameter, copy_rows)
+        rows = _take_rows(parameter, source_R)
+        _set_rows(parameter, dead_R, noisy(rows) if rows.ndim > 1 else rows)
         moments = optimizer.state.get(parameter, {})  # none before the first update
-        for name in ("exp_avg", "exp_avg_sq"):
-            if name in moments:
-                _change(moments[name], clear_rows)
+        for name, moment in moments.items():
+            if name != "step" or moment.ndim:  # a lazy bank counts steps row by row
+                _set_rows(moment, dead_R, 0.0)
     for router in readers:
         if router.selection_bias is not None:
             router.selection_bias[dead_R] = router.selection_bias[source_R]
 
 
-def _change(tensor: Tensor, change: Callable[[Tensor], None]) -> None:
-    """``change(tensor)``; a sharded tensor is gathered and every rank keeps its shard of the whole
-    that all of them changed alike."""
+def _take_rows(tensor: Tensor, row_R: Tensor) -> Tensor:
+    """Rows of a tensor that may be sharded by rows; on every rank."""
     if not isinstance(tensor, DTensor):
-        change(tensor)
-        return
-    whole = tensor.full_tensor()
-    change(whole)
-    placed = distribute_tensor(whole, tensor.device_mesh, tensor.placements, src_data_rank=None)
-    tensor.copy_(placed)
+        return tensor[row_R]
+    row_U, place_R = row_R.to(tensor.device).unique(return_inverse=True)
+    return fetch_rows(tensor, row_U)[place_R]
+
+
+def _set_rows(tensor: Tensor, row_R: Tensor, value: Tensor | float) -> None:
+    """``tensor[row_R] = value``, on every rank in the rows that it owns."""
+    owned = owned_chapters(tensor)
+    here_R = (row_R >= owned.start) & (row_R < owned.stop)
+    if isinstance(value, Tensor):
+        value = value[here_R]
+    own_rows(tensor)[row_R[here_R] - owned.start] = value

@@ -180,9 +180,11 @@ class Results:
 
     def tokens_per_sec(self, arm: str, phase: str) -> float | None:
         """Median training throughput of ``phase``, averaged over seeds."""
-        name = f"{phase}/train/tokens_per_sec"
-        series = [run.series(name)[1] for run in self.runs_of(arm)]
-        return _mean(statistics.median(values) if values else None for values in series)
+        return self._median(arm, f"{phase}/train/tokens_per_sec")
+
+    def data_wait(self, arm: str, phase: str) -> float | None:
+        """Median share of the training time of ``phase`` that waited for data, over seeds."""
+        return self._median(arm, f"{phase}/train/data_wait")
 
     def last_loss(self, arm: str, phase: str) -> float | None:
         """Training loss over the last tenth of what was logged in ``phase``, over seeds."""
@@ -220,6 +222,10 @@ class Results:
         )
         records = [record for record in found if record]
         return score_of(records, self.items(task).common((arm, boundary)))
+
+    def _median(self, arm: str, name: str) -> float | None:
+        series = [run.series(name)[1] for run in self.runs_of(arm)]
+        return _mean(statistics.median(values) if values else None for values in series)
 
     def _matrices(
         self, arm: str, build: Callable[[list[dict[str, Any]]], ScoreMatrix], names: list[str]

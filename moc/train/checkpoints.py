@@ -103,11 +103,12 @@ def restore_optimizer(
     A parameter without saved moments (it was frozen until now) starts afresh.
     """
     moments = dict(state["state"])
+    lazy = {p for group in optimizer.param_groups if group.get("lazy") for p in group["params"]}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad and name not in moments:
             zeros = torch.zeros(parameter.shape, dtype=parameter.dtype)
-            fresh = {"step": torch.tensor(0.0), "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
-            moments[name] = fresh
+            step = torch.zeros(parameter.shape[:1] if parameter in lazy else ())
+            moments[name] = {"step": step, "exp_avg": zeros, "exp_avg_sq": zeros.clone()}
     state = {**state, "state": moments}
     settings = [
         {key: value for key, value in group.items() if key != "params"}

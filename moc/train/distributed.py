@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 
-import torch
 from torch import Tensor
 from torch import distributed as dist
+
+from moc.ops.bank_shards import is_sharded
 
 
 def is_distributed() -> bool:
@@ -45,4 +46,4 @@ def barrier() -> None:
 
 def full(tensor: Tensor) -> Tensor:
     """The whole tensor of a sharded one (a collective); any other tensor as it is."""
-    return tensor.full_tensor() if isinstance(tensor, torch.distributed.tensor.DTensor) else tensor
+    return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -12,18 +12,24 @@ from typing import Any
 
 import lightning as L
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.distributed.fsdp import FSDPModule, fully_shard
-from torch.nn import functional as F
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
+from torch.nn.utils import get_total_norm
 
 from moc.config import PhaseConfig
+from moc.model.bank import Bank
 from moc.model.config import MemoryConfig
-from moc.model.router import Router, Routing, balance_loss, pick_counts, z_loss
-from moc.model.transformer import Block, Transformer
+from moc.model.router import Router, Routing
+from moc.model.transformer import Block, ModelOutput, Transformer
+from moc.ops.bank_shards import like_shard, own_rows, shard_rows
+from moc.train.bank_gradients import BankGradients, RowGradient
 from moc.train.checkpoints import restore_optimizer
 from moc.train.distributed import all_sum, full, world_size
+from moc.train.lazy_adamw import LazyAdamW
 from moc.train.optim import build_optimizer, freeze_groups, lr_factor, set_learning_rates
+from moc.train.router_loss import picks_by_layer, router_loss
 
 
 class StudyModule(L.LightningModule):
@@ -54,6 +60,10 @@ class StudyModule(L.LightningModule):
         self.compile_model = compile_model
         self.optimizer_state: dict[str, Any] | None = None  # set to restore one
         freeze_groups(model, phase.optimizer)
+        # ddp leaves these alone: ``BankGradients`` sums them over ranks
+        self._ddp_params_and_buffers_to_ignore = [
+            f"model.banks.{bank}.tokens" for bank in range(len(model.banks))
+        ]
 
     def configure_model(self) -> None:
         if isinstance(self.model, FSDPModule):
@@ -64,8 +74,13 @@ class StudyModule(L.LightningModule):
             mesh = self.device_mesh["data_parallel"]
             for block in self.model.blocks:
                 fully_shard(block, mesh=mesh)
-            # The root keeps embedding, norm and bank: unsharded once, read by every memory layer.
-            fully_shard(self.model, mesh=mesh)
+            # The root keeps embedding and norm. Banks are spread by chapter, and never gathered:
+            # memory layers fetch what they read, gradients go to ``BankGradients``.
+            for bank in self.model.banks:
+                assert isinstance(bank, Bank)
+                trains = bank.tokens.requires_grad
+                bank.tokens = nn.Parameter(shard_rows(bank.tokens.detach(), mesh), trains)
+            fully_shard(self.model, mesh=mesh, ignored_params=set(self.model.bank_tokens()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         sharded = isinstance(self.model, FSDPModule)
@@ -95,25 +110,34 @@ class StudyModule(L.LightningModule):
         num_micro = tokens_ABL.shape[0]
         nll_sum = torch.zeros((), dtype=torch.float64, device=self.device)
         router_sums: list[Tensor] = []  # one per micro-batch
+        bank_gradients = self._bank_gradients()
         for index, (tokens_BL, mask_BL) in enumerate(zip(tokens_ABL, mask_ABL, strict=True)):
             with self._sync_gradients(index == num_micro - 1):
-                output = self.model(tokens_BL[:, :-1])
-                nll = masked_nll(output.logits_BLV, tokens_BL[:, 1:], mask_BL)
+                inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
+                taps = self.model.taps(*inputs_BL.shape) if bank_gradients else []
+                output = self.model(inputs_BL, targets_BL=targets_BL, counted_BL=mask_BL, taps=taps)
+                nll = counted_nll(output)
                 # Gradients are averaged over ranks; the data term is a sum over all of them.
                 loss = nll * (world_size() / num_counted)
                 routed = [layer for layer in output.routing if layer.logits_BGC.shape[-1]]
                 if routed:
-                    picks_LC = self._picks(routed)
-                    loss = loss + self._router_loss(routed, picks_LC) / num_micro
+                    picks_LC = picks_by_layer(routed, self._memory())
+                    loss = loss + router_loss(routed, picks_LC, self._memory()) / num_micro
                     router_sums.append(self._router_sums(routed, picks_LC))
                 self.manual_backward(loss)
+                if bank_gradients is not None:
+                    bank_gradients.add(taps, output.routing)
             nll_sum = nll_sum + nll.detach()
-        grad_norm = self._clip_gradients()
+        rows = self._give_to_banks(bank_gradients.finish()) if bank_gradients else {}
+        grad_norm = self._clip_gradients(rows)
         loss_value = all_sum(nll_sum) / num_counted
         skipped = not bool(torch.isfinite(loss_value) & torch.isfinite(grad_norm))
         figures = router_figures(all_sum(torch.stack(router_sums).sum(0)) if router_sums else None)
         # the same on every rank: both figures are global
         if not skipped and not self.phase.no_op:
+            if rows:
+                assert isinstance(optimizer.optimizer, LazyAdamW)
+                optimizer.optimizer.rows = rows
             optimizer.step()
             self._nudge_selection(figures["picks"])
         optimizer.zero_grad(set_to_none=True)
@@ -133,29 +157,6 @@ class StudyModule(L.LightningModule):
             return 0.0
         total = self.phase.num_steps() + self.schedule_offset
         return lr_factor(self.step + self.schedule_offset, total, self.phase.schedule)
-
-    def _picks(self, routed: list[Routing]) -> Tensor:
-        """How many groups of a micro-batch on this rank picked each chapter: (layers, C)."""
-        memory = self._memory()
-        counts = (pick_counts(r.index_BGN, memory.num_chapters, memory.num_shared) for r in routed)
-        return torch.stack(list(counts))
-
-    def _router_loss(self, routed: list[Routing], picks_LC: Tensor) -> Tensor:
-        """Balance and z-loss of one micro-batch, weighted and averaged over layers.
-
-        The balance loss uses the picks of all ranks, so that its gradient does not depend on how
-        a micro-batch is spread over them. Across micro-batches it is a mean of their losses.
-        """
-        router = self._memory().router
-        balance = z = torch.zeros((), device=self.device)
-        if router.balance_coefficient:
-            shares = all_sum(picks_LC).to(balance.dtype) / world_size()
-            for layer, picks_C in zip(routed, shares, strict=True):
-                balance = balance + balance_loss(layer.probs_BGC.flatten(0, 1), picks_C)
-        for layer in routed:
-            z = z + z_loss(layer.logits_BGC.flatten(0, 1))
-        scale = 1 / len(routed)
-        return balance * router.balance_coefficient * scale + z * router.z_loss_coefficient * scale
 
     def _router_sums(self, routed: list[Routing], picks_LC: Tensor) -> Tensor:
         """What ``router_figures`` needs of one micro-batch on this rank, float64."""
@@ -195,17 +196,46 @@ class StudyModule(L.LightningModule):
             return wrapper.no_sync()
         return nullcontext()
 
-    def _clip_gradients(self) -> Tensor:
-        """Clip by global norm; the norm before clipping."""
-        gradients = [p for p in self.model.parameters() if p.grad is not None]
-        limit = self.phase.optimizer.clip_norm or float("inf")
-        return full(torch.nn.utils.clip_grad_norm_(gradients, limit))
+    def _bank_gradients(self) -> BankGradients | None:
+        """None where no bank trains."""
+        trains = any(tokens.requires_grad for tokens in self.model.bank_tokens())
+        return BankGradients(self.model) if trains else None
+
+    def _give_to_banks(self, of_bank: dict[int, RowGradient]) -> dict[Tensor, RowGradient]:
+        """The rows that the lazy optimizer updates; without it they become ``grad``."""
+        found: dict[Tensor, RowGradient] = {}
+        for bank, rows in of_bank.items():
+            tokens_CTM = self.model.bank_tokens()[bank]
+            if self.phase.optimizer.lazy_bank:
+                found[tokens_CTM] = rows
+            else:
+                grad_CTM = rows.dense(len(own_rows(tokens_CTM)))
+                if isinstance(tokens_CTM, DTensor):
+                    grad_CTM = like_shard(grad_CTM, tokens_CTM, tokens_CTM.device_mesh)
+                tokens_CTM.grad = grad_CTM
+        return found
+
+    def _clip_gradients(self, rows: dict[Tensor, RowGradient]) -> Tensor:
+        """Clip by global norm, ``rows`` included; the norm before clipping."""
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        norms = [full(get_total_norm(gradients))] if gradients else []
+        for tokens_CTM, row in rows.items():
+            square = torch.linalg.vector_norm(row.grad_UTM).square()
+            sharded = isinstance(tokens_CTM, DTensor)  # else every rank has the same rows
+            norms.append((all_sum(square) if sharded else square).sqrt())
+        norm = torch.linalg.vector_norm(torch.stack(norms))
+        if limit := self.phase.optimizer.clip_norm:
+            factor = (limit / (norm + 1e-6)).clamp(max=1.0)
+            torch._foreach_mul_(gradients, factor)
+            for row in rows.values():
+                row.grad_UTM.mul_(factor)
+        return norm
 
 
-def masked_nll(logits_BLV: Tensor, targets_BL: Tensor, mask_BL: Tensor) -> Tensor:
-    """Sum of -log p(target) over the positions whose mask is set. Scalar float32, in nats."""
-    nll = F.cross_entropy(logits_BLV.flatten(0, 1).float(), targets_BL.flatten(), reduction="none")
-    return (nll * mask_BL.flatten()).sum()
+def counted_nll(output: ModelOutput) -> Tensor:
+    """Sum of -log p(target) over the counted positions. Scalar float32, in nats."""
+    assert output.nll is not None
+    return output.nll
 
 
 def nudge(bias_C: Tensor, picks_C: Tensor, rate: float) -> None:

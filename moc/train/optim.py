@@ -9,9 +9,10 @@ from torch import nn
 
 from moc.config import ConfigError, GroupConfig, OptimizerConfig, ScheduleConfig
 from moc.model.transformer import parameter_group
+from moc.train.lazy_adamw import LazyAdamW
 
 
-def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> torch.optim.AdamW:
+def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> LazyAdamW:
     """AdamW over the parameters that train, grouped by name.
 
     Every group carries ``peak_lr``; ``set_learning_rates`` scales it. Names rather than shapes
@@ -37,10 +38,11 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -
                 "peak_lr": group.lr,
                 "lr": group.lr,
                 "weight_decay": group.weight_decay if decayed else 0.0,
+                "lazy": config.lazy_bank and group_name == "bank",
             }
         )
     betas = (config.beta1, config.beta2)
-    return torch.optim.AdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    return LazyAdamW(groups, betas=betas, eps=config.eps, fused=fused)
 
 
 def freeze_groups(model: nn.Module, config: OptimizerConfig) -> None:

@@ -25,14 +25,14 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int], Spoil], None]:
     micro-batches."""
 
     def install(steps: set[int], how: Spoil) -> None:
-        masked_nll, calls = moc.train.module.masked_nll, iter(range(1000))
+        counted_nll, calls = moc.train.module.counted_nll, iter(range(1000))
 
         def spoiled(*arguments: Any) -> Tensor:
             step, micro_batch = divmod(next(calls), 2)
-            loss = masked_nll(*arguments)
+            loss = counted_nll(*arguments)
             return how(loss) if step + 1 in steps and micro_batch == 1 else loss
 
-        monkeypatch.setattr(moc.train.module, "masked_nll", spoiled)
+        monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
 
     return install
 

@@ -127,13 +127,13 @@ def test_the_bias_does_not_depend_on_micro_batches(folder: Path) -> None:
 
 def test_a_skipped_step_does_not_nudge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its picks come from activations that may be NaN."""
-    masked_nll, calls = moc.train.module.masked_nll, iter(range(100))
+    counted_nll, calls = moc.train.module.counted_nll, iter(range(100))
 
     def spoiled(*arguments: Any) -> Tensor:
         second_step = next(calls) // 2 == 1  # two micro-batches a step
-        return masked_nll(*arguments) * (float("nan") if second_step else 1.0)
+        return counted_nll(*arguments) * (float("nan") if second_step else 1.0)
 
-    monkeypatch.setattr(moc.train.module, "masked_nll", spoiled)
+    monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
     recorder = watch(folder, *STILL, BIASED)
     assert [result["skipped"] for result in recorder.results] == [False, True, False]
     first, second, third = biases(recorder)

@@ -203,13 +203,13 @@ def test_a_skipped_step_revives_nothing_and_its_picks_do_not_count(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights stay those before the bad step, and NaN chooses no chapters."""
-    masked_nll, calls = moc.train.module.masked_nll, iter(range(100))
+    counted_nll, calls = moc.train.module.counted_nll, iter(range(100))
 
     def spoiled(*arguments: Any) -> Any:
         second_step = next(calls) // 2 == 1  # two micro-batches a step
-        return masked_nll(*arguments) * (float("nan") if second_step else 1.0)
+        return counted_nll(*arguments) * (float("nan") if second_step else 1.0)
 
-    monkeypatch.setattr(moc.train.module, "masked_nll", spoiled)
+    monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
     study = tiny_study(folder, *OPTIONS, "model.memory.num_chapters=129")
     recorder, records, counts = train(study, tmp_path)
     for name, weight in recorder.weights[0].items():
@@ -241,17 +241,29 @@ def in_processes(
     }
 
 
+@pytest.fixture(scope="module", params=["dense", "lazy"])
+def updates(request: pytest.FixtureRequest) -> list[str]:
+    return ["phases.facts.optimizer.lazy_bank=true"] if request.param == "lazy" else []
+
+
 @pytest.fixture(scope="module")
-def one(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> dict[str, Any]:
-    return in_processes(tmp_path_factory.mktemp("one"), in_child, [{}])
+def one(
+    updates: list[str], tmp_path_factory: pytest.TempPathFactory, in_child: Run
+) -> dict[str, Any]:
+    return in_processes(tmp_path_factory.mktemp("one"), in_child, [{}], *updates)
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_two_ranks_revive_what_one_process_does(
-    tmp_path: Path, in_child: Run, one: dict[str, Any], strategy: str
+    tmp_path: Path, in_child: Run, one: dict[str, Any], updates: list[str], strategy: str
 ) -> None:
     """Also with the bank, the routers and the moments of both in shards, of unequal size."""
-    overrides = ["phases.facts.micro_batch=2", "trainer.devices=2", f"trainer.strategy={strategy}"]
+    overrides = [
+        *updates,
+        "phases.facts.micro_batch=2",
+        "trainer.devices=2",
+        f"trainer.strategy={strategy}",
+    ]
     two = in_processes(tmp_path, in_child, launched_by_torchrun(2), *overrides)
     assert two["sharded"] == (strategy == "fsdp")
     assert two["revivals"] == one["revivals"]
@@ -266,3 +278,7 @@ def test_two_ranks_revive_what_one_process_does(
             found, expected = (result["moments"][name][key] for result in (two, one))
             assert not found[[int(c) for c in revived]].any() and found.any(), name
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
+    step_C, expected_C = (result["moments"]["banks.0.tokens"]["step"] for result in (two, one))
+    assert torch.equal(step_C, expected_C)
+    if updates:
+        assert not step_C[[int(c) for c in revived]].any() and step_C[0] == 4  # shared, read always

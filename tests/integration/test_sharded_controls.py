@@ -10,7 +10,9 @@ import torch
 
 from evals.controls import knocked_out, swapped_bank
 from evals.observing import only_observing
+from moc.model.generate import generate
 from moc.model.transformer import Transformer
+from tests.child_tasks import PROMPTS
 from tests.conftest import Run
 from tests.helpers_training import tiny_study
 from tests.integration.test_two_ranks import arguments, launched_by_torchrun, log_of, result_of
@@ -63,3 +65,5 @@ def test_every_rank_scores_what_one_process_would(
             assert (seen[name] - seen["logits"]).abs().max() > 1e-4, name
             for rank in ranks:
                 torch.testing.assert_close(rank[moment][name], expected, rtol=1e-5, atol=1e-6)
+        expected = generate(one, PROMPTS, max_new_tokens=8)
+        assert [rank[moment]["written"] for rank in ranks] == [expected, expected]

@@ -117,7 +117,10 @@ def test_moments_come_back_by_name(tmp_path: Path, frozen_then: bool, frozen_now
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # another order and other settings than those of the saved optimizer
     reverse = list(named.values())[::-1]
-    groups = [{"params": reverse[:5], "lr": 0.5}, {"params": reverse[5:], "weight_decay": 0.7}]
+    groups = [
+        {"params": reverse[:5], "lr": 0.5, "lazy": False},
+        {"params": reverse[5:], "weight_decay": 0.7, "lazy": False},
+    ]
     fresh = torch.optim.AdamW(groups, lr=0.25)
     before = {name: p.detach().clone() for name, p in model.named_parameters()}
     restore_optimizer(model, fresh, state["optimizer"])

@@ -4,20 +4,24 @@ from __future__ import annotations
 
 from moc.flops import chapters_read, executed_read, kv_dim, memory_kv_dim, parameter_counts
 from moc.model.config import MemoryConfig, ModelConfig
+from moc.ops.shapes import BIAS_WIDTH
 
 
 def activation_bytes(
     config: ModelConfig, context_length: int, micro_batch: int, *, bf16: bool = False
 ) -> int:
-    """Roughly what a forward pass keeps for its backward pass, on one device.
+    """Roughly what a forward pass with its loss keeps for the backward pass, on one device.
 
-    Counted: what autograd saves (norms and routing in float32, the rest in the compute precision),
-    three float32 copies of the logits (values, softmax, gradient), and bfloat16 copies of the
-    weights.
+    Counted: what autograd saves of eager code on a CPU (norms and routing in float32, the rest in
+    the compute precision), which for the loss are gradients, and bfloat16 copies of the weights.
     """
     dim, tokens, width = config.dim, micro_batch * context_length, 2 if bf16 else 4
-    mlp = 2 * 4 * dim + width * (dim + 4 * config.mlp_dim)
-    block = tokens * (2 * 4 * dim + width * (3 * dim + 2 * kv_dim(config)) + mlp)
+    # a norm's output without its scale; what its maps take in
+    norm = (4 + width) * dim
+    mlp = norm + width * 3 * config.mlp_dim
+    # q and k rotated, v, outputs, log-sum-exp
+    attention = norm + width * (2 * dim + 2 * kv_dim(config)) + 4 * config.num_heads
+    block = tokens * (attention + mlp)
     read = 0
     memory = config.memory
     if memory is not None:
@@ -31,7 +35,7 @@ def activation_bytes(
         kept = config.num_layers * block + num_reads * read
     counts = parameter_counts(config)
     weights = 2 * (counts.backbone + counts.memory_layers) if bf16 else 0
-    return kept + weights + tokens * (3 * 4 * dim + 12 * config.vocab_size)
+    return kept + weights + tokens * norm + 4 * config.vocab_size * dim
 
 
 def _read_bytes(
@@ -39,28 +43,41 @@ def _read_bytes(
 ) -> int:
     """What one memory layer keeps."""
     dim, tokens = config.dim, batch * context_length
-    num_heads, kv_width = memory.num_heads or config.num_heads, memory_kv_dim(config, memory)
-    num_read, chapter_tokens = chapters_read(memory), memory.chapter_tokens
-    sizes = executed_read(memory, context_length, batch)
-    kept = tokens * (2 * 4 * dim + width * 2 * dim)  # norm; inputs of the q and output maps
-    kept += sizes.num_chapters * chapter_tokens * (memory.dim or dim) * (4 + width)
+    num_heads, memory_dim = memory.num_heads or config.num_heads, memory.dim or dim
+    sizes = executed_read(config, memory, context_length, batch)
+    queries = sizes.num_pairs // chapters_read(memory)
+    # norm; inputs of the q and output maps, and if the key and value maps take them, q and outputs
+    kept = tokens * (4 * dim + width * (2 + sizes.absorbed) * dim)
+    normalised = False
     if memory.num_routed is not None:
-        kept += 2 * 4 * sizes.num_groups * memory.num_chapters  # logits, probabilities
-    if sizes.num_blocks:
-        kept += sizes.num_pairs * width * (dim + num_heads * chapter_tokens)  # queries, shares
-        kept += 2 * sizes.num_blocks * chapter_tokens * kv_width * width
-        scores = tokens * num_read * num_heads * chapter_tokens
-        # softmax and its weighted copy in float32; "joint" also keeps the scores it weights
-        return kept + scores * (8 + width * (memory.mixing == "joint"))
-    queries = sizes.num_pairs // num_read
-    taken = sizes.num_groups * num_read * chapter_tokens
+        normalised = memory.num_shared > 0
+        kept += 4 * sizes.num_groups * (dim + 2 * memory.num_chapters)  # input, logits, shares
+    if sizes.grouped:  # log-sum-exp, index and weight; q, and outputs, unless they are counted
+        kept += sizes.num_pairs * (4 * num_heads + 8 + 4)
+        kept += width * tokens * num_heads * sizes.head_width * (1 + sizes.absorbed)
+        if sizes.absorbed:
+            return kept  # chapters are fetched again
+    elif sizes.absorbed:
+        kept += width * tokens * num_heads * sizes.head_width  # outputs, in order
+    chapter_tokens = sizes.num_chapters * memory.chapter_tokens
+    if width == 4 and not sizes.absorbed:  # chapters are fetched again
+        kept += 4 * chapter_tokens * normalised
+    else:  # chapters, and what their maps take in
+        kept += chapter_tokens * memory_dim * (4 if width == 4 else 4 * normalised + width)
+    if not sizes.absorbed and (sizes.grouped or memory.mixing != "log_bias"):
+        kept += width * chapter_tokens * 2 * memory_kv_dim(config, memory)
+    if sizes.grouped:
+        return kept
+    vectors = num_heads * sizes.head_width
     match memory.mixing:
-        case "joint":  # queries, outputs; keys and values as they are and weighted
-            if sizes.num_groups == batch:  # their outputs feed the output map as they are
-                kept -= width * tokens * dim
-            return kept + width * (2 * queries * dim + 4 * taken * kv_width)
-        case "per_chapter":  # queries and outputs of each chapter; keys, values
-            return kept + width * (2 * sizes.num_pairs * dim + 2 * taken * kv_width)
-        case "log_bias":  # a bias that needs a gradient is not fused: every head's keys, scores
-            scores = sizes.num_pairs * num_heads * chapter_tokens
-            return kept + width * (queries * dim + 2 * taken * dim) + 4 * scores
+        case "joint":  # queries, outputs
+            return kept + queries * (2 * width * vectors + 4 * num_heads)
+        case "per_chapter":  # of each chapter; outputs once more, for the gradients of the weights
+            copies = 2 if memory.num_routed is None else 3
+            return kept + sizes.num_pairs * (copies * width * vectors + 4 * num_heads)
+        case "log_bias":  # queries, outputs, keys and values, all of them wider
+            head_width = sizes.head_width + BIAS_WIDTH
+            num_kv_heads = 1 if sizes.absorbed else memory.num_kv_heads or num_heads
+            taken = sizes.num_groups * chapters_read(memory) * memory.chapter_tokens
+            kept += 2 * width * head_width * (queries * num_heads + taken * num_kv_heads)
+            return kept + 4 * queries * num_heads

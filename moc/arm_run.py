@@ -193,7 +193,7 @@ class ArmRun:
             replace(self.arm.model, activation_checkpointing=False),  # MFU: no recomputation
             phase.context_length,
             size,
-            fused_attention=device_of(trainer).type == "cuda",
+            gpu=device_of(trainer).type == "cuda",
         )
         throughput = Throughput(flops, self.peak_flops)
         revival, in_phase = [], []
@@ -204,7 +204,7 @@ class ArmRun:
         callbacks = [
             throughput,
             TrainingMetrics(),
-            *revival,  # before ChapterUtilisation, which runs the model
+            *revival,  # before ChapterUtilisation, which looks at what the next step reads
             ChapterUtilisation(self.run_dir.chapters()),
             LiveProgress(f"{self.name} seed {self.seed}", throughput),
             StopOnNonFinite(),

@@ -94,7 +94,7 @@ def train_flops_per_token(study: StudyConfig, arm: ArmConfig, accounting: Accoun
             # one device: a shape must not depend on how many machines happen to be at hand
             size, _ = micro_batch(phase, 1)
             per_token = hardware_train_flops_per_token(
-                arm.model, length, size, fused_attention=study.trainer.accelerator == "gpu"
+                arm.model, length, size, gpu=study.trainer.accelerator == "gpu"
             )
         phase_tokens = phase.num_steps() * phase.tokens_per_step
         total += phase_tokens * per_token

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from moc.model.config import MemoryConfig, ModelConfig
 from moc.model.router import group_tokens
-from moc.ops.shapes import moves_queries, query_blocks
+from moc.ops.shapes import BIAS_WIDTH, absorbs, moves_queries
 
 
 @dataclass(frozen=True)
@@ -79,14 +79,14 @@ def paper_forward_flops(config: ModelConfig, context_length: int, batch: int = 1
 
 
 def hardware_train_flops_per_token(
-    config: ModelConfig, context_length: int, micro_batch: int, *, fused_attention: bool = False
+    config: ModelConfig, context_length: int, micro_batch: int, *, gpu: bool = False
 ) -> float:
     """FLOPs per token of one forward and backward pass over ``micro_batch`` sequences.
 
-    Matrix products only, a multiply-add counting as two, nothing frozen, causal scores in full. A
-    layer projects U = min(C, B * G * N) chapters once per micro-batch. ``fused_attention``: kernels
-    that recompute the scores in their backward pass (flash, memory-efficient), 2.5 instead of 2
-    forward passes; flop_counter does not see the fused kernel of the CPU at all.
+    Matrix products only, a multiply-add counting as two, nothing frozen, causal scores in full.
+    Attention keeps no scores: its backward pass makes five products where the forward pass made
+    two. A batch is taken to read as many distinct chapters as it can (``executed_read``), and
+    positions that are sorted by chapter as needing no padding, of which there is at most a seventh.
     """
     dim, tokens = config.dim, micro_batch * context_length
     mlp = 3 * _linear(tokens, dim, config.mlp_dim)
@@ -99,28 +99,28 @@ def hardware_train_flops_per_token(
     memory = config.memory
     if memory is not None:
         num_layers = len(config.memory_layers())
-        read = executed_read(memory, context_length, micro_batch)
-        attended = num_layers * 4 * read.num_pairs * memory.chapter_tokens * dim
-        projection = _linear(
-            read.num_chapters * memory.chapter_tokens,
-            memory.dim or dim,
-            memory_kv_dim(config, memory),
-        )
-        linear += num_layers * (2 * _linear(tokens, dim, dim) + 2 * projection)
+        read = executed_read(config, memory, context_length, micro_batch, gpu=gpu)
+        if read.absorbed:
+            maps = 2 * _linear(tokens, dim, memory.dim or dim)
+        else:
+            chapter_tokens = read.num_chapters * memory.chapter_tokens
+            maps = 2 * _linear(chapter_tokens, memory.dim or dim, memory_kv_dim(config, memory))
+        linear += num_layers * (2 * _linear(tokens, dim, dim) + maps)
         if memory.variant == "B":
             linear += num_layers * mlp
         if memory.num_routed is not None:
             linear += num_layers * _linear(read.num_groups, dim, memory.num_chapters)
-        if read.num_blocks:
-            linear += attended  # plain products, in blocks
-        else:
-            attention += attended
-            if memory.mixing == "per_chapter":
-                mixed = num_layers * _linear(read.num_pairs, 1, dim)
-                linear += mixed
-                if memory.num_routed is None:
-                    skipped += mixed  # without a router the mixing weights need no gradient
-    passes, attention_passes = 3.0, 3.5 if fused_attention else 3.0
+        num_heads, head_width = memory.num_heads or config.num_heads, read.head_width
+        if not read.grouped and memory.mixing == "log_bias":
+            head_width += BIAS_WIDTH
+        if not read.grouped and memory.mixing == "per_chapter":
+            mixed = num_layers * _linear(read.num_pairs, 1, num_heads * head_width)
+            linear += mixed
+            if memory.num_routed is None:
+                skipped += mixed  # without a router the mixing weights need no gradient
+        num_scores = read.num_pairs * memory.chapter_tokens * num_heads
+        attention += num_layers * 4 * num_scores * head_width
+    passes, attention_passes = 3.0, 3.5
     if config.activation_checkpointing:
         passes, attention_passes = passes + 1, attention_passes + 1
         # recomputation stops at the last tensor that backward needs, so a block's last product,
@@ -131,29 +131,53 @@ def hardware_train_flops_per_token(
 
 @dataclass(frozen=True)
 class ExecutedRead:
-    """What ``moc.ops.routed_attention`` makes of one memory layer's forward pass."""
+    """What ``moc.model.read`` makes of one memory layer's forward pass."""
 
     num_groups: int  # of the batch
-    num_chapters: int  # U, projected
-    num_blocks: int  # of queries sorted by chapter; 0: chapters are copied to the queries
-    num_pairs: int  # of a query and a chapter, padding included
+    num_chapters: int  # U: as many as the batch can read
+    grouped: bool  # queries meet chapter after chapter, rather than copies of their group's
+    absorbed: bool  # queries and outputs go through the key and value maps, not the chapters
+    head_width: int  # of the vectors that meet in attention: E, or M where maps are absorbed
+    num_pairs: int  # of a query and a chapter; with copies, a short last group counts in full
 
 
-def executed_read(memory: MemoryConfig, context_length: int, batch: int) -> ExecutedRead:
-    """The sizes of one layer's routed attention over ``batch`` sequences."""
-    num_read = chapters_read(memory)
+def executed_read(
+    config: ModelConfig, memory: MemoryConfig, context_length: int, batch: int, *, gpu: bool = False
+) -> ExecutedRead:
+    """The sizes of one layer's read for ``batch`` sequences, whose routing spreads evenly.
+
+    ``gpu``: whose kernels take no heads as wide as some memories, see ``moc.ops.shapes.absorbs``.
+    """
+    num_heads = memory.num_heads or config.num_heads
+    head_dim, memory_dim = config.dim // num_heads, memory.dim or config.dim
+    num_read, num_tokens = chapters_read(memory), memory.chapter_tokens
     per_sequence = routing_groups(memory, context_length)
-    num_groups = batch * per_sequence
-    distinct = min(memory.num_chapters, num_groups * num_read)
-    if moves_queries(
-        batch, context_length, per_sequence, num_read, memory.chapter_tokens, distinct
-    ):
-        num_blocks, size = query_blocks(batch * context_length * num_read, distinct)
-        return ExecutedRead(num_groups, distinct, num_blocks, num_blocks * size)
-    width = context_length
+    num_groups, num_queries = batch * per_sequence, batch * context_length
+    distinct = memory.num_chapters
     if memory.num_routed is not None:
-        width = group_tokens(memory.router, context_length)  # a shorter last group is padded
-    return ExecutedRead(num_groups, distinct, 0, num_groups * width * num_read)
+        distinct = min(distinct, memory.num_shared + num_groups * memory.num_routed)
+    absorbed = absorbs(
+        num_queries=num_queries,
+        num_read=num_read,
+        num_tokens=num_tokens,
+        num_chapters=distinct,
+        memory_dim=memory_dim,
+        num_heads=num_heads,
+        num_kv_heads=memory.num_kv_heads or num_heads,
+        head_dim=head_dim,
+        gpu=gpu,
+    )
+    grouped = moves_queries(batch, context_length, per_sequence, num_tokens)
+    if not grouped and memory.num_routed is not None:
+        num_queries = num_groups * group_tokens(memory.router, context_length)
+    return ExecutedRead(
+        num_groups=num_groups,
+        num_chapters=distinct,
+        grouped=grouped,
+        absorbed=absorbed,
+        head_width=memory_dim if absorbed else head_dim,
+        num_pairs=num_queries * num_read,
+    )
 
 
 def routing_groups(memory: MemoryConfig, context_length: int) -> int:

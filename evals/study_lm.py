@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.answers import Answer, RouteOn, batches, score_answers
+from evals.answers import Answer, RouteOn, batches, copied_group, score_answers
 from evals.observing import device_of
 from moc.data.document import TURN_END
 from moc.errors import ConfigError
@@ -31,6 +31,8 @@ class StudyLM(TemplateLM):
     fit into ``context_length`` is cut off at the left: a scored sequence keeps its last
     ``context_length + 1`` tokens (the last one is only predicted), a prompt to be continued keeps
     its last ``context_length - max_gen_toks``, and an answer ends where the context is full.
+    Requests are batched by length: at most ``batch_size * context_length`` tokens at once, padding
+    and what is yet to be written included.
 
     ``route_on`` matters to routing of scope ``sequence`` alone, which is not causal. ``context``:
     chapters are chosen by what precedes the answer, so that an answer never steers the routing that
@@ -117,6 +119,7 @@ class StudyLM(TemplateLM):
             self.model,
             answers,
             batch_size=self.batch_size,
+            context_length=limit,
             route_on=route_on or self.route_on,
         )
 
@@ -150,7 +153,13 @@ class StudyLM(TemplateLM):
         for max_new, until in sorted(set(settings)):
             group = [i for i, setting in enumerate(settings) if setting == (max_new, until)]
             stop_ids = self._stop_ids(until)
-            for batch in batches(group, length=lambda i: len(prompts[i]), size=self.batch_size):
+            for batch in batches(
+                group,
+                lengths=lambda i: (len(prompts[i]) + settings[i][0],),
+                max_tokens=self.batch_size * self.context_length,
+                group=copied_group(self.model, self.context_length),
+                passes=max_new,
+            ):
                 new_tokens = generate(
                     self.model,
                     [prompts[i] for i in batch],

@@ -1,4 +1,4 @@
-"""Tokens per second and model FLOPs utilisation.
+"""Tokens per second, model FLOPs utilisation, and the time lost to waiting for data.
 
 Counted is the time from when the last callback of one step is done (or training has started) to
 the end of the next step's ``training_step``: waiting for data, copying it to the device, forward,
@@ -8,32 +8,50 @@ and checkpoints: ``Throughput`` stands first among the callbacks and ``RestartCl
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any
 
 import lightning as L
 import torch
+from lightning.pytorch.profilers import Profiler
 
 from moc.train.distributed import world_size
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 
+log = logging.getLogger(__name__)
+
+MAX_DATA_WAIT = 0.02  # share of the counted time; above it, say so
+MIN_JUDGED_SEC = 1.0  # of counted time: in less, the clock and the scheduler decide
+
 
 class Throughput(L.Callback):
-    """Training tokens per second since the last record.
+    """Since the last record: training tokens per second, and the share of the counted time, between
+    0 and 1, that this rank waited for its batches to be made and copied to the device.
+
+    On a GPU that share is an upper bound: what it was given before may still be under way.
 
     Args:
         train_flops_per_token: of the matrix products that a step needs, recomputed blocks left out.
-        peak_flops: of one device, see ``measure_matmul_peak``; None leaves MFU out.
+        peak_flops: of one device, see ``moc.peak``; None leaves MFU out.
     """
 
     def __init__(self, train_flops_per_token: float, peak_flops: float | None) -> None:
         self.train_flops_per_token, self.peak_flops = train_flops_per_token, peak_flops
         self.tokens_per_sec = 0.0
         self._elapsed_sec, self._tokens, self._begun = 0.0, 0, 0.0
+        self._wait_sec, self._fetches = 0.0, _Fetches()
+        self._first_record, self._warned = True, False
 
     def start_clock(self) -> None:
         self._begun = time.perf_counter()
+
+    def setup(self, trainer: L.Trainer, *_: Any, **__: Any) -> None:
+        trainer.profiler = self._fetches  # type: ignore[attr-defined]  # set, but nowhere declared
+
+    def on_train_batch_start(self, *_: Any) -> None:
+        self._wait_sec += time.perf_counter() - self._fetches.begun
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
@@ -45,12 +63,40 @@ class Throughput(L.Callback):
         self.tokens_per_sec = self._tokens / self._elapsed_sec
         if not due:
             return
-        metrics = {"train/tokens_per_sec": self.tokens_per_sec}
+        data_wait = self._wait_sec / self._elapsed_sec
+        metrics = {"train/tokens_per_sec": self.tokens_per_sec, "train/data_wait": data_wait}
         if self.peak_flops is not None:
             achieved = self.tokens_per_sec * self.train_flops_per_token / world_size()
             metrics["train/mfu"] = achieved / self.peak_flops
         trainer.logger.log_metrics(metrics, pl_module.step)
-        self._elapsed_sec, self._tokens = 0.0, 0
+        if trainer.is_global_zero and data_wait > MAX_DATA_WAIT:
+            self._warn(data_wait, f"phase {trainer.logger.phase}, step {pl_module.step}")
+        self._elapsed_sec, self._wait_sec, self._tokens = 0.0, 0.0, 0
+        self._first_record = False
+
+    def _warn(self, data_wait: float, where: str) -> None:
+        """Once, and not of the first record, in which worker processes and files are opened."""
+        if self._first_record or self._warned or self._elapsed_sec < MIN_JUDGED_SEC:
+            return
+        self._warned = True
+        message = "%s: %.1f %% of the training time is waiting for data; raise trainer.num_workers"
+        log.warning(message, where, 100 * data_wait)
+
+
+class _Fetches(Profiler):
+    """Notes when Lightning asks for the next batch: no hook tells. Between the callbacks of a step
+    and this, several ranks wait for one another, which is no waiting for data."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.begun = 0.0
+
+    def start(self, action_name: str) -> None:
+        if action_name.endswith(".train_dataloader_next"):
+            self.begun = time.perf_counter()
+
+    def stop(self, action_name: str) -> None:
+        pass
 
 
 class RestartClock(L.Callback):
@@ -64,17 +110,3 @@ class RestartClock(L.Callback):
 
     def on_train_batch_end(self, *_: Any) -> None:
         self.throughput.start_clock()
-
-
-def measure_matmul_peak(device: torch.device, dtype: torch.dtype, seconds: float = 0.3) -> float:
-    """FLOP/s of a large matrix product on ``device``, the best of several tries."""
-    size = 8192 if device.type == "cuda" else 1024
-    a = torch.randn(size, size, device=device, dtype=dtype)
-    best, deadline = float("inf"), time.perf_counter() + seconds
-    while time.perf_counter() < deadline:
-        begun = time.perf_counter()
-        torch.mm(a, a)
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - begun)
-    return 2 * size**3 / best

@@ -15,6 +15,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 from filelock import FileLock
+from numpy.typing import DTypeLike
 
 from moc.config import ConfigError, SourceConfig, config_hash
 from moc.data.document import Document
@@ -53,12 +54,12 @@ class TokenCache:
     @cached_property
     def tokens(self) -> np.ndarray:
         """(num_tokens,) uint16 or uint32, read from disk as needed."""
-        return np.memmap(self.folder / _TOKENS, dtype=self.manifest["dtype"], mode="r")
+        return _mapped(self.folder / _TOKENS, self.manifest["dtype"])
 
     @cached_property
     def mask(self) -> np.ndarray:
         """(num_tokens,) bool: the token counts for the loss when only assistant tokens do."""
-        return np.memmap(self.folder / _MASK, dtype=np.bool_, mode="r")
+        return _mapped(self.folder / _MASK, np.bool_)
 
     def __reduce__(self) -> tuple[type[TokenCache], tuple[Path, dict[str, Any]]]:
         return TokenCache, (self.folder, self.manifest)  # worker processes map the files anew
@@ -195,6 +196,12 @@ def _open(folder: Path) -> TokenCache | None:
     except (OSError, ValueError, KeyError, TypeError):
         return None
     return cache
+
+
+def _mapped(path: Path, dtype: DTypeLike) -> np.ndarray:
+    """A plain array over the file: every slice of a memmap is a memmap, which takes longer to make
+    than a window to copy."""
+    return np.memmap(path, dtype=dtype, mode="r").view(np.ndarray)
 
 
 @lru_cache(maxsize=256)

@@ -73,18 +73,23 @@ class StepDataset(Dataset):
         stride = self.micro_batch * self.world_size
         starts = range(self.rank * self.micro_batch, self.num_samples, stride)
         positions = [first + start + i for start in starts for i in range(self.micro_batch)]
-        windows = [self.window(position) for position in positions]
+        length = self.phase.context_length
+        tokens = np.empty((len(positions), length + 1), dtype=np.int64)
+        loss_mask = np.ones((len(positions), length), dtype=np.bool_)
+        for row, position in enumerate(positions):
+            cache, start = self._place(position)
+            tokens[row] = cache.tokens[start : start + length + 1]
+            if self.phase.loss_on == "assistant":
+                loss_mask[row] = cache.mask[start + 1 : start + length + 1]
         shape = (len(starts), self.micro_batch, -1)
-        tokens = np.stack([tokens for tokens, _ in windows]).reshape(shape)
-        loss_mask = np.stack([mask for _, mask in windows]).reshape(shape)
         return {
-            "tokens": torch.from_numpy(tokens),
-            "loss_mask": torch.from_numpy(loss_mask),
+            "tokens": torch.from_numpy(tokens.reshape(shape)),
+            "loss_mask": torch.from_numpy(loss_mask.reshape(shape)),
             "sample": first,
         }
 
-    def window(self, position: int) -> tuple[np.ndarray, np.ndarray]:
-        """Tokens (L + 1,) int64 and loss mask (L,) of the sample at ``position`` of the order.
+    def _place(self, position: int) -> tuple[TokenCache, int]:
+        """Where the sample at ``position`` of the order begins: a source's cache, and its token.
 
         A source's stream is cut into windows that overlap by one token, so that every token but
         the first is predicted once per pass; each pass goes through them in an order of its own.
@@ -97,11 +102,7 @@ class StepDataset(Dataset):
         num_windows = (cache.num_tokens - 1) // length
         turn, place = divmod(index, num_windows)
         key = stable_hash(self.seed, "windows", name, turn)
-        start = permute(place, num_windows, key) * length
-        tokens = cache.tokens[start : start + length + 1].astype(np.int64)
-        if self.phase.loss_on == "all":
-            return tokens, np.ones(length, dtype=np.bool_)
-        return tokens, np.array(cache.mask[start + 1 : start + length + 1])
+        return cache, permute(place, num_windows, key) * length
 
 
 class StudyDataModule(lightning.LightningDataModule):
@@ -149,6 +150,8 @@ class StudyDataModule(lightning.LightningDataModule):
             sampler=range(self.start_step, self.phase.num_steps()),
             batch_size=None,
             num_workers=self.study.trainer.num_workers,
+            # only from pinned memory is the copy to a GPU under way while the last step still is
+            pin_memory=torch.cuda.is_available() and self.study.trainer.accelerator != "cpu",
         )
 
     def fingerprints(self) -> dict[str, str]:

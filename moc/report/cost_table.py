@@ -6,8 +6,9 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
+from moc.bank_optimizer import bank_optimizer
 from moc.report import phases
-from moc.report.cells import MISSING, count, shared_text, signed, table_of
+from moc.report.cells import MISSING, count, percent, shared_text, signed, table_of
 from moc.report.layout import Table
 from moc.report.looking_ahead import iso_flop_arm
 from moc.report.results import NON_CAUSAL, Results
@@ -30,6 +31,7 @@ def cost(results: Results) -> Table:
     for key in ("layers × width, MLP width", "memory: chapters × tokens", "chapters read"):
         add(key, lambda arm, key=key: shapes[arm].get(key, MISSING))  # type: ignore[misc]
     add("routing", lambda arm: results.routing(arm).replace(NON_CAUSAL, " (non-causal)"))
+    add("bank optimizer", lambda arm: bank_optimizer(results.study["arms"][arm]))
     for key in ("total", "trainable", "backbone", "memory_layers", "bank"):
         add(f"parameters, {key.replace('_', ' ')}", planned("parameters", key))
     add(
@@ -62,6 +64,13 @@ def cost(results: Results) -> Table:
             f"measured tokens/s, {phase}",
             lambda arm, phase=phase: count(results.tokens_per_sec(arm, phase)),  # type: ignore[misc]
         )
+    for phase in results.phases:
+        waits = {arm: results.data_wait(arm, phase) for arm in results.arms}
+        if any(wait is not None for wait in waits.values()):
+            add(
+                f"waiting for data, % of the time, {phase}",
+                lambda arm, waits=waits: percent(waits[arm]),  # type: ignore[misc]
+            )
     add("training time per seed, s", lambda arm: count(_over_seeds(results, arm, _training_sec)))
     add("evaluation time per seed, s", lambda arm: count(_over_seeds(results, arm, _eval_sec)))
     for key in ("state", "activation"):

@@ -84,8 +84,37 @@ def test_throughput_counts_data_and_training_but_no_callbacks(tmp_path: Path, cl
     assert clock.now == 50 + START + 3 * (DATA + FORWARD + DIAGNOSTICS)
     for record in records:
         assert record["facts/train/tokens_per_sec"] == pytest.approx(256 / (DATA + FORWARD))
+        assert record["facts/train/data_wait"] == pytest.approx(DATA / (DATA + FORWARD))
         assert record["facts/train/mfu"] == pytest.approx(256 / (DATA + FORWARD) * 3 / 1000)
     assert len(records) == 3
+
+
+@pytest.mark.parametrize(
+    ("data_sec", "unit_sec", "num_warnings"),
+    [
+        (1.0, 1.0, 1),  # of steps 2 and 3 the first; not of step 1, where the loader starts
+        (0.1, 1.0, 0),  # 1 %
+        (1.0, 0.01, 0),  # too short to judge
+    ],
+)
+def test_a_step_that_waits_for_its_data_is_reported_once(
+    tmp_path: Path,
+    clock: Clock,
+    caplog: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
+    data_sec: float,
+    unit_sec: float,
+    num_warnings: int,
+) -> None:
+    monkeypatch.setitem(globals(), "DATA", data_sec * unit_sec)
+    monkeypatch.setitem(globals(), "FORWARD", 10 * unit_sec)
+    throughput = Throughput(3.0, None)
+    train(tmp_path, clock, throughput, RestartClock(throughput))
+    found = [line for line in caplog.messages if "waiting for data" in line]
+    assert len(found) == num_warnings
+    if found:
+        expected = "9.1 % of the training time is waiting for data; raise trainer.num_workers"
+        assert found == [f"phase facts, step 2: {expected}"]
 
 
 def test_the_time_left_does_not_count_what_came_before_the_first_step(

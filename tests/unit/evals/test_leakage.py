@@ -44,9 +44,10 @@ def hand_set_model(next_VV, router_CV, bias_C, chapter_CV, scope="sequence"):
         model.embedding.weight[:, V] = torch.eye(vocab_size)
         model.embedding.weight[:, vocab_size] = ballast
         model.norm.weight[V] = block.mlp_norm.weight[V] = scale
-        block.mlp.gate.weight[:, V] = block.mlp.up.weight[:, V] = torch.eye(vocab_size)
+        for gate_or_up in block.mlp.gate_up.weight.chunk(2):
+            gate_or_up[:, V] = torch.eye(vocab_size)
         block.mlp.down.weight[V] = next_VV.T * (1 + math.exp(-1))  # silu(1) = 1 / (1 + 1/e)
-        block.memory.v.weight.copy_(torch.eye(dim))
+        block.memory.kv.weight.chunk(2)[1].copy_(torch.eye(dim))  # values; keys stay zero
         block.memory.out.weight.copy_(torch.eye(dim))
         model.banks[0].tokens[:, 0, V] = chapter_CV
         block.memory.router.linear.weight[:, V] = router_CV

@@ -1,10 +1,13 @@
 """Log-likelihoods and answers against sums and loops made here, one sequence at a time."""
 
+import math
+import random
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from evals.answers import batches
 from evals.observing import only_observing
 from evals.study_lm import StudyLM
 from moc.errors import ConfigError
@@ -295,3 +298,73 @@ def test_sampling_tasks_are_refused(model):
 def test_a_single_stop_string_may_stand_without_a_list():
     lm = language_model(Chain(b"abcd"))
     assert lm.generate_until([request("a", {"until": "db", "max_gen_toks": 3})]) == ["bcd"]
+
+
+@pytest.mark.parametrize("group", [1, 32])
+def test_batches_hold_every_item_once_and_no_more_tokens_than_their_budget(group):
+    """Items of several rows, of two parts each; one item alone is larger than a batch."""
+    rng = random.Random(0)
+    items = [(rng.randint(1, 60), rng.randint(0, 9), rng.randint(1, 12)) for _ in range(300)]
+    items.append((300, 5, 1))
+    found = list(
+        batches(
+            items, lengths=lambda item: item[:2], rows=lambda item: item[2], max_tokens=256,
+            group=group,
+        )
+    )  # fmt: skip
+    assert sorted(item for batch in found for item in batch) == sorted(items)
+    for batch in found:
+        length = max(first for first, _, _ in batch) + max(second for _, second, _ in batch)
+        taken = sum(rows for _, _, rows in batch) * math.ceil(length / group) * group
+        assert taken <= 256 or len(batch) == 1
+
+
+def test_mixed_lengths_are_padded_little_and_short_ones_read_many_at_once():
+    """Against batches of 64 rows, whose memory 64 full rows of 512 are."""
+    rng = random.Random(0)
+    lengths = [min(512, int(rng.lognormvariate(4, 0.8)) + 1) for _ in range(4000)]
+    found = list(batches(lengths, lengths=lambda length: (length,), max_tokens=64 * 512))
+    ranked = sorted(lengths, reverse=True)
+    by_rows = [ranked[i : i + 64] for i in range(0, len(ranked), 64)]
+    assert len(found) < len(by_rows) / 2
+    padded = [len(batch) * max(batch) for batch in found]
+    assert max(padded) <= 64 * 512
+    for tokens, batch in zip(padded, found, strict=True):
+        assert tokens - sum(batch) <= max(512, 0.1 * tokens)
+    few = [6] * 40 + [500] * 24  # in one batch of rows, 62 % of it padding
+    found = list(batches(few, lengths=lambda length: (length,), max_tokens=64 * 512))
+    assert sum(len(batch) * max(batch) for batch in found) < 1.1 * sum(few)
+    generated = batches(few, lengths=lambda length: (length,), max_tokens=64 * 512, passes=64)
+    assert len(list(generated)) == 1  # a second one would cost as many passes again
+
+
+# most are short, and a few fill the context
+PROMPTS = [chr(97 + i % 26) * (60 if i % 10 == 0 else 3 + i % 20) for i in range(80)]
+
+
+@pytest.mark.parametrize("scope", SCOPES)
+def test_short_choices_are_read_together_within_the_memory_of_full_rows(scope):
+    """A row of scope sequence needs chapters of its own, however short: of these no more."""
+    model, shapes = routed_model(scope), []
+    hook = model.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    language_model(model).loglikelihood([request(prompt, "answer") for prompt in PROMPTS])
+    hook.remove()
+    assert sum(rows for rows, _ in shapes) == len(PROMPTS)
+    if scope == "sequence":
+        assert max(rows for rows, _ in shapes) == 4
+    else:
+        assert max(rows * length for rows, length in shapes) <= 4 * 64
+        assert len(shapes) <= len(PROMPTS) / 4 / 1.5
+
+
+@pytest.mark.parametrize(("max_new", "most"), [(4, 16), (40, 5)])
+def test_prompts_are_continued_together_as_far_as_their_answers_leave_room(max_new, most):
+    model, shapes = routed_model("segment"), []
+    hook = model.register_forward_pre_hook(lambda _, args: shapes.append(args[0].shape))
+    options = {"until": [], "max_gen_toks": max_new}
+    language_model(model).generate_until([request(prompt, options) for prompt in PROMPTS])
+    hook.remove()
+    prompts = [(rows, length) for rows, length in shapes if length > 1]
+    assert sum(rows for rows, _ in prompts) == len(PROMPTS)
+    assert max(rows * (length + max_new) for rows, length in prompts) <= 4 * 64
+    assert max(rows for rows, _ in prompts) == most

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from moc import __version__
 from moc.errors import CheckpointError, ConfigError, StudyInterrupted, TrainingDiverged
+from moc.heap import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -21,6 +22,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     overrides = [word for word in extra if "=" in word and not word.startswith("-")]
     if unknown := [word for word in extra if word not in overrides]:
         return _fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
+    keep_freed_memory()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:

@@ -13,7 +13,6 @@ from filelock import FileLock, Timeout
 
 from moc.arm_run import ArmRun
 from moc.arms import solved_arms
-from moc.callbacks.throughput import measure_matmul_peak
 from moc.config import StudyConfig, nearest, save_study
 from moc.data.module import prepare
 from moc.data.tasks import write_task_items
@@ -21,6 +20,7 @@ from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.environment import describe_environment
 from moc.errors import ConfigError
 from moc.evaluate import BoundaryEvaluator, check_evals
+from moc.peak import measure_matmul_peak
 from moc.plan import plan_study
 from moc.report import build_report
 from moc.rundir import write_json

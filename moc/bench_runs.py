@@ -1,0 +1,234 @@
+"""What ``moc.bench`` times: training steps and decoding of a model. Needs torch alone.
+
+B batch, L length.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import asdict, dataclass, replace
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.nn.utils import get_total_norm
+
+from moc.flops import hardware_train_flops_per_token
+from moc.heap import give_back_freed_memory, peak_resident_bytes
+from moc.iso_flop import solve_shape
+from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
+from moc.train.bank_gradients import BankGradients
+from moc.train.lazy_adamw import LazyAdamW
+from moc.train.router_loss import picks_by_layer, router_loss
+
+Optimizer = Literal["lazy", "dense"]
+WARM_UP = 2  # repetitions that are not counted
+# As good as none: a router that learned from random tokens would choose fewer and fewer chapters.
+LEARNING_RATE = 1e-6
+
+
+@dataclass(frozen=True)
+class Workload:
+    """What every contender of a comparison has to do."""
+
+    batch: int
+    length: int
+    device: str
+    bf16: bool = False
+    compile: bool = False
+
+    @property
+    def tokens(self) -> int:
+        return self.batch * self.length
+
+
+class Spread(NamedTuple):
+    """Seconds over interleaved repetitions."""
+
+    median: float
+    least: float
+    most: float
+
+
+class Training:
+    """Optimizer steps of one model, as ``moc.train.module`` makes them on one device."""
+
+    def __init__(self, config: ModelConfig, work: Workload, optimizer: Optimizer) -> None:
+        self.work = work
+        self.model: Transformer = build_model(config).to(work.device)
+        if work.compile:
+            self.model.compile()
+        memory = [p for name, p in self.model.named_parameters() if name.startswith("banks.")]
+        others = [p for name, p in self.model.named_parameters() if not name.startswith("banks.")]
+        groups: list[dict[str, object]] = [{"params": others}]
+        if memory:
+            groups.append({"params": memory, "lazy": optimizer == "lazy"})
+        self.optimizer = LazyAdamW(groups, lr=LEARNING_RATE, weight_decay=0.1, fused=True)
+        self.lazy = optimizer == "lazy"
+        self.generator = torch.Generator().manual_seed(0)
+
+    def __call__(self) -> None:
+        config, work = self.model.config, self.work
+        shape = (work.batch, work.length + 1)
+        tokens_BL = torch.randint(config.vocab_size, shape, generator=self.generator)
+        tokens_BL = tokens_BL.to(work.device)
+        inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
+        taps = self.model.taps(*inputs_BL.shape)
+        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.bf16):
+            output = self.model(
+                inputs_BL,
+                targets_BL=targets_BL,
+                counted_BL=torch.ones_like(targets_BL, dtype=torch.bool),
+                taps=taps,
+            )
+        assert output.nll is not None
+        loss = output.nll / work.tokens
+        if output.routing and config.memory is not None:
+            picks_LC = picks_by_layer(output.routing, config.memory)
+            loss = loss + router_loss(output.routing, picks_LC, config.memory)
+        loss.backward()
+        gradients = BankGradients(self.model)
+        if taps:
+            gradients.add(taps, output.routing)
+        found = [p.grad for p in self.model.parameters() if p.grad is not None]
+        for bank, rows in gradients.finish().items():
+            tokens_CTM = self.model.bank_tokens()[bank]
+            if self.lazy:
+                self.optimizer.rows[tokens_CTM] = rows
+                found.append(rows.grad_UTM)
+            else:
+                tokens_CTM.grad = rows.dense(len(tokens_CTM))
+                found.append(tokens_CTM.grad)
+        torch._foreach_mul_(found, (1 / (get_total_norm(found) + 1e-6)).clamp(max=1.0))
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+
+
+class Decoding:
+    """Greedy decoding with a cache, a token a call, going on from a prompt."""
+
+    def __init__(self, config: ModelConfig, batch: int, prompt: int, new: int, device: str) -> None:
+        self.model = build_model(config).to(device).eval()
+        self.new = new
+        generator = torch.Generator().manual_seed(0)
+        prompt_BL = torch.randint(config.vocab_size, (batch, prompt), generator=generator)
+        self.prompt_BL = prompt_BL.to(device)
+
+    @torch.no_grad()
+    def __call__(self) -> float:
+        """Seconds for ``new`` tokens of every row; the prompt is not counted."""
+        batch, prompt = self.prompt_BL.shape
+        cache = self.model.new_cache(batch, prompt + self.new)
+        token_B1 = _likeliest(self.model(self.prompt_BL, cache=cache).logits_BLV)
+        synchronise(self.prompt_BL.device)
+        begun = time.perf_counter()
+        for _ in range(self.new):
+            token_B1 = _likeliest(self.model(token_B1, cache=cache).logits_BLV)
+        synchronise(self.prompt_BL.device)
+        return time.perf_counter() - begun
+
+
+def with_memory(config: ModelConfig, **changes: object) -> ModelConfig:
+    """``config`` with other settings of its memory or router, by field name."""
+    memory = config.memory
+    assert memory is not None
+    router_fields = RouterConfig.__dataclass_fields__
+    router = replace(
+        memory.router,
+        **{k: v for k, v in changes.items() if k in router_fields},  # type: ignore[arg-type]
+    )
+    of_memory = {k: v for k, v in changes.items() if k not in router_fields}
+    # outputs that start at zero would give the bank no gradient
+    return replace(
+        config,
+        memory=replace(memory, router=router, output_init="normal", **of_memory),  # type: ignore[arg-type]
+    )
+
+
+def iso_flop(config: ModelConfig, work: Workload) -> ModelConfig:
+    """The dense model that executes as many FLOPs per training token as ``config``."""
+
+    def cost(shape: ModelConfig) -> float:
+        return hardware_train_flops_per_token(shape, work.length, work.batch)
+
+    return solve_shape(replace(config, memory=None), cost(config), cost)[0]
+
+
+def interleaved(
+    contenders: Mapping[str, Callable[[], float | None]], repetitions: int, device: str
+) -> dict[str, Spread]:
+    """Time every contender once a round, so that a machine's moods meet them all alike.
+
+    A contender that returns seconds has timed itself.
+    """
+    seconds: dict[str, list[float]] = {name: [] for name in contenders}
+    for repetition in range(WARM_UP + repetitions):
+        for name, run in contenders.items():
+            synchronise(device)
+            begun = time.perf_counter()
+            own = run()
+            synchronise(device)
+            elapsed = time.perf_counter() - begun if own is None else own
+            if repetition >= WARM_UP:
+                seconds[name].append(elapsed)
+    return {
+        name: Spread(statistics.median(found), min(found), max(found))
+        for name, found in seconds.items()
+    }
+
+
+def peak_bytes(config: ModelConfig, work: Workload, optimizer: Optimizer) -> int:
+    """The most memory that a few steps take in a process of their own: resident, or of the GPU.
+
+    On a CPU freed memory is given back at once there, so that this is what training needs. A run
+    keeps it for speed (``keep_freed_memory``), which took a tenth of a gigabyte more here.
+    """
+    request = {"config": asdict(config), "work": asdict(work), "optimizer": optimizer}
+    child = subprocess.run(
+        [sys.executable, "-m", "moc.bench_runs"],
+        input=json.dumps(request),
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if child.returncode:
+        raise RuntimeError(f"measuring the peak memory failed:\n{child.stderr}")
+    return int(child.stdout)
+
+
+def synchronise(device: str | torch.device) -> None:
+    if torch.device(device).type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def _measure_peak() -> int:
+    request = json.load(sys.stdin)
+    raw = request["config"]
+    if raw["memory"] is not None:
+        router = RouterConfig(**raw["memory"].pop("router"))
+        raw["memory"] = MemoryConfig(**raw["memory"], router=router)
+    step = Training(ModelConfig(**raw), Workload(**request["work"]), request["optimizer"])
+    for _ in range(3):
+        step()
+    gc.collect()
+    if torch.device(step.work.device).type == "cuda":
+        return torch.cuda.max_memory_allocated()
+    return peak_resident_bytes()
+
+
+def _likeliest(logits_BLV: Tensor) -> Tensor:
+    return logits_BLV[:, -1:].argmax(-1)
+
+
+if __name__ == "__main__":
+    # Triton is no part of training on a CPU, but where it is installed PyTorch imports it: 75 MB.
+    if not torch.cuda.is_available():
+        sys.modules["triton"] = None  # type: ignore[assignment]
+    give_back_freed_memory()
+    print(_measure_peak())

@@ -1,0 +1,114 @@
+"""``python -m moc.bench`` at sizes that take seconds: what it writes; that it needs torch alone."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from moc.bench import main
+
+SMALL = ["--batch", "1", "--length", "64", "--repetitions", "1", "--device", "cpu"]
+
+
+def figures(tmp_path: Path, *arguments: str) -> dict:
+    file = tmp_path / "figures.json"
+    assert main([*arguments, "--json", str(file)]) == 0
+    return json.loads(file.read_text())
+
+
+def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    found = figures(tmp_path, "step", *SMALL, "--chapters", "65", "--scopes", "segment,token")
+    arms = [(row["arm"], row["scope"]) for row in found["rows"]]
+    assert arms == [
+        ("moc", "segment"),
+        ("moc", "token"),
+        ("iso_flop", "none"),
+        ("backbone", "none"),
+    ]
+    for row in found["rows"]:
+        assert row["tokens_per_sec"] == pytest.approx(64 / row["step_sec"])
+        assert row["step_min_sec"] <= row["step_sec"] <= row["step_max_sec"]
+        assert 0 < row["mfu"] < 1.5  # two repetitions on a busy machine may beat the measured peak
+        assert row["peak_bytes"] > 1e8
+    assert found["matmul_peak_flops"] > 1e8
+    out = capsys.readouterr().out
+    assert "tokens/s" in out and max(map(len, out.splitlines())) <= 110
+
+
+def test_growth(tmp_path: Path) -> None:
+    found = figures(tmp_path, "growth", *SMALL, "--chapters", "33,513")
+    rows = found["rows"]
+    assert [(row["chapters"], row["optimizer"]) for row in rows] == [
+        (33, "lazy"),
+        (33, "dense"),
+        (513, "lazy"),
+        (513, "dense"),
+    ]
+    assert {row["scope"] for row in rows} == {"sequence"} and found["iso_flop_step_sec"] > 0
+    # weights and moments of 480 chapters of 64 x 256 float32, and a dense optimizer's gradient:
+    # every row is measured in a process of its own
+    peaks = {(row["chapters"], row["optimizer"]): row["peak_bytes"] for row in rows}
+    bank = 480 * 64 * 256 * 4
+    assert peaks[513, "lazy"] - peaks[33, "lazy"] < 3.5 * bank
+    assert peaks[513, "dense"] - peaks[33, "dense"] > 3.5 * bank
+
+
+def test_read_and_decode(tmp_path: Path) -> None:
+    read = figures(tmp_path, "read", *SMALL, "--chapters", "20", "--routed", "3", "--dim", "32")[
+        "rows"
+    ]
+    assert [row["scope"] for row in read] == ["segment", "token"]
+    for row in read:
+        assert row["forward_sec"] > 0 and row["forward_backward_sec"] > 0
+        assert row["forward_backward_bound_sec"] == pytest.approx(3.5 * row["forward_bound_sec"])
+    rows = figures(
+        tmp_path, "decode", "--chapters", "65", "--batches", "1,2", "--new", "3", "--repetitions",
+        "1",
+    )["rows"]  # fmt: skip
+    assert [(row["arm"], row["batch"]) for row in rows] == [
+        ("moc", 1),
+        ("backbone", 1),
+        ("moc", 2),
+        ("backbone", 2),
+    ]
+    for row in rows:
+        assert row["tokens_per_sec"] == pytest.approx(row["batch"] / row["token_sec"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (["step", "--scopes", "segmnt"], "'segmnt' is none of sequence, segment, token"),
+        (["growth", "--chapters", "many"], "'many' is no comma-separated integers"),
+        (["growth", "--chapters", "5", *SMALL], "num_routed must be 1 to 4"),
+    ],
+)
+def test_a_mistake_ends_in_one_line(
+    arguments: list[str], words: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    try:
+        code = main(arguments)
+    except SystemExit as stopped:
+        code = stopped.code
+    error = capsys.readouterr().err
+    assert code == 2 and words in error and error.count("\n") == 1
+
+
+def test_it_needs_torch_alone() -> None:
+    """A GPU box may have nothing else."""
+    others = ("lightning", "omegaconf", "mlflow", "lm_eval", "datasets", "transformers", "numpy")
+    code = (
+        "import sys\n"
+        f"for name in {others[:-1]!r}: sys.modules[name] = None\n"
+        "from moc.bench import main\n"
+        "main(['decode', '--chapters', '33', '--batches', '1', '--new', '1', '--repetitions', '1'])"
+    )
+    child = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=False
+    )
+    assert child.returncode == 0, child.stderr
+    assert "tokens/s" in child.stdout

@@ -64,7 +64,11 @@ def test_every_loss_and_every_count_is_the_same(studies: dict[str, StudyConfig],
             for record in journal(study, arm)
         ]
         timeless = [
-            {key: v for key, v in line.items() if not key.endswith(("tokens_per_sec", "mfu"))}
+            {
+                k: v
+                for k, v in line.items()
+                if not k.endswith(("tokens_per_sec", "mfu", "data_wait"))
+            }
             for line in lines
         ]
         chapters = read(run_dir(study, arm) / "chapters.jsonl")

@@ -123,7 +123,7 @@ def test_the_files_of_a_run(study: StudyConfig, arm: str) -> None:
     journal = read(folder / "metrics.jsonl")
     assert read(folder / "metrics.jsonl", committed=True) == journal
     last = [record for record in journal if "skills/train/loss" in record["metrics"]][-1]
-    names = {"loss", "lr", "grad_norm", "tokens_per_sec", "mfu"}
+    names = {"loss", "lr", "grad_norm", "tokens_per_sec", "data_wait", "mfu"}
     assert {f"skills/train/{name}" for name in names} <= set(last["metrics"])
     assert ("skills/router/entropy" in last["metrics"]) == (arm != "backbone")
     assert (last["phase"], last["step"], last["tokens"]) == ("skills", 6, 2048 + 1536)

@@ -40,7 +40,7 @@ def test_no_bit_changes_and_the_data_are_the_same(tmp_path: Path, arm: str, over
         )
         model = build_model(study.arms[arm].model, seed=0)
         with torch.no_grad():  # zeros have a sign, which an update by zero could lose
-            model.blocks[0].attention.q.weight[0, :4] = torch.tensor([-0.0, 0.0, -0.0, 0.0])
+            model.blocks[0].attention.qkv.weight[0, :4] = torch.tensor([-0.0, 0.0, -0.0, 0.0])
         before = copy_weights(model)
         recorder = Recorder()
         train_phase(study, tmp_path, arm=arm, model=model, recorder=recorder)

@@ -26,26 +26,21 @@ MODEL = ModelConfig(
 )
 BACKBONE_BLOCK = [
     "attention_norm.weight",
-    "attention.q.weight",
-    "attention.k.weight",
-    "attention.v.weight",
+    "attention.qkv.weight",
     "attention.out.weight",
     "mlp_norm.weight",
-    "mlp.gate.weight",
-    "mlp.up.weight",
+    "mlp.gate_up.weight",
     "mlp.down.weight",
 ]
 MEMORY_BLOCK = [
     "memory.norm.weight",
     "memory.q.weight",
-    "memory.k.weight",
-    "memory.v.weight",
+    "memory.kv.weight",
     "memory.out.weight",
     "memory.router.linear.weight",
     "memory.router.linear.bias",
     "memory_mlp_norm.weight",
-    "memory_mlp.gate.weight",
-    "memory_mlp.up.weight",
+    "memory_mlp.gate_up.weight",
     "memory_mlp.down.weight",
 ]
 EXPECTED = {

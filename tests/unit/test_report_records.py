@@ -257,12 +257,15 @@ def test_cost_counts_time_and_memory(tmp_path: Path) -> None:
     journal = Journal(path)
     for phase in ("pretrain", "ift"):
         metrics = {f"{phase}/train/tokens_per_sec": 4096.0, f"{phase}/eval/elapsed_sec": 1.7}
+        metrics[f"{phase}/train/data_wait"] = 0.0123
         journal.append({"phase": phase, "step": 5, "tokens": 5, "metrics": metrics})
     journal.close()
     table = cost(load_results(folder))
     assert row_of(table, "training time per seed, s")["moc_segment"] == "160"
     assert row_of(table, "evaluation time per seed, s")["moc_segment"] == "13"
     assert row_of(table, "planned memory, activation, MB")["moc_segment"] == "143"
+    waits = row_of(table, "waiting for data, % of the time, ift")
+    assert (waits["moc_segment"], waits["iso_flop"]) == ("1.2", "—")  # older runs did not log it
     assert not [row for row in table.rows if "peak" in row[0]]  # a CPU does not say
     info = folder / "arms/moc_segment/seed-0/run.json"
     write_json(info, json.loads(info.read_text()) | {"peak_memory_bytes": 3 * 2**20})

@@ -124,11 +124,13 @@ def test_a_pass_is_the_stream_cut_into_windows(
         counts = mask[i + 1 : i + LENGTH + 1] if loss_on == "assistant" else [True] * LENGTH
         expected.append((tokens[i : i + LENGTH + 1], counts))
     dataset = StepDataset(phase, caches, seed=0, micro_batch=1)
-    windows = [dataset.window(position) for position in range(3 * len(expected))]
+    steps = [dataset[step] for step in range(-(-3 * len(expected) // 16))]
+    tokens = torch.cat([step["tokens"].flatten(0, 1) for step in steps])
+    loss_mask = torch.cat([step["loss_mask"].flatten(0, 1) for step in steps])
+    windows = list(zip(tokens.tolist(), loss_mask.tolist(), strict=True))[: 3 * len(expected)]
     passes = [windows[i : i + len(expected)] for i in range(0, len(windows), len(expected))]
-    as_lists = [[(tokens.tolist(), mask.tolist()) for tokens, mask in part] for part in passes]
-    assert all(sorted(part) == sorted(expected) for part in as_lists)
-    assert as_lists[0] != as_lists[1] != as_lists[2]  # each pass in an order of its own
+    assert len(passes) == 3 and all(sorted(part) == sorted(expected) for part in passes)
+    assert passes[0] != passes[1] != passes[2]  # each pass in an order of its own
 
 
 def test_the_cache_holds_what_a_phase_needs_without_repeats(tokenizer: Tokenizer, study) -> None:

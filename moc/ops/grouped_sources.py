@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from moc.ops.grouped_plan import Bucket, Plan
+from moc.ops.norm import inverse_rms, to_input_gradient_
 
 
 class Source(Protocol):
@@ -55,22 +56,21 @@ class BankChapters:
     ) -> None:
         self.bank_CTM, self.chapter_U, self.eps, self.plan = bank_CTM, chapter_U, eps, plan
         self.normed_ATM = self.inverse_AT1 = bank_CTM[:0]
-        # every one of chapter_U has a reader; taps beyond them mean nothing
-        self.grad_UTM = bank_CTM.new_empty(num_taps, *bank_CTM.shape[1:])
+        # every one of chapter_U has a reader; taps beyond them mean nothing; a frozen bank has none
+        self.grad_UTM = bank_CTM.new_empty(num_taps, *bank_CTM.shape[1:]) if num_taps else None
 
     def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
         taken_ATM = self.bank_CTM.index_select(0, self.chapter_U[self.plan.members(bucket)])
         if self.eps is not None:
-            norm_AT1 = torch.linalg.vector_norm(taken_ATM, dim=-1, keepdim=True)
-            self.inverse_AT1 = norm_AT1.square_().div_(taken_ATM.shape[-1]).add_(self.eps).rsqrt_()
+            self.inverse_AT1 = inverse_rms(taken_ATM, self.eps)
             taken_ATM.mul_(self.inverse_AT1)
         self.normed_ATM = taken_ATM
         return taken_ATM, taken_ATM
 
     def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None:
+        if self.grad_UTM is None:
+            return
         grad_ATM = grad_k_ZTE.add_(grad_v_ZTE)
         if self.eps is not None:
-            dot_AT1 = torch.linalg.vecdot(grad_ATM, self.normed_ATM)[..., None]
-            dot_AT1.div_(grad_ATM.shape[-1])
-            grad_ATM.addcmul_(self.normed_ATM, dot_AT1, value=-1).mul_(self.inverse_AT1)
+            to_input_gradient_(grad_ATM, self.normed_ATM, self.inverse_AT1)
         self.grad_UTM.index_copy_(0, self.plan.members(bucket), grad_ATM)

@@ -21,18 +21,27 @@ def rms_norm(x_D: Tensor, weight_D: Tensor | None, eps: float) -> Tensor:
     return normed_D if weight_D is None else normed_D * weight_D
 
 
+def inverse_rms(x_D: Tensor, eps: float) -> Tensor:
+    """What RMSNorm multiplies ``x_D`` by, (..., 1)."""
+    norm_1 = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True)
+    return norm_1.square_().div_(x_D.shape[-1]).add_(eps).rsqrt_()
+
+
+def to_input_gradient_(grad_D: Tensor, normed_D: Tensor, inverse_1: Tensor) -> Tensor:
+    """Turns the gradient of RMSNorm's output, in place, into that of its input."""
+    # the mean over the last dimension of grad * normed, without a copy of the product
+    dot_1 = torch.linalg.vecdot(grad_D, normed_D)[..., None].div_(normed_D.shape[-1])
+    return grad_D.addcmul_(normed_D, dot_1, value=-1).mul_(inverse_1)
+
+
 class _Normalise(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_D: Tensor, eps: float) -> Tensor:
-        norm_1 = torch.linalg.vector_norm(x_D, dim=-1, keepdim=True)
-        inverse_1 = (norm_1.square() / x_D.shape[-1] + eps).rsqrt()
+        inverse_1 = inverse_rms(x_D, eps)
         normed_D = x_D * inverse_1
         ctx.save_for_backward(normed_D, inverse_1)
         return normed_D
 
     @staticmethod
     def backward(ctx: Any, grad_D: Tensor) -> tuple[Tensor, None]:
-        normed_D, inverse_1 = ctx.saved_tensors
-        # mean over the last dimension of grad * normed, without a copy of the product
-        dot_1 = torch.linalg.vecdot(grad_D, normed_D)[..., None] / normed_D.shape[-1]
-        return torch.addcmul(grad_D, normed_D, dot_1, value=-1).mul_(inverse_1), None
+        return to_input_gradient_(grad_D.clone(), *ctx.saved_tensors), None

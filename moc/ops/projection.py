@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moc.ops.norm import inverse_rms, to_input_gradient_
+
 
 def project_chapters(
     bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor, weight: Tensor, norm_eps: float | None
@@ -38,8 +40,7 @@ class _Project(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         tokens_UTM, inverse_UT1 = bank_CTM.index_select(0, chapter_U), None
         if norm_eps is not None:
-            norm_UT1 = torch.linalg.vector_norm(tokens_UTM, dim=-1, keepdim=True)
-            inverse_UT1 = norm_UT1.square_().div_(tokens_UTM.shape[-1]).add_(norm_eps).rsqrt_()
+            inverse_UT1 = inverse_rms(tokens_UTM, norm_eps)
             tokens_UTM.mul_(inverse_UT1)
         ctx.save_for_backward(bank_CTM, chapter_U, weight, inverse_UT1)
         ctx.num_taps = len(tap_UTM)
@@ -64,7 +65,5 @@ class _Project(torch.autograd.Function):
         grad_RM = torch.mm(grad_k_RX, of_k_XM, out=grad_UTM.view(tokens_RM.shape))
         grad_RM.addmm_(grad_v_RX, of_v_XM)
         if inverse_UT1 is not None:
-            dot_UT1 = torch.linalg.vecdot(grad_UTM, tokens_UTM)[..., None]
-            dot_UT1.div_(tokens_UTM.shape[-1])
-            grad_UTM.addcmul_(tokens_UTM, dot_UT1, value=-1).mul_(inverse_UT1)
+            to_input_gradient_(grad_UTM, tokens_UTM, inverse_UT1)
         return None, None, grad_tap, grad_weight, None

@@ -183,6 +183,22 @@ def test_float32_stays_within_a_millionth_of_the_largest_value(scope, mixing):
         assert error < 1e-5, name
 
 
+@pytest.mark.usefixtures("absorbed", "moves")
+@pytest.mark.parametrize("scope", SCOPES)
+def test_a_frozen_bank_lets_everything_else_learn(scope):
+    """A phase with ``bank: {freeze: true}`` has no taps."""
+    read, x, bank = make_read(scope)
+
+    def frozen(read, x, bank):
+        bank.grad = torch.zeros_like(bank)  # for the comparison
+        return read(x, x, bank.detach(), None)[0]
+
+    _, expected = gradients(read, x, bank, definition)
+    _, grads = gradients(read, x, bank, frozen)
+    assert not grads.pop("bank").any() and expected.pop("bank").any()
+    torch.testing.assert_close(grads, expected, rtol=1e-8, atol=1e-10)
+
+
 @pytest.mark.parametrize("scope", SCOPES)
 def test_without_gradients_the_output_is_the_same(scope):
     read, x, bank = make_read(scope)

@@ -11,13 +11,15 @@ import json
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Any
 
 import torch
 
 from moc.bench_arguments import bench_parser
+from moc.bench_read import read_verb
 from moc.bench_runs import (
+    MIXING,
+    SEGMENT_TOKENS,
     Decoding,
     Spread,
     Training,
@@ -25,18 +27,15 @@ from moc.bench_runs import (
     interleaved,
     iso_flop,
     peak_bytes,
+    seconds_of,
+    shown_as,
     with_memory,
 )
 from moc.flops import hardware_train_flops_per_token
 from moc.heap import keep_freed_memory
 from moc.model import ModelConfig, preset
-from moc.ops import routed_attention
 from moc.peak import measure_matmul_peak
 from moc.text import human, table
-
-# Routed token by token, a softmax per chapter is what a large bank is read with.
-MIXING = {"sequence": "joint", "segment": "joint", "token": "per_chapter"}
-SEGMENT_TOKENS = 64
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -85,7 +84,7 @@ def _step(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
                 "arm": arm,
                 "scope": scope or "none",
                 "mixing": config.memory.mixing if config.memory else None,
-                **_seconds("step_sec", times[name]),
+                **seconds_of("step_sec", times[name]),
                 "tokens_per_sec": work.tokens / times[name].median,
                 "mfu": per_token * work.tokens / times[name].median / peak,
                 "peak_bytes": peak_bytes(config, work, optimizer),
@@ -97,7 +96,7 @@ def _step(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         {
             f"{row['arm']} {row['scope']}": [
                 row["mixing"] or "",
-                *_shown(times[name]),
+                *shown_as(times[name]),
                 f"{row['tokens_per_sec']:,.0f}",
                 f"{row['mfu']:.1%}",
                 human(row["peak_bytes"], "B"),
@@ -137,7 +136,7 @@ def _growth(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
             "chapters": chapters,
             "optimizer": optimizer,
             "scope": scope,
-            **_seconds("step_sec", times[str((chapters, optimizer))]),
+            **seconds_of("step_sec", times[str((chapters, optimizer))]),
             "peak_bytes": peak_bytes(config, work, optimizer),
         }
         for (chapters, optimizer), config in configs.items()
@@ -145,7 +144,7 @@ def _growth(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     first = {o: times[str((arguments.chapters[0], o))].median for o in arguments.optimizers}
     shown = {
         f"{row['chapters']:,} {row['optimizer']}": [
-            *_shown(times[str(key)]),
+            *shown_as(times[str(key)]),
             f"{times[str(key)].median / iso:.2f}",
             f"{times[str(key)].median / first[key[1]]:.2f}",
             human(row["peak_bytes"], "B"),
@@ -153,87 +152,10 @@ def _growth(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
         ]
         for key, row in zip(configs, rows, strict=True)
     }
-    shown["iso-FLOP dense"] = [*_shown(times["iso_flop"]), "1.00", "", "", ""]
+    shown["iso-FLOP dense"] = [*shown_as(times["iso_flop"]), "1.00", "", "", ""]
     header = ["chapters", "step, ms", "spread", "/ iso-FLOP", "/ first", "peak", "bank"]
     lines = [*table(header, shown), "", f"scope {scope}, {_routing_words(arguments)}"]
     return lines, {"rows": rows, "iso_flop_step_sec": iso}
-
-
-def _read(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
-    """The routed-attention operation alone, against the time that its arithmetic takes at least."""
-    device, dtype = arguments.device, torch.bfloat16 if arguments.bf16 else torch.float32
-    batch, length, dim, heads = arguments.batch, arguments.length, arguments.dim, arguments.heads
-    chapters, chapter_tokens, num_read = arguments.chapters, arguments.tokens, arguments.routed
-    width = {"sequence": length, "segment": SEGMENT_TOKENS, "token": 1}
-    rows, shown = [], {}
-    peak = measure_matmul_peak(torch.device(device), dtype)
-    generator = torch.Generator().manual_seed(0)
-    for scope in arguments.scopes:
-        groups = -(-length // width[scope])
-        q_BLHE, k_UTJE, v_UTJE = (
-            torch.randn(*shape, heads, dim // heads, generator=generator)
-            .to(device, dtype)
-            .requires_grad_()
-            for shape in ((batch, length), *[(chapters, chapter_tokens)] * 2)
-        )
-        row_BGN = torch.rand(batch, groups, chapters, generator=generator).topk(num_read).indices
-        weight_BGN = torch.rand(batch, groups, num_read, generator=generator).softmax(-1)
-        row_BGN = row_BGN.to(device)
-        weight_BGN = weight_BGN.to(device, dtype).requires_grad_()
-
-        run = partial(
-            routed_attention,
-            q_BLHE,
-            k_UTJE,
-            v_UTJE,
-            row_BGN,
-            weight_BGN,
-            mixing=MIXING[scope],
-            group_tokens=width[scope],
-        )
-        times = interleaved(
-            {"forward": partial(_forward, run), "both": partial(_forward_and_backward, run)},
-            arguments.repetitions,
-            device,
-        )
-        bound = 4 * batch * length * num_read * chapter_tokens * dim / peak
-        rows.append(
-            {
-                "scope": scope,
-                "mixing": MIXING[scope],
-                **_seconds("forward_sec", times["forward"]),
-                **_seconds("forward_backward_sec", times["both"]),
-                "forward_bound_sec": bound,
-                "forward_backward_bound_sec": 3.5 * bound,
-            }
-        )
-        shown[f"{scope} {MIXING[scope]}"] = [
-            *_shown(times["forward"]),
-            f"{bound * 1e3:.2f}",
-            *_shown(times["both"]),
-            f"{3.5 * bound * 1e3:.2f}",
-        ]
-    header = ["scope", "forward, ms", "spread", "bound", "and backward", "spread", "bound"]
-    shape = (
-        f"B {batch}, L {length}, {chapters} chapters of {chapter_tokens} tokens, {num_read} read"
-    )
-    return (
-        [
-            *table(header, shown),
-            "",
-            f"{shape}, D {dim}, {heads} heads; bound: arithmetic at {human(peak, 'FLOP/s')}",
-        ],
-        {"rows": rows, "matmul_peak_flops": peak},
-    )
-
-
-def _forward(run: Callable[[], torch.Tensor]) -> None:
-    with torch.no_grad():
-        run()
-
-
-def _forward_and_backward(run: Callable[[], torch.Tensor]) -> None:
-    run().sum().backward()
 
 
 def _decode(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
@@ -257,12 +179,12 @@ def _decode(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
                     "arm": arm,
                     "scope": scope or "none",
                     "batch": batch,
-                    **_seconds("token_sec", per_token),
+                    **seconds_of("token_sec", per_token),
                     "tokens_per_sec": batch / per_token.median,
                 }
             )
             shown[f"{name}, batch {batch}"] = [
-                *_shown(per_token, digits=2),
+                *shown_as(per_token, digits=2),
                 f"{batch / per_token.median:,.0f}",
                 f"{spread.median / backbone:.2f}",
             ]
@@ -324,16 +246,6 @@ def _dtype(work: Workload) -> torch.dtype:
     return torch.bfloat16 if work.bf16 else torch.float32
 
 
-def _seconds(name: str, spread: Spread) -> dict[str, float]:
-    stem = name.removesuffix("_sec")
-    return {name: spread.median, f"{stem}_min_sec": spread.least, f"{stem}_max_sec": spread.most}
-
-
-def _shown(spread: Spread, digits: int = 1) -> list[str]:
-    median, least, most = (f"{seconds * 1e3:,.{digits}f}" for seconds in spread)
-    return [median, f"{least}-{most}"]
-
-
 def _machine(arguments: argparse.Namespace) -> str:
     if arguments.device == "cuda":
         name = torch.cuda.get_device_name()
@@ -343,7 +255,7 @@ def _machine(arguments: argparse.Namespace) -> str:
     return f"{arguments.verb}: {name}, {precision}, torch {torch.__version__}"
 
 
-VERBS = {"step": _step, "growth": _growth, "read": _read, "decode": _decode}
+VERBS = {"step": _step, "growth": _growth, "read": read_verb, "decode": _decode}
 
 if __name__ == "__main__":
     sys.exit(main())

@@ -83,8 +83,22 @@ def _takes_training(verb: argparse.ArgumentParser, *, routing: str) -> None:
 def _takes_any(verb: argparse.ArgumentParser) -> None:
     verb.add_argument("--device", choices=("auto", "cpu", "cuda"), default="auto")
     verb.add_argument("--bf16", action="store_true", help="bfloat16 products")
-    verb.add_argument("--repetitions", type=int, default=7, help="that count (default: 7)")
-    verb.add_argument("--json", type=Path, metavar="FILE", help="write the figures there too")
+    verb.add_argument("--repetitions", type=_positive, default=7, help="that count (default: 7)")
+    verb.add_argument("--json", type=_file, metavar="FILE", help="write the figures there too")
+
+
+def _positive(text: str) -> int:
+    if not text.isdigit() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number from 1 on")
+    return int(text)
+
+
+def _file(text: str) -> Path:
+    """A file that can be written: better known before minutes of measuring than after."""
+    path = Path(text)
+    if path.is_dir() or not path.parent.is_dir():
+        raise argparse.ArgumentTypeError(f"{text} cannot be written: no such folder, or a folder")
+    return path
 
 
 def _numbers(text: str) -> list[int]:

@@ -31,6 +31,9 @@ Optimizer = Literal["lazy", "dense"]
 WARM_UP = 2  # repetitions that are not counted
 # As good as none: a router that learned from random tokens would choose fewer and fewer chapters.
 LEARNING_RATE = 1e-6
+# Routed token by token, a softmax per chapter is what a large bank is read with.
+MIXING = {"sequence": "joint", "segment": "joint", "token": "per_chapter"}
+SEGMENT_TOKENS = 64
 
 
 @dataclass(frozen=True)
@@ -200,6 +203,16 @@ def peak_bytes(config: ModelConfig, work: Workload, optimizer: Optimizer) -> int
     if child.returncode:
         raise RuntimeError(f"measuring the peak memory failed:\n{child.stderr}")
     return int(child.stdout)
+
+
+def seconds_of(name: str, spread: Spread) -> dict[str, float]:
+    stem = name.removesuffix("_sec")
+    return {name: spread.median, f"{stem}_min_sec": spread.least, f"{stem}_max_sec": spread.most}
+
+
+def shown_as(spread: Spread, digits: int = 1) -> list[str]:
+    median, least, most = (f"{seconds * 1e3:,.{digits}f}" for seconds in spread)
+    return [median, f"{least}-{most}"]
 
 
 def synchronise(device: str | torch.device) -> None:

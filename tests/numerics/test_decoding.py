@@ -335,7 +335,7 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
         fetched.append(chapter_U)
         return take_chapters(bank_CTM, chapter_U)
 
-    monkeypatch.setattr("moc.model.recall.take_chapters", counted_take)
+    monkeypatch.setattr("moc.model.projected.take_chapters", counted_take)
     tokens_BL = tokens_of(3, LENGTH)
     cache = model.new_cache(3, LENGTH + W)
     lengths = [0, 0, 0]

@@ -83,6 +83,8 @@ def test_read_and_decode(tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (["step", "--scopes", "segmnt"], "'segmnt' is none of sequence, segment, token"),
+        (["step", "--repetitions", "0"], "'0' is no number from 1 on"),
+        (["step", "--json", "missing/figures.json"], "missing/figures.json cannot be written"),
         (["growth", "--chapters", "many"], "'many' is no comma-separated integers"),
         (["growth", "--chapters", "5", *SMALL], "num_routed must be 1 to 4"),
     ],

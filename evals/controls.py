@@ -17,13 +17,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moc.controls import ALL, PREVIOUS, parse_knockout
+from moc.config.controls import ALL, PREVIOUS, parse_knockout
+from moc.config.schema import ControlConfig
 from moc.errors import CheckpointError, ConfigError
 from moc.model.config import ModelConfig
 from moc.model.files import read_safetensors
 from moc.model.transformer import Transformer
 from moc.ops.bank_shards import own_rows, owned_chapters
-from moc.schema import ControlConfig
 
 KNOCKOUT, BANK_SWAP = "knockout-", "bank_swap-"  # how the names of controls begin
 

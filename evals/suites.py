@@ -5,8 +5,7 @@ from __future__ import annotations
 import difflib
 from collections.abc import Mapping, Sequence
 
-from moc.config import nearest
-from moc.errors import ConfigError
+from moc.errors import ConfigError, nearest
 
 # The paper's four benchmarks, zero-shot: its table states no shots, so this is our choice (and
 # lm-eval's own default for each). The headline metric is accuracy by the whole answer's

@@ -23,7 +23,7 @@ from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.revival import Revival
 from moc.callbacks.throughput import RestartClock, Throughput
-from moc.config import ArmConfig, PhaseConfig, StudyConfig
+from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.errors import CheckpointError, StudyInterrupted

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from moc.config import ArmConfig, StudyConfig, config_hash, differences, load_study
+from moc.config.load import config_hash, differences, load_study
+from moc.config.schema import ArmConfig, StudyConfig
 from moc.data.windows import needed_tokens
 from moc.errors import CheckpointError, ConfigError
 from moc.rundir import RunDir

@@ -7,15 +7,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from moc.config import (
+from moc.config.schema import (
     ArmConfig,
-    ConfigError,
     IsoFlopConfig,
     IsoParamConfig,
     PhaseConfig,
     StudyConfig,
     TrainerConfig,
 )
+from moc.errors import ConfigError
 from moc.flops import hardware_train_flops_per_token, paper_forward_flops, parameter_counts
 from moc.iso_flop import solve_shape
 from moc.mixtures import resolve_mixtures

@@ -141,7 +141,7 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from moc.config import load_study
+    from moc.config.load import load_study
     from moc.data.facts import knowledge
     from moc.plan import plan_study, violations
     from moc.plan_text import render_plan
@@ -156,8 +156,9 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moc.config import load_study, nearest
+    from moc.config.load import load_study
     from moc.data.facts import knowledge
+    from moc.errors import nearest
     from moc.plan import plan_study, violations
     from moc.plan_text import render_plan
     from moc.train.distributed import is_main_process

@@ -25,10 +25,12 @@ from moc.boundary_record import (
     logged,
     write_samples,
 )
-from moc.config import ConfigError, InPhaseConfig, StudyConfig, config_hash, nearest
+from moc.config.load import config_hash
+from moc.config.schema import InPhaseConfig, StudyConfig
 from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
+from moc.errors import ConfigError, nearest
 from moc.journal import Journal, read
 from moc.model.config import routing_scope
 from moc.model.transformer import Transformer

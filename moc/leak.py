@@ -7,8 +7,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moc.config import EvalConfig, SourceConfig, StudyConfig, nearest
-from moc.errors import ConfigError
+from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
+from moc.errors import ConfigError, nearest
 from moc.stored import boundary_folders, study_of
 from moc.text import table
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
-from moc.schema import ArmConfig, PhaseConfig
+from moc.config.schema import ArmConfig, PhaseConfig
 
 
 def resolve_mixtures(arm: ArmConfig) -> ArmConfig:

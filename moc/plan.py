@@ -19,7 +19,7 @@ from moc.arms import (
     world_size,
 )
 from moc.bank_traffic import BankTraffic, bank_traffic
-from moc.config import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
+from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
 from moc.flops import Parameters, paper_forward_flops, parameter_counts
 from moc.model.config import ModelConfig, is_causal, routing_scope
 

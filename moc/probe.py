@@ -11,7 +11,8 @@ from pathlib import Path
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.probe import ProbeScores
-from moc.config import StudyConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.evaluate import BoundaryEvaluator

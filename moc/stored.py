@@ -9,8 +9,9 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from moc.config import StudyConfig, load_study, nearest
-from moc.errors import ConfigError
+from moc.config.load import load_study
+from moc.config.schema import StudyConfig
+from moc.errors import ConfigError, nearest
 from moc.rundir import write_json, write_text
 from moc.text import table
 

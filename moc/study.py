@@ -13,12 +13,13 @@ from filelock import FileLock, Timeout
 
 from moc.arm_run import ArmRun
 from moc.arms import solved_arms
-from moc.config import StudyConfig, nearest, save_study
+from moc.config.load import save_study
+from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.environment import describe_environment
-from moc.errors import ConfigError
+from moc.errors import ConfigError, nearest
 from moc.evaluate import BoundaryEvaluator, check_evals
 from moc.peak import measure_matmul_peak
 from moc.plan import plan_study

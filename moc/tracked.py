@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 from moc.bank_optimizer import bank_optimizer
-from moc.config import StudyConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import StudyConfig
 from moc.journal import Record
 from moc.rundir import SUMMARY_TEXT, SUMMARY_VALUES
 

@@ -18,7 +18,8 @@ from typing import Any
 
 from moc import tracked
 from moc.background import Background
-from moc.config import StudyConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import StudyConfig
 from moc.journal import read
 from moc.tracked import Cursor, Point
 from moc.ui import MLFLOW_ENVIRONMENT, default_uri, serve_ui, tracking_uri

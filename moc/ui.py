@@ -14,7 +14,7 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.tracked import public_uri
 from moc.views import pages
 

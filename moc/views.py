@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from typing import Any
 
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.rundir import RunDir
 from moc.tracked import clean, read_json
 

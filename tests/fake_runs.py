@@ -10,15 +10,14 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moc.config import (
+from moc.config.load import config_hash, save_study
+from moc.config.schema import (
     ArmConfig,
     IsoFlopConfig,
     PhaseConfig,
     ProbeConfig,
     SourceConfig,
     StudyConfig,
-    config_hash,
-    save_study,
 )
 from moc.journal import Journal
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from moc.callbacks.guards import StopOnNonFinite
-from moc.config import StudyConfig, load_study
+from moc.config.load import load_study
+from moc.config.schema import StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import build_tokenizer
 from moc.journal import Journal

@@ -9,7 +9,7 @@ import lightning as L
 
 from moc.boundary_record import write_samples
 from moc.callbacks.in_phase import is_due
-from moc.config import ProbeConfig
+from moc.config.schema import ProbeConfig
 from moc.evaluate import BoundaryEvaluator
 from moc.train.distributed import barrier, is_main_process
 from moc.train.logger import JournalLogger

@@ -17,11 +17,13 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
-from moc.config import ConfigError, SourceConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import SourceConfig
 from moc.data.document import Document
 from moc.data.files import BadRows
 from moc.data.source import Split, documents, source_key
 from moc.data.tokenizer import Tokenizer
+from moc.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

@@ -12,11 +12,12 @@ from itertools import count
 from math import floor, log2
 from typing import NamedTuple
 
-from moc.config import ConfigError, SourceConfig, StudyConfig
+from moc.config.schema import SourceConfig, StudyConfig
 from moc.data import facts_text as text
 from moc.data.document import Document, plain_document
 from moc.data.hashing import Draws, stable_hash
 from moc.data.order import permute
+from moc.errors import ConfigError
 
 # The day is at most 28, so that every combination of day, month and year is a date.
 _NUM_DAYS, _FIRST_YEAR, _NUM_YEARS = 28, 1900, 100

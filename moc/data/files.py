@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from moc.config import ConfigError, nearest
+from moc.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
 

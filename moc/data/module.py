@@ -9,12 +9,13 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset
 
-from moc.config import ConfigError, PhaseConfig, StudyConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.cache import TokenCache
 from moc.data.hashing import stable_hash
 from moc.data.order import permute, sample_source
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import needed_tokens, source_cache
+from moc.errors import ConfigError
 
 
 class StepBatch(TypedDict):

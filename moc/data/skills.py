@@ -11,9 +11,10 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from moc.config import ConfigError, SourceConfig
+from moc.config.schema import SourceConfig
 from moc.data.document import Message, chat_prompt
 from moc.data.hashing import Draws, stable_hash
+from moc.errors import ConfigError
 
 _VALIDATION_SHARE = 10  # one in so many instructions is kept for validation
 _WORDS = """

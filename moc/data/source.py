@@ -8,7 +8,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
-from moc.config import ConfigError, SourceConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import SourceConfig
 from moc.data.document import Document, chat_document, plain_document
 from moc.data.facts import fact_documents
 from moc.data.files import (
@@ -24,6 +25,7 @@ from moc.data.files import (
 )
 from moc.data.hashing import stable_hash
 from moc.data.skills import skill_examples
+from moc.errors import ConfigError
 
 Split = Literal["train", "validation"]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from evals.suites import SUITES
-from moc.config import ConfigError, SourceConfig, StudyConfig, nearest
+from moc.config.schema import SourceConfig, StudyConfig
 from moc.data.facts import POOL_SIZES, fact_questions
 from moc.data.skills import skill_examples
 from moc.data.tokenizer import used_sources
+from moc.errors import ConfigError, nearest
 
 _KIND = {"facts_choice": "facts", "facts_answer": "facts", "skills_answer": "skills"}
 

@@ -15,10 +15,12 @@ import tokenizers
 from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from moc.config import ConfigError, SourceConfig, StudyConfig, config_hash
+from moc.config.load import config_hash
+from moc.config.schema import SourceConfig, StudyConfig
 from moc.data.document import END_OF_TEXT, TURN_END, TURN_START
 from moc.data.files import BadRows
 from moc.data.source import documents, source_key
+from moc.errors import ConfigError
 
 log = logging.getLogger(__name__)
 

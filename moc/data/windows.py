@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from moc.config import ConfigError, PhaseConfig, StudyConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.cache import TokenCache, build_cache
 from moc.data.order import BLOCK, quotas
 from moc.data.source import Split
 from moc.data.tokenizer import Tokenizer
+from moc.errors import ConfigError
 from moc.rundir import TRAINED
 
 

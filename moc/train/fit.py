@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import lightning as L
 
-from moc.config import TrainerConfig
+from moc.config.schema import TrainerConfig
 from moc.data.module import StudyDataModule
 from moc.errors import StudyInterrupted
 from moc.train.logger import JournalLogger

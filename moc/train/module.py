@@ -18,7 +18,7 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
-from moc.config import PhaseConfig
+from moc.config.schema import PhaseConfig
 from moc.model.bank import Bank
 from moc.model.config import MemoryConfig
 from moc.model.router import Router, Routing

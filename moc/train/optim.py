@@ -7,7 +7,8 @@ import math
 import torch
 from torch import nn
 
-from moc.config import ConfigError, GroupConfig, OptimizerConfig, ScheduleConfig
+from moc.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
+from moc.errors import ConfigError
 from moc.model.transformer import parameter_group
 from moc.train.lazy_adamw import LazyAdamW
 

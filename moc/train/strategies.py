@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
-from moc.config import TrainerConfig
+from moc.config.schema import TrainerConfig
 
 
 def accelerator_of(config: TrainerConfig) -> str:

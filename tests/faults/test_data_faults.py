@@ -11,12 +11,13 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from moc.config import ConfigError, PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
 from moc.data.cache import build_cache
 from moc.data.module import StepDataset, prepare
 from moc.data.source import documents
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.data.windows import validation_windows
+from moc.errors import ConfigError
 
 GOOD = b'{"text": "a good row"}\n'
 

@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 import moc.tracking
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.tracked import public_uri
 from moc.tracking import Tracker, default_uri
 from tests.fake_runs import fake_study, write_study

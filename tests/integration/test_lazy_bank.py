@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moc.bank_optimizer import bank_optimizer
-from moc.config import ConfigError
+from moc.errors import ConfigError
 from moc.model.transformer import Transformer
 from moc.train.checkpoints import load_training_state, save_training_state
 from tests.helpers_training import Recorder, module_of, tiny_study, train_phase

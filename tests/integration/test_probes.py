@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 import moc.study
-from moc.config import ProbeConfig, StudyConfig
+from moc.config.schema import ProbeConfig, StudyConfig
 from moc.journal import read
 from moc.study import run_study
 from tests.child_tasks import NoTracker

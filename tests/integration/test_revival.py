@@ -14,7 +14,7 @@ import torch
 
 import moc.train.module
 from moc.callbacks.revival import NOISE, Revival, draw_sources, restart
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.data.tokenizer import build_tokenizer
 from moc.journal import Journal, Record, read
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import moc.study
-from moc.config import ArmConfig, PhaseConfig, StudyConfig, load_study
+from moc.config.load import load_study
+from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.study import run_study
 from tests.child_tasks import NoTracker
 
@@ -52,7 +53,9 @@ def _cut(study: StudyConfig, folder: Path) -> None:
     # stock benchmarks need a hub or its mirror, and have tests of their own
     evals.tasks = [task for task in evals.tasks if task.startswith(("facts", "skills"))]
     if evals.in_phase.tasks:
-        evals.in_phase.tasks = [t for t in evals.in_phase.tasks if t.startswith(("facts", "skills"))]
+        evals.in_phase.tasks = [
+            t for t in evals.in_phase.tasks if t.startswith(("facts", "skills"))
+        ]
     for probe in study.probes.values():
         probe.tasks = [task for task in probe.tasks if task.startswith(("facts", "skills"))]
     evals.num_items, evals.controls.num_items, evals.in_phase.num_items = 4, 2, 2

@@ -14,7 +14,8 @@ import torch
 
 import moc.study
 from moc.cli import main
-from moc.config import CarryConfig, StudyConfig, load_study
+from moc.config.load import load_study
+from moc.config.schema import CarryConfig, StudyConfig
 from moc.errors import ConfigError
 from moc.journal import read
 from moc.model.files import load_model, read_safetensors

@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from moc.cli import main
-from moc.config import ArmConfig, PhaseConfig, SourceConfig, StudyConfig, save_study
+from moc.config.load import save_study
+from moc.config.schema import ArmConfig, PhaseConfig, SourceConfig, StudyConfig
 from moc.data.tokenizer import build_tokenizer
 from moc.model import ModelConfig, build_model
 from moc.model.files import save_model

@@ -16,7 +16,7 @@ from typing import Any
 
 import pytest
 
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.journal import Journal, read
 from moc.report import build_report
 from moc.tracked import child_tags

@@ -15,7 +15,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from moc.config import StudyConfig
+from moc.config.schema import StudyConfig
 from moc.model import Transformer, build_model, routing_scope
 from tests.helpers_training import Recorder, tiny_study, train_phase
 from tests.numerics.one_batch import OneBatch

@@ -9,9 +9,11 @@ from pathlib import Path
 import pytest
 
 from moc.arms import resolve_arms, solved_arms
-from moc.config import ConfigError, StudyConfig, load_study, save_study
+from moc.config.load import load_study, save_study
+from moc.config.schema import StudyConfig
 from moc.data.tokenizer import used_sources
 from moc.data.windows import needed_tokens
+from moc.errors import ConfigError
 from moc.flops import parameter_counts
 from moc.plan import plan_study, violations
 from moc.plan_text import render_plan

@@ -5,7 +5,7 @@ import json
 import pytest
 
 from moc.bank_traffic import bank_traffic
-from moc.config import load_study
+from moc.config.load import load_study
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
 from moc.plan import plan_study
 from moc.plan_text import render_plan

@@ -11,7 +11,8 @@ from omegaconf import OmegaConf
 
 from moc.cli import main
 from moc.compare import caveats, joined
-from moc.config import ConfigError, StudyConfig
+from moc.config.schema import StudyConfig
+from moc.errors import ConfigError
 from moc.report import load_results
 from moc.report.results import Results
 from moc.report.verdicts import verdicts

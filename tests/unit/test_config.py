@@ -7,15 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from moc.config import (
-    ConfigError,
-    GroupConfig,
-    PhaseConfig,
-    config_hash,
-    load_study,
-    nearest,
-    save_study,
-)
+from moc.config.load import config_hash, load_study, save_study
+from moc.config.schema import GroupConfig, PhaseConfig
+from moc.errors import ConfigError, nearest
 from moc.model import preset
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

@@ -8,7 +8,7 @@ import pytest
 
 from evals.leakage import measure_leakage
 from moc.cli import main
-from moc.config import save_study
+from moc.config.load import save_study
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows

@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from moc.config import ConfigError, GroupConfig, OptimizerConfig, load_study
+from moc.config.load import load_study
+from moc.config.schema import GroupConfig, OptimizerConfig
+from moc.errors import ConfigError
 from moc.model.config import MemoryConfig, ModelConfig
 from moc.model.transformer import Transformer, build_model, parameter_group
 from moc.train.optim import build_optimizer, freeze_groups, set_learning_rates

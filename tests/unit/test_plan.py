@@ -4,7 +4,9 @@ from pathlib import Path
 
 import pytest
 
-from moc.config import ConfigError, PhaseConfig, load_study
+from moc.config.load import load_study
+from moc.config.schema import PhaseConfig
+from moc.errors import ConfigError
 from moc.flops import paper_forward_flops
 from moc.plan import micro_batch, plan_study, resolve_arms, violations
 from moc.plan_text import render_plan

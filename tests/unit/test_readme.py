@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from moc.cli import _parser
-from moc.config import load_study
+from moc.config.load import load_study
 from moc.evaluate import check_evals
 from moc.plan import plan_study, violations
 

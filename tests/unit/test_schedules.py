@@ -6,7 +6,7 @@ import math
 
 import pytest
 
-from moc.config import ScheduleConfig
+from moc.config.schema import ScheduleConfig
 from moc.train.optim import lr_factor
 
 
@@ -59,7 +59,7 @@ def test_constant_after_its_warm_up() -> None:
 
 def test_a_schedule_carried_over_continues_over_both_phases() -> None:
     """Steps 3 and 4 of a phase that follows one of 6 are steps 9 and 10 of 12."""
-    from moc.config import PhaseConfig
+    from moc.config.schema import PhaseConfig
     from moc.model.config import MemoryConfig, ModelConfig
     from moc.model.transformer import Transformer
     from moc.train.module import StudyModule

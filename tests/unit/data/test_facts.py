@@ -11,10 +11,11 @@ from math import log2
 
 import pytest
 
-from moc.config import ConfigError, SourceConfig, StudyConfig
+from moc.config.schema import SourceConfig, StudyConfig
 from moc.data import facts, facts_text
 from moc.data.document import document_text
 from moc.data.source import source_key
+from moc.errors import ConfigError
 
 CONFIG = SourceConfig(num_people=60, num_phrasings=10, seed=5)
 

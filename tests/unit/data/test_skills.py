@@ -7,8 +7,9 @@ from collections import Counter
 
 import pytest
 
-from moc.config import ConfigError, SourceConfig
+from moc.config.schema import SourceConfig
 from moc.data.skills import SKILLS, WORDINGS, Instruction, skill_examples
+from moc.errors import ConfigError
 
 CONFIG = SourceConfig(kind="skills", num_examples=5000)
 

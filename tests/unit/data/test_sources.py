@@ -11,10 +11,11 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from moc.config import ConfigError, SourceConfig
+from moc.config.schema import SourceConfig
 from moc.data.document import Piece, chat_document, document_text
 from moc.data.files import PIECE_BYTES, BadRows
 from moc.data.source import documents, source_key
+from moc.errors import ConfigError
 
 
 def write_jsonl(path: Path, rows: list[object]) -> Path:

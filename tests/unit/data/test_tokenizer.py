@@ -6,8 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from moc.config import ConfigError, PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
+from moc.errors import ConfigError
 
 TEXTS = [
     "plain words, 3.14 and\n\nnew lines\t",

@@ -16,8 +16,9 @@ from evals.controls import (
     most_picked,
     swapped_bank,
 )
-from moc.config import ConfigError, ControlConfig, load_study
-from moc.errors import CheckpointError
+from moc.config.load import load_study
+from moc.config.schema import ControlConfig
+from moc.errors import CheckpointError, ConfigError
 from moc.model import MemoryConfig, ModelConfig, Transformer, build_model, write_safetensors
 
 EARLIER = ["facts", "skills"]

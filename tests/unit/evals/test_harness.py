@@ -12,7 +12,7 @@ import torch
 
 from evals import hub
 from evals.harness import bits_per_byte, evaluate_model
-from moc.config import PhaseConfig, SourceConfig, StudyConfig
+from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.facts import fact_questions
 from moc.data.source import documents

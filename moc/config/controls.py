@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from typing import Literal, NamedTuple, cast
 
+from moc.config.schema import StudyConfig
 from moc.errors import ConfigError, nearest
-from moc.schema import StudyConfig
 
 PREVIOUS, ALL = "previous", "all"  # of bank_swap, beside the names of boundaries
 

@@ -6,10 +6,10 @@ import re
 from collections.abc import Sequence
 from typing import Any
 
-from moc.controls import check_controls
+from moc.config.controls import check_controls
+from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
 from moc.errors import ConfigError, nearest
 from moc.model.config import validate_model
-from moc.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
 
 _STUDY_MINIMA: dict[str, float] = {
     "evals.num_items": 1,

@@ -1,4 +1,4 @@
-"""How a study is loaded and checked; its schema is ``moc.schema``.
+"""How a study is loaded and checked; its schema is ``moc.config.schema``.
 
 ``load_study`` lays ``defaults <- preset <- extends <- yaml <- command line`` over one another, then
 every arm over the result, and returns plain dataclasses.
@@ -19,9 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
-from moc.errors import ConfigError, nearest
-from moc.model.config import ModelConfig, preset
-from moc.schema import (
+from moc.config.schema import (
     ArmConfig,
     CarryConfig,
     ControlConfig,
@@ -40,7 +38,9 @@ from moc.schema import (
     TrackingConfig,
     TrainerConfig,
 )
-from moc.validate import validate_study
+from moc.config.validate import validate_study
+from moc.errors import ConfigError, nearest
+from moc.model.config import ModelConfig, preset
 
 __all__ = [
     "ArmConfig",

@@ -26,7 +26,7 @@ from evals.study_lm import RouteOn, StudyLM
 from evals.suites import PAPER_SHOTS
 from evals.windows import real_lengths
 from moc.errors import ConfigError
-from moc.rundir import ON_ANSWER
+from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer

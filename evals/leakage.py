@@ -44,7 +44,7 @@ from evals.intervals import clustered_mean, paired_difference
 from evals.observing import device_of, looks_ahead, only_observing
 from evals.windows import real_lengths
 from moc.errors import ConfigError
-from moc.rundir import ON_ANSWER
+from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
     from moc.model import Transformer

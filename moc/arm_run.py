@@ -34,8 +34,9 @@ from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan import micro_batch
 from moc.probe import run_probe
-from moc.rundir import RunDir, write_json
 from moc.shared_start import begin_as_sibling
+from moc.store.files import write_json
+from moc.store.rundir import RunDir
 from moc.train.checkpoints import (
     check_manifest,
     latest_checkpoint,

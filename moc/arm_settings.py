@@ -8,7 +8,7 @@ from moc.config.load import config_hash, differences, load_study
 from moc.config.schema import ArmConfig, StudyConfig
 from moc.data.windows import needed_tokens
 from moc.errors import CheckpointError, ConfigError
-from moc.rundir import RunDir
+from moc.store.rundir import RunDir
 from moc.train.checkpoints import checkpoints_of, read_manifest
 
 

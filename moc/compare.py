@@ -14,7 +14,7 @@ from moc.errors import ConfigError, nearest
 from moc.report import build_report, load_results, result_tables
 from moc.report.results import Results
 from moc.report.runs import Run
-from moc.rundir import TRAINED
+from moc.store.rundir import TRAINED
 from moc.stored import study_dir_of
 
 Tree = dict[str, Any]

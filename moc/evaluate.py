@@ -31,10 +31,10 @@ from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.errors import ConfigError, nearest
-from moc.journal import Journal, read
 from moc.model.config import routing_scope
 from moc.model.transformer import Transformer
-from moc.rundir import write_json
+from moc.store.files import write_json
+from moc.store.journal import Journal, read
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
 

@@ -16,10 +16,10 @@ from moc.config.schema import StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.evaluate import BoundaryEvaluator
-from moc.journal import Journal
 from moc.model.files import load_model
 from moc.plan import micro_batch
-from moc.rundir import write_json
+from moc.store.files import write_json
+from moc.store.journal import Journal
 from moc.train.distributed import barrier, is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from moc.journal import Journal, read
-from moc.rundir import RunDir, write_json
+from moc.store.files import write_json
+from moc.store.journal import Journal, read
+from moc.store.rundir import RunDir
 from moc.train.strategies import num_devices
 
 if TYPE_CHECKING:

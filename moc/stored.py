@@ -12,7 +12,7 @@ from typing import Any, Literal
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError, nearest
-from moc.rundir import write_json, write_text
+from moc.store.files import write_json, write_text
 from moc.text import table
 
 STUDY = "study"  # in place of a suite: the study's own tasks

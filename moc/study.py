@@ -24,7 +24,7 @@ from moc.evaluate import BoundaryEvaluator, check_evals
 from moc.peak import measure_matmul_peak
 from moc.plan import plan_study
 from moc.report import build_report
-from moc.rundir import write_json
+from moc.store.files import write_json
 from moc.tracking import Tracker
 from moc.train.distributed import is_main_process
 from moc.train.strategies import device_of, num_devices

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple, TypeVar
 from moc.bank_optimizer import bank_optimizer
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
-from moc.journal import Record
-from moc.rundir import SUMMARY_TEXT, SUMMARY_VALUES
+from moc.store.journal import Record
+from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES
 
 MAX_PARAM_CHARS = 6000  # MLflow's limits
 MAX_DIGEST_CHARS = 36

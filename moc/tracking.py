@@ -20,7 +20,7 @@ from moc import tracked
 from moc.background import Background
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
-from moc.journal import read
+from moc.store.journal import read
 from moc.tracked import Cursor, Point
 from moc.ui import MLFLOW_ENVIRONMENT, default_uri, serve_ui, tracking_uri
 from moc.views import experiment_tags

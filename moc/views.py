@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moc.config.schema import StudyConfig
-from moc.rundir import RunDir
+from moc.store.rundir import RunDir
 from moc.tracked import clean, read_json
 
 _VIEW_TAG = "mlflow.sharedViewState."

@@ -24,11 +24,11 @@ from evals.observing import only_observing
 from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate import BoundaryEvaluator
-from moc.journal import Journal
 from moc.model.generate import generate
 from moc.model.transformer import Transformer
 from moc.ops import take_chapters
 from moc.ops.bank_shards import own_rows, owned_chapters, rows_to_owners, shard_rows
+from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

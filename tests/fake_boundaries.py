@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from moc.config.schema import StudyConfig
-from moc.journal import Journal
+from moc.store.journal import Journal
 from tests.fake_items import fake_samples, fake_score, write_samples
 from tests.fake_routing import fake_leakage, fake_routing
 

@@ -19,8 +19,8 @@ from moc.config.schema import (
     SourceConfig,
     StudyConfig,
 )
-from moc.journal import Journal
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope
+from moc.store.journal import Journal
 from tests.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
 from tests.fake_routing import fake_chapters
 

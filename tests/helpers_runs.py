@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moc.journal import Record, read
+from moc.store.journal import Record, read
 
 Moc = Callable[..., tuple[int | None, str]]  # (*overrides, stop=...) -> exit code and output
 BOUNDARIES = ["0-start", "1-facts", "2-skills"]

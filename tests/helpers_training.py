@@ -14,8 +14,8 @@ from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import build_tokenizer
-from moc.journal import Journal
 from moc.model.transformer import Transformer, build_model
+from moc.store.journal import Journal
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 from torchmetrics.functional import kl_divergence
 
-from moc.journal import Journal
+from moc.store.journal import Journal
 from moc.train.distributed import all_sum, world_size
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

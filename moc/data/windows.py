@@ -13,7 +13,7 @@ from moc.data.order import BLOCK, quotas
 from moc.data.source import Split
 from moc.data.tokenizer import Tokenizer
 from moc.errors import ConfigError
-from moc.rundir import TRAINED
+from moc.store.rundir import TRAINED
 
 
 def validation_windows(

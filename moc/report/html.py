@@ -18,7 +18,7 @@ from moc.report.results import NON_CAUSAL, Results, load_results
 from moc.report.sections import all_tables, sections
 from moc.report.summary import summary_text, summary_values
 from moc.report.verdicts import said
-from moc.rundir import ON_ANSWER, SUMMARY_TEXT, SUMMARY_VALUES
+from moc.store.rundir import ON_ANSWER, SUMMARY_TEXT, SUMMARY_VALUES
 
 CSS = """
 :root { color-scheme: light; --ink: #1c1c1c; --soft: #5b5b5b; --rule: #d9d9d9; }

@@ -13,7 +13,7 @@ from typing import Any, Literal
 
 from moc.report.estimates import Estimate, over_records, over_seeds, ratio_variance
 from moc.report.results import Results
-from moc.rundir import TRAINED
+from moc.store.rundir import TRAINED
 
 Entry = dict[str, Any]
 Part = Literal["sources", "tasks"]

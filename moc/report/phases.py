@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from moc.rundir import TRAINED
+from moc.store.rundir import TRAINED
 
 Tree = dict[str, Any]
 

@@ -18,7 +18,7 @@ from moc.report import phases as course
 from moc.report.items import Items, load_items
 from moc.report.runs import Run, load_run, read_json
 from moc.report.scores import Score, score_of
-from moc.rundir import ON_ANSWER
+from moc.store.rundir import ON_ANSWER
 
 START = "start"  # the boundary before the first phase
 NON_CAUSAL = "†"

@@ -23,7 +23,7 @@ from moc.report.looking_ahead import Comparison
 from moc.report.raw import Row, all_choices, all_losses
 from moc.report.results import START, Results
 from moc.report.runs import Run
-from moc.rundir import TRAINED
+from moc.store.rundir import TRAINED
 
 
 def leakage(results: Results) -> Table:

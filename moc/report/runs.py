@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from moc.journal import Record, read
+from moc.store.journal import Record, read
 
 
 @dataclass

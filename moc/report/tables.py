@@ -17,7 +17,7 @@ from moc.report.layout import Table
 from moc.report.raw import all_scores
 from moc.report.results import NEAR, NEAR_NOTE, Results
 from moc.report.scores import Score
-from moc.rundir import ON_ANSWER
+from moc.store.rundir import ON_ANSWER
 
 
 def status(results: Results) -> Table:

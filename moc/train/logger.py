@@ -8,7 +8,7 @@ from typing import Any
 from lightning.pytorch.loggers import Logger
 from lightning.pytorch.utilities import rank_zero_only
 
-from moc.journal import Journal
+from moc.store.journal import Journal
 
 
 class JournalLogger(Logger):

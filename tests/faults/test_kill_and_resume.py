@@ -18,7 +18,7 @@ from typing import Any
 
 import pytest
 
-from moc.journal import read
+from moc.store.journal import read
 from tests.conftest import ROOT, Run
 from tests.faults.conftest import run_in
 from tests.helpers_runs import BOUNDARIES, Moc, check_same, complaint, outcome, run_dir

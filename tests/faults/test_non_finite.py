@@ -12,8 +12,8 @@ from torch import Tensor
 
 import moc.train.module
 from moc.errors import TrainingDiverged
-from moc.journal import read
 from moc.model.transformer import build_model
+from moc.store.journal import read
 from tests.helpers_training import Recorder, tiny_study, train_phase
 
 Spoil = Callable[[Tensor], Tensor]

@@ -10,7 +10,7 @@ import pytest
 import moc.study
 from moc.callbacks.in_phase import is_due
 from moc.config.schema import StudyConfig
-from moc.journal import Record, read
+from moc.store.journal import Record, read
 from moc.study import run_study
 from tests.child_tasks import NoTracker
 from tests.helpers_training import tiny_study

@@ -11,7 +11,7 @@ import pytest
 
 import moc.study
 from moc.config.schema import ProbeConfig, StudyConfig
-from moc.journal import read
+from moc.store.journal import read
 from moc.study import run_study
 from tests.child_tasks import NoTracker
 from tests.helpers_training import tiny_study

@@ -16,9 +16,9 @@ import moc.train.module
 from moc.callbacks.revival import NOISE, Revival, draw_sources, restart
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import build_tokenizer
-from moc.journal import Journal, Record, read
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
 from moc.model.transformer import Transformer, build_model
+from moc.store.journal import Journal, Record, read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
 from tests.helpers_training import Recorder, tiny_study, train_phase

@@ -17,8 +17,8 @@ from moc.cli import main
 from moc.config.load import load_study
 from moc.config.schema import CarryConfig, StudyConfig
 from moc.errors import ConfigError
-from moc.journal import read
 from moc.model.files import load_model, read_safetensors
+from moc.store.journal import read
 from moc.stored import evaluate_stored
 from moc.study import run_study
 from moc.train.checkpoints import check_manifest, load_training_state

@@ -15,8 +15,8 @@ import moc.callbacks.progress
 import moc.callbacks.throughput
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.throughput import RestartClock, Throughput
-from moc.journal import read
 from moc.model.transformer import build_model
+from moc.store.journal import read
 from tests.helpers_training import tiny_study, train_phase
 
 START, DATA, FORWARD, DIAGNOSTICS = 1000.0, 1.0, 10.0, 100.0  # seconds that each takes

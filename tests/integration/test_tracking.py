@@ -17,8 +17,8 @@ from typing import Any
 import pytest
 
 from moc.config.schema import StudyConfig
-from moc.journal import Journal, read
 from moc.report import build_report
+from moc.store.journal import Journal, read
 from moc.tracked import child_tags
 from moc.tracking import Tracker, default_uri, send_report
 from moc.ui import serve_ui

@@ -13,9 +13,9 @@ import torch
 
 from moc.data.tokenizer import build_tokenizer
 from moc.evaluate import BoundaryEvaluator
-from moc.journal import read
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model, parameter_group
+from moc.store.journal import read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
 from tests.helpers_training import tiny_study, train_phase, write_tiny_study

@@ -12,8 +12,8 @@ import torch
 
 from moc.callbacks.chapters import ChapterUtilisation, has_collapsed, load_statistics
 from moc.callbacks.metrics import TrainingMetrics
-from moc.journal import Journal, read
 from moc.model.transformer import build_model
+from moc.store.journal import Journal, read
 from moc.train.module import router_figures
 from tests.helpers_training import Recorder, tiny_study, train_phase
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from moc.journal import Journal, read
+from moc.store.journal import Journal, read
 
 PHASES = ["pretrain", "ift"]
 
@@ -99,7 +99,7 @@ def test_resuming_drops_later_steps_and_later_phases_only(tmp_path: Path) -> Non
 def test_a_kill_in_the_middle_loses_no_complete_line(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
     script = (
-        "import sys; from pathlib import Path; from moc.journal import Journal\n"
+        "import sys; from pathlib import Path; from moc.store.journal import Journal\n"
         "journal = Journal(Path(sys.argv[1]))\n"
         "for step in range(10**9):\n"
         "    journal.append({'phase': 'pretrain', 'step': step, 'metrics': {'loss': step / 3}})\n"

@@ -14,7 +14,6 @@ from xml.etree import ElementTree
 
 import pytest
 
-from moc.journal import Journal
 from moc.report import build_report, result_tables
 from moc.report.cost_table import cost
 from moc.report.figures import losses, moving_mean
@@ -23,6 +22,7 @@ from moc.report.results import load_results
 from moc.report.routing_figures import chapters as heat_maps
 from moc.report.routing_figures import load_ratio
 from moc.report.tables import deltas
+from moc.store.journal import Journal
 from tests.fake_runs import fake_study, write_json, write_run, write_study
 from tests.helpers_report import row_of
 

@@ -10,7 +10,6 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from moc.journal import Journal
 from moc.report.control_tables import controls
 from moc.report.cost_table import cost
 from moc.report.effects import churned, controlled, retention
@@ -18,6 +17,7 @@ from moc.report.forgetting_tables import churn, forgetting
 from moc.report.knowledge import savings_table, stored
 from moc.report.results import load_results
 from moc.report.tables import status
+from moc.store.journal import Journal
 from tests.fake_items import write_samples
 from tests.fake_runs import fake_study, write_json, write_study
 from tests.helpers_report import change_evals, row_of, set_right, share, study_of

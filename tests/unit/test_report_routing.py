@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moc.journal import Journal
 from moc.report.cost_table import cost
 from moc.report.figures import bits_per_byte, scores
 from moc.report.results import load_results
 from moc.report.routing_figures import chapters as heat_map
 from moc.report.routing_tables import chapters, overlap
+from moc.store.journal import Journal
 from tests.helpers_report import change_evals, row_of, study_of
 
 

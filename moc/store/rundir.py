@@ -2,14 +2,11 @@
 
 from __future__ import annotations
 
-import json
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from moc.journal import Journal
+from moc.store.journal import Journal
 
 # Ends of names in a boundary's evals.json.
 ON_ANSWER = ".full"  # of a task: its answers were routed on as well
@@ -50,16 +47,3 @@ class RunDir:
 
     def revivals(self) -> Journal:
         return Journal(self.path / "revivals.jsonl")
-
-
-def write_json(path: Path, value: Any) -> None:
-    """``write_text`` of ``value`` as JSON."""
-    write_text(path, json.dumps(value, indent=2) + "\n")
-
-
-def write_text(path: Path, text: str) -> None:
-    """Write ``text`` in one rename, so that a reader never sees half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(path.name + ".partial")
-    partial.write_text(text)
-    os.replace(partial, path)

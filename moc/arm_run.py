@@ -28,11 +28,11 @@ from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.errors import CheckpointError, StudyInterrupted
 from moc.evaluate import BoundaryEvaluator
-from moc.flops import hardware_train_flops_per_token
 from moc.model.config import is_causal, routing_scope
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
-from moc.plan import micro_batch
+from moc.plan.flops import hardware_train_flops_per_token
+from moc.plan.study_plan import micro_batch
 from moc.probe import run_probe
 from moc.shared_start import begin_as_sibling
 from moc.store.files import write_json

@@ -31,10 +31,10 @@ from moc.bench_runs import (
     shown_as,
     with_memory,
 )
-from moc.flops import hardware_train_flops_per_token
 from moc.heap import keep_freed_memory
 from moc.model import ModelConfig, preset
 from moc.peak import measure_matmul_peak
+from moc.plan.flops import hardware_train_flops_per_token
 from moc.text import human, table
 
 

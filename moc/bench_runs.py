@@ -19,10 +19,10 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from moc.flops import hardware_train_flops_per_token
 from moc.heap import give_back_freed_memory, peak_resident_bytes
-from moc.iso_flop import solve_shape
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
+from moc.plan.flops import hardware_train_flops_per_token
+from moc.plan.iso_flop import solve_shape
 from moc.train.bank_gradients import BankGradients
 from moc.train.lazy_adamw import LazyAdamW
 from moc.train.router_loss import picks_by_layer, router_loss

@@ -143,8 +143,8 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 def _plan(arguments: argparse.Namespace) -> int:
     from moc.config.load import load_study
     from moc.data.facts import knowledge
-    from moc.plan import plan_study, violations
-    from moc.plan_text import render_plan
+    from moc.plan.study_plan import plan_study, violations
+    from moc.plan.text import render_plan
 
     study = load_study(arguments.study, arguments.overrides)
     plan = plan_study(study)
@@ -159,8 +159,8 @@ def _run(arguments: argparse.Namespace) -> int:
     from moc.config.load import load_study
     from moc.data.facts import knowledge
     from moc.errors import nearest
-    from moc.plan import plan_study, violations
-    from moc.plan_text import render_plan
+    from moc.plan.study_plan import plan_study, violations
+    from moc.plan.text import render_plan
     from moc.train.distributed import is_main_process
     from moc.train.strategies import num_devices
 

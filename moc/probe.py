@@ -17,7 +17,7 @@ from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.evaluate import BoundaryEvaluator
 from moc.model.files import load_model
-from moc.plan import micro_batch
+from moc.plan.study_plan import micro_batch
 from moc.store.files import write_json
 from moc.store.journal import Journal
 from moc.train.distributed import barrier, is_main_process

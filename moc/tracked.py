@@ -13,9 +13,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from moc.bank_optimizer import bank_optimizer
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
+from moc.plan.bank_optimizer import bank_optimizer
 from moc.store.journal import Record
 from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES
 

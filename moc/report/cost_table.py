@@ -6,7 +6,7 @@ import statistics
 from collections.abc import Callable
 from typing import Any
 
-from moc.bank_optimizer import bank_optimizer
+from moc.plan.bank_optimizer import bank_optimizer
 from moc.report import phases
 from moc.report.cells import MISSING, count, percent, shared_text, signed, table_of
 from moc.report.layout import Table

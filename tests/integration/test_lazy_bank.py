@@ -11,9 +11,9 @@ import lightning as L
 import pytest
 import torch
 
-from moc.bank_optimizer import bank_optimizer
 from moc.errors import ConfigError
 from moc.model.transformer import Transformer
+from moc.plan.bank_optimizer import bank_optimizer
 from moc.train.checkpoints import load_training_state, save_training_state
 from tests.helpers_training import Recorder, module_of, tiny_study, train_phase
 

@@ -8,15 +8,15 @@ from pathlib import Path
 
 import pytest
 
-from moc.arms import resolve_arms, solved_arms
 from moc.config.load import load_study, save_study
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import used_sources
 from moc.data.windows import needed_tokens
 from moc.errors import ConfigError
-from moc.flops import parameter_counts
-from moc.plan import plan_study, violations
-from moc.plan_text import render_plan
+from moc.plan.arms import resolve_arms, solved_arms
+from moc.plan.flops import parameter_counts
+from moc.plan.study_plan import plan_study, violations
+from moc.plan.text import render_plan
 
 # 1,000 + 3,000 + 2,000 tokens are trained: budgets are cut to whole steps of 1,000
 STUDY = """

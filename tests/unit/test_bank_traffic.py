@@ -4,11 +4,11 @@ import json
 
 import pytest
 
-from moc.bank_traffic import bank_traffic
 from moc.config.load import load_study
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
-from moc.plan import plan_study
-from moc.plan_text import render_plan
+from moc.plan.bank_traffic import bank_traffic
+from moc.plan.study_plan import plan_study
+from moc.plan.text import render_plan
 from tests.unit.test_plan import STUDY
 
 

@@ -4,16 +4,16 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moc.activations import activation_bytes
-from moc.flops import (
+from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
+from moc.model.transformer import parameter_group
+from moc.plan.activations import activation_bytes
+from moc.plan.flops import (
     executed_read,
     hardware_train_flops_per_token,
     paper_forward_flops,
     parameter_counts,
 )
-from moc.iso_flop import solve_shape
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
-from moc.model.transformer import parameter_group
+from moc.plan.iso_flop import solve_shape
 
 PAPER = preset("paper")
 SMALL = ModelConfig(vocab_size=97, num_layers=3, dim=48, num_heads=4, num_kv_heads=2, mlp_dim=72)

@@ -7,9 +7,9 @@ import pytest
 from moc.config.load import load_study
 from moc.config.schema import PhaseConfig
 from moc.errors import ConfigError
-from moc.flops import paper_forward_flops
-from moc.plan import micro_batch, plan_study, resolve_arms, violations
-from moc.plan_text import render_plan
+from moc.plan.flops import paper_forward_flops
+from moc.plan.study_plan import micro_batch, plan_study, resolve_arms, violations
+from moc.plan.text import render_plan
 from moc.text import human
 
 EXPERIMENTS = Path(__file__).parents[2] / "experiments"

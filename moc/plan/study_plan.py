@@ -1,6 +1,6 @@
 """What a study will cost before it starts: parameters, FLOPs, steps, memory, checkpoints.
 
-``moc.plan_text`` writes it for a terminal.
+``moc.plan.text`` writes it for a terminal.
 """
 
 from __future__ import annotations
@@ -9,8 +9,10 @@ import json
 from dataclasses import dataclass
 from typing import Any
 
-from moc.activations import activation_bytes
-from moc.arms import (
+from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
+from moc.model.config import ModelConfig, is_causal, routing_scope
+from moc.plan.activations import activation_bytes
+from moc.plan.arms import (
     match_of,
     micro_batch,
     phase_batch,
@@ -18,10 +20,8 @@ from moc.arms import (
     train_flops_per_token,
     world_size,
 )
-from moc.bank_traffic import BankTraffic, bank_traffic
-from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
-from moc.flops import Parameters, paper_forward_flops, parameter_counts
-from moc.model.config import ModelConfig, is_causal, routing_scope
+from moc.plan.bank_traffic import BankTraffic, bank_traffic
+from moc.plan.flops import Parameters, paper_forward_flops, parameter_counts
 
 __all__ = [
     "ArmPlan",

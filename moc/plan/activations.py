@@ -1,10 +1,10 @@
-"""How much memory a forward pass keeps for its backward pass. Letters as in ``moc.flops``."""
+"""How much memory a forward pass keeps for its backward pass. Letters as in ``moc.plan.flops``."""
 
 from __future__ import annotations
 
-from moc.flops import chapters_read, executed_read, kv_dim, memory_kv_dim, parameter_counts
 from moc.model.config import MemoryConfig, ModelConfig
 from moc.ops.shapes import BIAS_WIDTH
+from moc.plan.flops import chapters_read, executed_read, kv_dim, memory_kv_dim, parameter_counts
 
 
 def activation_bytes(

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moc.flops import chapters_read, routing_groups
 from moc.model.bank import most_distinct
 from moc.model.config import ModelConfig
+from moc.plan.flops import chapters_read, routing_groups
 
 
 @dataclass(frozen=True)

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from textwrap import wrap
 
-from moc.bank_traffic import BankTraffic
 from moc.model.config import ModelConfig
-from moc.plan import ArmPlan, PhasePlan, StudyPlan
+from moc.plan.bank_traffic import BankTraffic
+from moc.plan.study_plan import ArmPlan, PhasePlan, StudyPlan
 from moc.text import human, table
 
 

@@ -16,10 +16,10 @@ from moc.config.schema import (
     TrainerConfig,
 )
 from moc.errors import ConfigError
-from moc.flops import hardware_train_flops_per_token, paper_forward_flops, parameter_counts
-from moc.iso_flop import solve_shape
-from moc.mixtures import resolve_mixtures
 from moc.model.config import ModelConfig
+from moc.plan.flops import hardware_train_flops_per_token, paper_forward_flops, parameter_counts
+from moc.plan.iso_flop import solve_shape
+from moc.plan.mixtures import resolve_mixtures
 
 Accounting = Literal["paper", "hardware"]
 

@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import NoReturn
 
 from moc import __version__
+from moc.bench.heap import keep_freed_memory
 from moc.errors import CheckpointError, ConfigError, StudyInterrupted, TrainingDiverged
-from moc.heap import keep_freed_memory
 
 
 def main(argv: Sequence[str] | None = None) -> int:

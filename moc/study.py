@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 
 from moc.arm_run import ArmRun
+from moc.bench.peak import measure_matmul_peak
 from moc.config.load import save_study
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
@@ -20,7 +21,6 @@ from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.environment import describe_environment
 from moc.errors import ConfigError, nearest
 from moc.evaluate import BoundaryEvaluator, check_evals
-from moc.peak import measure_matmul_peak
 from moc.plan.arms import solved_arms
 from moc.plan.study_plan import plan_study
 from moc.report import build_report

@@ -34,7 +34,7 @@ class Throughput(L.Callback):
 
     Args:
         train_flops_per_token: of the matrix products that a step needs, recomputed blocks left out.
-        peak_flops: of one device, see ``moc.peak``; None leaves MFU out.
+        peak_flops: of one device, see ``moc.bench.peak``; None leaves MFU out.
     """
 
     def __init__(self, train_flops_per_token: float, peak_flops: float | None) -> None:

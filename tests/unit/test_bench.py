@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from moc.bench import main
+from moc.bench.__main__ import main
 
 SMALL = ["--batch", "1", "--length", "64", "--repetitions", "1", "--device", "cpu"]
 
@@ -106,7 +106,7 @@ def test_it_needs_torch_alone() -> None:
     code = (
         "import sys\n"
         f"for name in {others[:-1]!r}: sys.modules[name] = None\n"
-        "from moc.bench import main\n"
+        "from moc.bench.__main__ import main\n"
         "main(['decode', '--chapters', '33', '--batches', '1', '--new', '1', '--repetitions', '1'])"
     )
     child = subprocess.run(

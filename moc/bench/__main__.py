@@ -15,9 +15,8 @@ from typing import Any
 
 import torch
 
-from moc.bench_arguments import bench_parser
-from moc.bench_read import read_verb
-from moc.bench_runs import (
+from moc.bench.arguments import bench_parser
+from moc.bench.contenders import (
     MIXING,
     SEGMENT_TOKENS,
     Decoding,
@@ -31,9 +30,10 @@ from moc.bench_runs import (
     shown_as,
     with_memory,
 )
-from moc.heap import keep_freed_memory
+from moc.bench.heap import keep_freed_memory
+from moc.bench.peak import measure_matmul_peak
+from moc.bench.read import read_verb
 from moc.model import ModelConfig, preset
-from moc.peak import measure_matmul_peak
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.text import human, table
 

@@ -1,4 +1,4 @@
-"""What ``moc.bench`` times: training steps and decoding of a model. Needs torch alone.
+"""What ``moc.bench.__main__`` times: training steps and decoding of a model. Needs torch alone.
 
 B batch, L length.
 """
@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from torch.nn.utils import get_total_norm
 
-from moc.heap import give_back_freed_memory, peak_resident_bytes
+from moc.bench.heap import give_back_freed_memory, peak_resident_bytes
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
@@ -194,7 +194,7 @@ def peak_bytes(config: ModelConfig, work: Workload, optimizer: Optimizer) -> int
     """
     request = {"config": asdict(config), "work": asdict(work), "optimizer": optimizer}
     child = subprocess.run(
-        [sys.executable, "-m", "moc.bench_runs"],
+        [sys.executable, "-m", "moc.bench.contenders"],
         input=json.dumps(request),
         capture_output=True,
         text=True,

@@ -9,9 +9,9 @@ from typing import Any
 
 import torch
 
-from moc.bench_runs import MIXING, SEGMENT_TOKENS, interleaved, seconds_of, shown_as
+from moc.bench.contenders import MIXING, SEGMENT_TOKENS, interleaved, seconds_of, shown_as
+from moc.bench.peak import measure_matmul_peak
 from moc.ops import routed_attention
-from moc.peak import measure_matmul_peak
 from moc.text import human, table
 
 

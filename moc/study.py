@@ -11,19 +11,19 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
-from moc.arm_run import ArmRun
 from moc.bench.peak import measure_matmul_peak
 from moc.config.load import save_study
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.environment import describe_environment
 from moc.errors import ConfigError, nearest
 from moc.evaluate import BoundaryEvaluator, check_evals
 from moc.plan.arms import solved_arms
 from moc.plan.study_plan import plan_study
 from moc.report import build_report
+from moc.run.arm_run import ArmRun
+from moc.run.environment import describe_environment
 from moc.store.files import write_json
 from moc.tracking import Tracker
 from moc.train.distributed import is_main_process

@@ -18,7 +18,7 @@ from moc.store.rundir import RunDir
 from moc.train.strategies import num_devices
 
 if TYPE_CHECKING:
-    from moc.arm_run import ArmRun
+    from moc.run.arm_run import ArmRun
 
 
 def begin_as_sibling(run: ArmRun, siblings: Sequence[ArmRun]) -> None:

@@ -13,7 +13,6 @@ from uuid import uuid4
 
 import torch
 
-from moc.arm_settings import boundary_hashes, check_settings
 from moc.callbacks.chapters import ChapterUtilisation
 from moc.callbacks.checkpoint import Checkpoint
 from moc.callbacks.forgetting import Forgetting
@@ -33,8 +32,9 @@ from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.study_plan import micro_batch
-from moc.probe import run_probe
-from moc.shared_start import begin_as_sibling
+from moc.run.probe import run_probe
+from moc.run.settings import boundary_hashes, check_settings
+from moc.run.shared_start import begin_as_sibling
 from moc.store.files import write_json
 from moc.store.rundir import RunDir
 from moc.train.checkpoints import (

@@ -187,14 +187,14 @@ def _run(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from moc.stored import evaluate_stored
+    from moc.verbs.eval import evaluate_stored
 
     print(evaluate_stored(arguments.path, arguments.suite, arguments.route_on, arguments.overrides))
     return 0
 
 
 def _leak(arguments: argparse.Namespace) -> int:
-    from moc.leak import leak, render_leak
+    from moc.verbs.leakage import leak, render_leak
 
     record = leak(arguments.path, data=arguments.data, num_windows=arguments.windows)
     print(json.dumps(record, indent=2) if arguments.json else render_leak(record))
@@ -202,7 +202,7 @@ def _leak(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from moc.writing import continue_prompts
+    from moc.verbs.generate import continue_prompts
 
     texts = [""] * len(arguments.prompt)
     for row, piece in continue_prompts(
@@ -228,8 +228,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from moc.report import build_report, load_results, result_tables
-    from moc.stored import study_dir_of
     from moc.tracking import send_report
+    from moc.verbs.eval import study_dir_of
 
     folder = study_dir_of(arguments.path)
     results = load_results(folder)
@@ -241,7 +241,7 @@ def _report(arguments: argparse.Namespace) -> int:
 
 
 def _compare(arguments: argparse.Namespace) -> int:
-    from moc.compare import compare
+    from moc.verbs.compare import compare
 
     text, report = compare(arguments.paths, baseline=arguments.baseline, out=arguments.out)
     print(f"{text}\n\nreport:  {report}")

@@ -19,10 +19,10 @@ from moc.config.schema import CarryConfig, StudyConfig
 from moc.errors import ConfigError
 from moc.model.files import load_model, read_safetensors
 from moc.store.journal import read
-from moc.stored import evaluate_stored
 from moc.study import run_study
 from moc.train.checkpoints import check_manifest, load_training_state
-from moc.writing import continue_prompts
+from moc.verbs.eval import evaluate_stored
+from moc.verbs.generate import continue_prompts
 from tests.child_tasks import NoTracker
 from tests.helpers_training import tiny_study
 

@@ -10,12 +10,12 @@ import pytest
 from omegaconf import OmegaConf
 
 from moc.cli import main
-from moc.compare import caveats, joined
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError
 from moc.report import load_results
 from moc.report.results import Results
 from moc.report.verdicts import verdicts
+from moc.verbs.compare import caveats, joined
 from tests.fake_runs import fake_study, write_study
 
 SMALL = (40, 20)  # steps per phase

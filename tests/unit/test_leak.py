@@ -12,9 +12,9 @@ from moc.config.load import save_study
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows
-from moc.leak import render_leak
 from moc.model import MemoryConfig, RouterConfig, build_model, load_model
 from moc.train.checkpoints import save_boundary
+from moc.verbs.leakage import render_leak
 from tests.helpers_training import tiny_study
 
 MODELS = {"sequence": "sequence", "segment": "segment", "dense": None}  # arm -> scope

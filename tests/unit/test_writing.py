@@ -4,7 +4,7 @@ import itertools
 
 import pytest
 
-from moc.writing import _Writing
+from moc.verbs.generate import _Writing
 from tests.fake_language import ByteTokenizer
 
 

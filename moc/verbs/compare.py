@@ -15,7 +15,7 @@ from moc.report import build_report, load_results, result_tables
 from moc.report.results import Results
 from moc.report.runs import Run
 from moc.store.rundir import TRAINED
-from moc.stored import study_dir_of
+from moc.verbs.eval import study_dir_of
 
 Tree = dict[str, Any]
 

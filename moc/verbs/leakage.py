@@ -9,8 +9,8 @@ from typing import Any
 
 from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
 from moc.errors import ConfigError, nearest
-from moc.stored import boundary_folders, study_of
 from moc.text import table
+from moc.verbs.eval import boundary_folders, study_of
 
 _COLUMNS = 100
 _LEGEND = [

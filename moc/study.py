@@ -18,7 +18,7 @@ from moc.data.module import prepare
 from moc.data.tasks import write_task_items
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.errors import ConfigError, nearest
-from moc.evaluate import BoundaryEvaluator, check_evals
+from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.plan.arms import solved_arms
 from moc.plan.study_plan import plan_study
 from moc.report import build_report

@@ -14,7 +14,7 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import moc.callbacks.checkpoint
-import moc.evaluate
+import moc.evaluate.evaluator
 import moc.ops.bank_rows
 import moc.study
 import moc.train.checkpoints
@@ -23,7 +23,7 @@ from evals.controls import knocked_out, swapped_bank
 from evals.observing import only_observing
 from moc.callbacks.revival import Revival
 from moc.cli import main
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.generate import generate
 from moc.model.transformer import Transformer
 from moc.ops import take_chapters
@@ -114,14 +114,14 @@ def _while_evaluating(*, boundary: int, signal: int) -> None:
 
 def _before_scores(*, folder: str, signal: int) -> None:
     """With the scores of a boundary in the journal, and evals.json not there."""
-    write_json = moc.evaluate.write_json
+    write_json = moc.evaluate.evaluator.write_json
 
     def stopped(path: Path, value: Any) -> None:
         if path.name == "evals.json" and path.parent.name == folder:
             os.kill(os.getpid(), signal)
         write_json(path, value)
 
-    moc.evaluate.write_json = stopped
+    moc.evaluate.evaluator.write_json = stopped
 
 
 MOMENTS = {

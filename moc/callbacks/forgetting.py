@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.store.rundir import RunDir
 from moc.train.checkpoints import save_boundary
 from moc.train.distributed import barrier

@@ -7,7 +7,7 @@ from typing import Any
 
 import lightning as L
 
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.train.distributed import barrier
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

@@ -7,10 +7,10 @@ from typing import Any
 
 import lightning as L
 
-from moc.boundary_record import write_samples
 from moc.callbacks.in_phase import is_due
 from moc.config.schema import ProbeConfig
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
+from moc.evaluate.record import write_samples
 from moc.train.distributed import barrier, is_main_process
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule

@@ -26,7 +26,7 @@ from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
 from moc.errors import CheckpointError, StudyInterrupted
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.config import is_causal, routing_scope
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model

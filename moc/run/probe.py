@@ -15,7 +15,7 @@ from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
 from moc.data.module import StudyDataModule
 from moc.data.tokenizer import Tokenizer
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.files import load_model
 from moc.plan.study_plan import micro_batch
 from moc.store.files import write_json

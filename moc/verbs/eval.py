@@ -109,7 +109,7 @@ def evaluate_stored(
     from evals.observing import looks_ahead
     from moc.data.tasks import write_task_items
     from moc.data.tokenizer import Tokenizer
-    from moc.evaluate import BoundaryEvaluator
+    from moc.evaluate.evaluator import BoundaryEvaluator
     from moc.model import load_model
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of

@@ -47,7 +47,7 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     from evals.observing import looks_ahead
     from moc.data.tokenizer import Tokenizer, used_sources
     from moc.data.windows import comparable_texts
-    from moc.evaluate import all_tasks
+    from moc.evaluate.evaluator import all_tasks
     from moc.model import load_model, routing_scope
     from moc.train.checkpoints import check_manifest
     from moc.train.strategies import device_of

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moc.data.tokenizer import build_tokenizer
-from moc.evaluate import BoundaryEvaluator
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model, parameter_group
 from moc.store.journal import read

@@ -18,19 +18,19 @@ from evals.forgetting import forgetting_so_far
 from evals.harness import Samples, Scores, bits_per_byte, evaluate_model
 from evals.leakage import leakage_record
 from evals.suites import expand_tasks
-from moc.boundary_record import (
-    compare_routing,
-    earlier_boundaries,
-    earlier_records,
-    logged,
-    write_samples,
-)
 from moc.config.load import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
 from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.errors import ConfigError, nearest
+from moc.evaluate.record import (
+    compare_routing,
+    earlier_boundaries,
+    earlier_records,
+    logged,
+    write_samples,
+)
 from moc.model.config import routing_scope
 from moc.model.transformer import Transformer
 from moc.store.files import write_json

@@ -228,7 +228,7 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from moc.report import build_report, load_results, result_tables
-    from moc.tracking import send_report
+    from moc.tracking.mirror import send_report
     from moc.verbs.eval import study_dir_of
 
     folder = study_dir_of(arguments.path)
@@ -249,7 +249,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from moc.tracking import serve_ui
+    from moc.tracking.mirror import serve_ui
 
     return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
 

@@ -25,7 +25,7 @@ from moc.report import build_report
 from moc.run.arm_run import ArmRun
 from moc.run.environment import describe_environment
 from moc.store.files import write_json
-from moc.tracking import Tracker
+from moc.tracking.mirror import Tracker
 from moc.train.distributed import is_main_process
 from moc.train.strategies import device_of, num_devices
 

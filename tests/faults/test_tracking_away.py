@@ -11,10 +11,10 @@ from typing import Any
 
 import pytest
 
-import moc.tracking
+import moc.tracking.mirror
 from moc.config.schema import StudyConfig
-from moc.tracked import public_uri
-from moc.tracking import Tracker, default_uri
+from moc.tracking.content import public_uri
+from moc.tracking.mirror import Tracker, default_uri
 from tests.fake_runs import fake_study, write_study
 
 
@@ -51,8 +51,8 @@ def test_a_server_that_is_away_costs_no_time_and_the_next_run_sends_everything(
 
     # the same address answers again: here, a database behind it
     uri = default_uri(Path(study.runs_dir))
-    connect = moc.tracking._connect
-    monkeypatch.setattr(moc.tracking, "_connect", lambda _: connect(uri))
+    connect = moc.tracking.mirror._connect
+    monkeypatch.setattr(moc.tracking.mirror, "_connect", lambda _: connect(uri))
     tracker = Tracker(study)
     tracker.start()
     assert tracker.close(120) is None
@@ -71,8 +71,8 @@ def test_a_server_lost_half_way_gets_the_rest_once_without_repeats(
     study: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     server = FlakyServer(fail_at=3)
-    monkeypatch.setattr(moc.tracking, "_connect", lambda _: server)
-    monkeypatch.setattr(moc.tracking, "BLOCK_RECORDS", 1)
+    monkeypatch.setattr(moc.tracking.mirror, "_connect", lambda _: server)
+    monkeypatch.setattr(moc.tracking.mirror, "BLOCK_RECORDS", 1)
     for _ in range(20):
         tracker = Tracker(study)
         tracker.start()
@@ -92,7 +92,7 @@ def test_a_server_lost_half_way_gets_the_rest_once_without_repeats(
 def test_a_server_that_hangs_holds_nobody_for_long(
     study: StudyConfig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(moc.tracking, "_connect", lambda _: time.sleep(5))
+    monkeypatch.setattr(moc.tracking.mirror, "_connect", lambda _: time.sleep(5))
     tracker = Tracker(study)
     assert timed(tracker.start) < 0.1
     begin = time.perf_counter()

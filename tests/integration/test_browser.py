@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from moc.report import build_report
-from moc.tracking import Tracker
+from moc.tracking.mirror import Tracker
 from tests.browser import CHROMIUM, Browser, wait_for
 from tests.fake_runs import fake_study, write_study
 

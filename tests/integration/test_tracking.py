@@ -19,9 +19,9 @@ import pytest
 from moc.config.schema import StudyConfig
 from moc.report import build_report
 from moc.store.journal import Journal, read
-from moc.tracked import child_tags
-from moc.tracking import Tracker, default_uri, send_report
-from moc.ui import serve_ui
+from moc.tracking.content import child_tags
+from moc.tracking.mirror import Tracker, default_uri, send_report
+from moc.tracking.server import serve_ui
 from tests.fake_runs import fake_study, write_json, write_run, write_study
 
 SMALL = (40, 20)  # steps per phase
@@ -299,7 +299,7 @@ def test_the_pages_are_served_and_ctrl_c_leaves_nothing_behind(study: StudyConfi
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = (
-        "import sys; from pathlib import Path; from moc.ui import serve_ui\n"
+        "import sys; from pathlib import Path; from moc.tracking.server import serve_ui\n"
         f"sys.exit(serve_ui(Path({study.runs_dir!r}), port={port}))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}

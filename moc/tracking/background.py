@@ -5,7 +5,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from moc.tracked import one_line
+from moc.tracking.content import one_line
 
 
 class Background:

@@ -16,14 +16,14 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moc import tracked
-from moc.background import Background
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
 from moc.store.journal import read
-from moc.tracked import Cursor, Point
-from moc.ui import MLFLOW_ENVIRONMENT, default_uri, serve_ui, tracking_uri
-from moc.views import experiment_tags
+from moc.tracking import content
+from moc.tracking.background import Background
+from moc.tracking.content import Cursor, Point
+from moc.tracking.server import MLFLOW_ENVIRONMENT, default_uri, serve_ui, tracking_uri
+from moc.tracking.views import experiment_tags
 
 __all__ = ["Tracker", "default_uri", "send_report", "serve_ui", "tracking_uri"]
 
@@ -53,7 +53,7 @@ class Tracker:
             "moc-tracking",
             lambda closing: _mirror(self.study, self.uri, known, closing=closing),
             lambda why: log.warning(
-                "MLflow at %s: %s; training goes on", tracked.public_uri(self.uri), why
+                "MLflow at %s: %s; training goes on", content.public_uri(self.uri), why
             ),
         )
         self._background.start()
@@ -71,7 +71,7 @@ class Tracker:
         self._background = None
         if reason is None:
             return None
-        server = tracked.public_uri(self.uri)
+        server = content.public_uri(self.uri)
         return (
             f"MLflow at {server} has not taken everything ({reason}); nothing is "
             f"lost: {self.study.dir}/arms/*/seed-*/ keeps it and the next run sends it"
@@ -105,7 +105,7 @@ def send_report(folder: Path) -> str | None:
         with FileLock(folder.parent / ".mlflow.lock"):
             _Mirror(_connect(uri), folder, {cursor.run_id}).send_report(study)
     except Exception as error:  # whatever a server can raise: the report itself is on disk
-        return f"MLflow keeps what it had of this report ({tracked.one_line(error)})"
+        return f"MLflow keeps what it had of this report ({content.one_line(error)})"
     return None
 
 
@@ -118,10 +118,10 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
     with FileLock(Path(study.runs_dir) / ".mlflow.lock"):
         client = _connect(uri)
         experiment_id = _experiment(client, study, uri)
-        runs = tracked.run_infos(study)
+        runs = content.run_infos(study)
         parent = _Mirror(client, study.dir, known)
         parent.open(
-            experiment_id, study.name, tracked.parent_tags(study), tracked.started(runs.values())
+            experiment_id, study.name, content.parent_tags(study), content.started(runs.values())
         )
         parent.send_report(study)
         parent.send_views(experiment_id, experiment_tags(study))
@@ -132,14 +132,14 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
             if info:
                 folder = study.dir / "arms" / arm / f"seed-{seed}"
                 child = _Mirror(client, folder, known, info["run_uuid"])
-                tags = tracked.child_tags(study, info) | {
+                tags = content.child_tags(study, info) | {
                     "mlflow.parentRunId": parent.cursor.run_id
                 }
-                child.open(experiment_id, f"{arm} seed {seed}", tags, tracked.started([info]))
-                child.send_params(tracked.params(study, info))
+                child.open(experiment_id, f"{arm} seed {seed}", tags, content.started([info]))
+                child.send_params(content.params(study, info))
                 child.send_datasets(study)
                 last = child.send_journal()
-                for pattern in tracked.CHILD_FILES:
+                for pattern in content.CHILD_FILES:
                     child.send_files(pattern)
                 child.send_status(info["status"], last, closing=closing)
                 ended = max(ended, last)
@@ -189,7 +189,7 @@ class _Mirror:
         if changed:
             log.warning("MLflow keeps the first value of changed params: %s", ", ".join(changed))
         new = [Param(key, value) for key, value in flat.items() if key not in there]
-        for chunk in tracked.chunks(new, BATCH_PARAMS):
+        for chunk in content.chunks(new, BATCH_PARAMS):
             self.client.log_batch(self.cursor.run_id, params=chunk)
         self._stamp("params", config_hash(flat))
 
@@ -197,7 +197,7 @@ class _Mirror:
         """The fingerprints in datasets.json ({phase: {source: fingerprint}}) as run inputs."""
         from mlflow.entities import Dataset, DatasetInput, InputTag
 
-        described = tracked.datasets(study)
+        described = content.datasets(study)
         if not described or self.cursor.stamps.get("datasets") == config_hash(described):
             return
         entities = [
@@ -217,12 +217,12 @@ class _Mirror:
             cursor.records and config_hash(records[cursor.records - 1]) != cursor.last
         ):
             cursor.records = 0  # rewritten by a resume: send it all, known points change nothing
-        for block in tracked.chunks(records[cursor.records :], BLOCK_RECORDS):
-            self._send_metrics(tracked.points(block))
+        for block in content.chunks(records[cursor.records :], BLOCK_RECORDS):
+            self._send_metrics(content.points(block))
             cursor.records += len(block)
             cursor.last = config_hash(block[-1])
             self.cursor.save(self.folder)
-        skipped = str(sum(not math.isfinite(value) for _, value, _, _ in tracked.points(records)))
+        skipped = str(sum(not math.isfinite(value) for _, value, _, _ in content.points(records)))
         if skipped != self.cursor.stamps.get("skipped", "0"):
             self.client.set_tag(self.cursor.run_id, "non_finite_values_skipped", skipped)
             self._stamp("skipped", skipped)
@@ -232,16 +232,16 @@ class _Mirror:
         """The report at the root of the artifacts, its summary as metrics and as description."""
         for pattern in ("report.html", "figures/*", "tables/*"):
             self.send_files(pattern, below="report")
-        described = tracked.description(study)
+        described = content.description(study)
         stamp = config_hash(described)
         sent = self.cursor.stamps.get("description")
         if stamp != sent:
             tags = {} if sent is None else self.client.get_run(self.cursor.run_id).data.tags
             # else a person has written there
-            if sent is None or config_hash(tags.get(tracked.NOTE_TAG)) == sent:
-                self.client.set_tag(self.cursor.run_id, tracked.NOTE_TAG, described)
+            if sent is None or config_hash(tags.get(content.NOTE_TAG)) == sent:
+                self.client.set_tag(self.cursor.run_id, content.NOTE_TAG, described)
             self._stamp("description", stamp)
-        summed = tracked.summary_points(study)
+        summed = content.summary_points(study)
         if summed and self.cursor.stamps.get("summary") != config_hash(summed):
             self._send_metrics(summed)
             self._stamp("summary", config_hash(summed))
@@ -257,7 +257,7 @@ class _Mirror:
         for path in sorted((self.folder / below).glob(pattern)):
             name = path.relative_to(self.folder / below)
             if path.is_file() and path.suffix != ".tmp":
-                stamp = tracked.file_stamp(path)
+                stamp = content.file_stamp(path)
                 if self.cursor.stamps.get(str(name)) != stamp:
                     parent = None if name.parent == Path(".") else name.parent.as_posix()
                     self.client.log_artifact(self.cursor.run_id, str(path), parent)
@@ -279,11 +279,11 @@ class _Mirror:
         from mlflow.entities import Metric
 
         metrics = [
-            Metric(tracked.clean(name), value, int(time * 1000), tokens)
+            Metric(content.clean(name), value, int(time * 1000), tokens)
             for name, value, time, tokens in new
             if math.isfinite(value)
         ]
-        for chunk in tracked.chunks(metrics, BATCH_METRICS):
+        for chunk in content.chunks(metrics, BATCH_METRICS):
             self.client.log_batch(self.cursor.run_id, metrics=chunk)
 
     def _stamp(self, key: str, stamp: str) -> None:

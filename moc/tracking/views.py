@@ -12,7 +12,7 @@ from typing import Any
 
 from moc.config.schema import StudyConfig
 from moc.store.rundir import RunDir
-from moc.tracked import clean, read_json
+from moc.tracking.content import clean, read_json
 
 _VIEW_TAG = "mlflow.sharedViewState."
 _MAX_COLUMNS = 20  # a tag has room for 5000 characters

@@ -15,8 +15,8 @@ from types import FrameType
 from typing import Any
 
 from moc.config.schema import StudyConfig
-from moc.tracked import public_uri
-from moc.views import pages
+from moc.tracking.content import public_uri
+from moc.tracking.views import pages
 
 MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from evals.observing import device_of, looks_ahead
 from moc.model.config import routing_scope
-from moc.model.router import group_tokens
+from moc.model.memory.router import group_tokens
 
 if TYPE_CHECKING:
     from moc.model import Transformer

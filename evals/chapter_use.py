@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from evals.observing import device_of, only_observing
-from moc.model.router import pick_counts
+from moc.model.memory.router import pick_counts
 from moc.model.transformer import Transformer
 
 

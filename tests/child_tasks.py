@@ -24,7 +24,7 @@ from evals.observing import only_observing
 from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate.evaluator import BoundaryEvaluator
-from moc.model.generate import generate
+from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from moc.ops import take_chapters
 from moc.ops.bank_shards import own_rows, owned_chapters, rows_to_owners, shard_rows

@@ -13,9 +13,9 @@ from moc.model.config import (
     routing_scope,
     validate_model,
 )
+from moc.model.decode.generate import generate, stream
 from moc.model.files import load_model, read_safetensors, save_model, write_safetensors
-from moc.model.generate import generate, stream
-from moc.model.router import Routing
+from moc.model.memory.router import Routing
 from moc.model.transformer import ModelOutput, Transformer, build_model
 
 __all__ = [

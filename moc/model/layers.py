@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moc.model.cache import KeyValues
+from moc.model.decode.cache import KeyValues
 from moc.ops import rms_norm, swiglu
 
 NORM_EPS = 1e-5

@@ -14,12 +14,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
-from moc.model.bank import Bank, most_distinct
-from moc.model.cache import BlockState, Cache, DecodePolicy
 from moc.model.config import ModelConfig, validate_model
+from moc.model.decode.cache import BlockState, Cache, DecodePolicy
 from moc.model.layers import FusedLinear, RMSNorm, SelfAttention, SwiGLU, rotary_tables
-from moc.model.read import MemoryRead
-from moc.model.router import Routing, group_tokens
+from moc.model.memory.bank import Bank, most_distinct
+from moc.model.memory.chapters import MemoryRead
+from moc.model.memory.router import Routing, group_tokens
 from moc.ops import linear_cross_entropy
 
 

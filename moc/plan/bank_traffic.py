@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from moc.model.bank import most_distinct
 from moc.model.config import ModelConfig
+from moc.model.memory.bank import most_distinct
 from moc.plan.flops import chapters_read, routing_groups
 
 

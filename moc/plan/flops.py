@@ -16,7 +16,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from moc.model.config import MemoryConfig, ModelConfig
-from moc.model.router import group_tokens
+from moc.model.memory.router import group_tokens
 from moc.ops.shapes import BIAS_WIDTH, absorbs, moves_queries
 
 
@@ -131,7 +131,7 @@ def hardware_train_flops_per_token(
 
 @dataclass(frozen=True)
 class ExecutedRead:
-    """What ``moc.model.read`` makes of one memory layer's forward pass."""
+    """What ``moc.model.memory.chapters`` makes of one memory layer's forward pass."""
 
     num_groups: int  # of the batch
     num_chapters: int  # U: as many as the batch can read

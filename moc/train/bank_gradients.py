@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from moc.model.router import Routing
+from moc.model.memory.router import Routing
 from moc.model.transformer import Transformer
 from moc.ops.bank_shards import is_sharded, rows_to_owners
 from moc.train.distributed import all_sum, is_distributed, world_size

@@ -19,9 +19,9 @@ from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
 from moc.config.schema import PhaseConfig
-from moc.model.bank import Bank
 from moc.model.config import MemoryConfig
-from moc.model.router import Router, Routing
+from moc.model.memory.bank import Bank
+from moc.model.memory.router import Router, Routing
 from moc.model.transformer import Block, ModelOutput, Transformer
 from moc.ops.bank_shards import like_shard, own_rows, shard_rows
 from moc.train.bank_gradients import BankGradients, RowGradient

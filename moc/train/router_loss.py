@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from moc.model.config import MemoryConfig
-from moc.model.router import Routing, balance_loss, pick_counts, z_loss
+from moc.model.memory.router import Routing, balance_loss, pick_counts, z_loss
 from moc.train.distributed import all_sum, world_size
 
 

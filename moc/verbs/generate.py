@@ -11,7 +11,7 @@ from moc.verbs.eval import boundary_folders, study_of
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
-    from moc.model.cache import DecodePolicy
+    from moc.model.decode.cache import DecodePolicy
 
 
 def continue_prompts(
@@ -36,7 +36,7 @@ def continue_prompts(
         chat: a prompt is a user's turn.
         stop: strings that end a continuation and are left out of it.
 
-    For the other settings see ``moc.model.generate.stream``.
+    For the other settings see ``moc.model.decode.generate.stream``.
 
     Raises:
         ConfigError: if ``path`` holds no model, or a prompt or setting cannot be used.

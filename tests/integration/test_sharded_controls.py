@@ -10,7 +10,7 @@ import torch
 
 from evals.controls import knocked_out, swapped_bank
 from evals.observing import only_observing
-from moc.model.generate import generate
+from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from tests.child_tasks import PROMPTS
 from tests.conftest import Run

@@ -335,7 +335,7 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
         fetched.append(chapter_U)
         return take_chapters(bank_CTM, chapter_U)
 
-    monkeypatch.setattr("moc.model.projected.take_chapters", counted_take)
+    monkeypatch.setattr("moc.model.decode.kept_chapters.take_chapters", counted_take)
     tokens_BL = tokens_of(3, LENGTH)
     cache = model.new_cache(3, LENGTH + W)
     lengths = [0, 0, 0]
@@ -386,7 +386,7 @@ def test_a_call_of_many_tokens_copies_chapters_for_segments_and_not_for_position
         copied.append(index_BPN.shape[1])
         return routed_attention(q_BLHE, k_CTJE, v_CTJE, index_BPN, *arguments, **how)
 
-    monkeypatch.setattr("moc.model.recall.routed_attention", counted)
+    monkeypatch.setattr("moc.model.decode.memory_state.routed_attention", counted)
     tokens_BL = tokens_of(2, 4 * W)
     cache = model.new_cache(2, 4 * W)
     with torch.no_grad():

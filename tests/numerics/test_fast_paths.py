@@ -11,12 +11,12 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.bank import most_distinct
-from moc.model.read import MemoryRead
+from moc.model.memory.bank import most_distinct
+from moc.model.memory.chapters import MemoryRead
 from moc.ops.reference import reference_attention
 
 torch.set_num_threads(1)
-READ = sys.modules["moc.model.read"]
+READ = sys.modules["moc.model.memory.chapters"]
 ATTENTION = sys.modules["moc.ops.routed_attention"]
 BATCH, LENGTH, CHAPTERS = 2, 7, 9
 SCOPES = {

@@ -6,7 +6,7 @@ What would break for a user: chapters projected many times, or a reader given an
 import pytest
 import torch
 
-from moc.model.bank import distinct_chapters
+from moc.model.memory.bank import distinct_chapters
 from moc.ops import take_chapters
 
 NUM_CHAPTERS = [40, 13, 9]  # the groups below read 1 + 2 * 2 * 3 chapters at most

@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
-from moc.model.router import balance_loss, pick_counts, z_loss
+from moc.model.memory.router import balance_loss, pick_counts, z_loss
 from tests.numerics.small_models import (
     DENSE,
     MEMORY,

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.read import MemoryRead
+from moc.model.memory.chapters import MemoryRead
 from tests.numerics.oracle import naive_choice, naive_logits, naive_read, sees_of, unfused
 from tests.numerics.small_models import MIXINGS, TAPS
 

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, RouterConfig
-from moc.model.router import Router, balance_loss, pick_counts, pool_groups, z_loss
+from moc.model.memory.router import Router, balance_loss, pick_counts, pool_groups, z_loss
 from tests.numerics.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
 
 DIM = 6

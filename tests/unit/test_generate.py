@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, generate
-from moc.model.generate import stream
+from moc.model.decode.generate import stream
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(

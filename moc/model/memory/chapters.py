@@ -13,11 +13,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moc.model.bank import distinct_chapters
 from moc.model.config import ModelConfig
+from moc.model.decode.memory_state import Recall
 from moc.model.layers import NORM_EPS, FusedLinear, RMSNorm
-from moc.model.recall import Recall
-from moc.model.router import Router, Routing, read_everything
+from moc.model.memory.bank import distinct_chapters
+from moc.model.memory.router import Router, Routing, read_everything
 from moc.ops import (
     absorbed_attention,
     absorbs,

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch import distributed as dist
 
-from moc.model.cache import DecodePolicy
+from moc.model.decode.cache import DecodePolicy
 from moc.model.transformer import Transformer
 
 

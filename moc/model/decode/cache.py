@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from moc.model.config import ModelConfig
-from moc.model.places import Places
-from moc.model.recall import DecodePolicy, Recall
+from moc.model.decode.memory_state import DecodePolicy, Recall
+from moc.model.decode.positions import Places
 
 
 class Cache:

@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from moc.model.config import MemoryConfig
-from moc.model.places import Places
-from moc.model.projected import ProjectedChapters
-from moc.model.router import (
+from moc.model.decode.kept_chapters import ProjectedChapters
+from moc.model.decode.positions import Places
+from moc.model.memory.router import (
     Router,
     Routing,
     mean_of_last,

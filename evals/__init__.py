@@ -1,5 +1,5 @@
 """Evaluations: what is measured at every phase boundary, and what the measurements say.
 
-``evals.harness`` scores a model in memory, ``evals.forgetting`` compares the scores of one run's
-boundaries. Nothing is imported here: ``evals.forgetting`` needs numpy alone.
+``scoring`` scores a model in memory, ``measures`` says what scores alone do not, ``statistics``
+(numpy and scipy alone) compares what was scored. Nothing is imported here.
 """

@@ -228,8 +228,8 @@ def _generate(arguments: argparse.Namespace) -> int:
 
 def _report(arguments: argparse.Namespace) -> int:
     from moc.report import build_report, load_results, result_tables
+    from moc.store.find import study_dir_of
     from moc.tracking.mirror import send_report
-    from moc.verbs.eval import study_dir_of
 
     folder = study_dir_of(arguments.path)
     results = load_results(folder)

@@ -11,11 +11,11 @@ from pathlib import Path
 import torch
 from filelock import FileLock, Timeout
 
+from evals.scoring.study_tasks import write_task_items
 from moc.bench.peak import measure_matmul_peak
 from moc.config.load import save_study
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
-from moc.data.tasks import write_task_items
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.errors import ConfigError, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals

@@ -19,8 +19,8 @@ import moc.ops.bank_rows
 import moc.study
 import moc.train.checkpoints
 import moc.train.module
-from evals.controls import knocked_out, swapped_bank
-from evals.observing import only_observing
+from evals.measures.controls import knocked_out, swapped_bank
+from evals.scoring.observing import only_observing
 from moc.callbacks.revival import Revival
 from moc.cli import main
 from moc.evaluate.evaluator import BoundaryEvaluator

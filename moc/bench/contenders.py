@@ -1,4 +1,4 @@
-"""What ``moc.bench.__main__`` times: training steps and decoding of a model. Needs torch alone.
+"""What ``moc.bench`` times: training steps and decoding of a model. Needs torch alone.
 
 B batch, L length.
 """

@@ -12,15 +12,15 @@ from typing import Any
 
 import torch
 
-from evals.chapter_use import chapter_use
-from evals.controls import apply_control, control_names
-from evals.forgetting import forgetting_so_far
-from evals.harness import Samples, Scores, bits_per_byte, evaluate_model
-from evals.leakage import leakage_record
-from evals.suites import expand_tasks
+from evals.measures.chapter_use import chapter_use
+from evals.measures.controls import apply_control, control_names
+from evals.measures.leakage import leakage_record
+from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
+from evals.scoring.study_tasks import study_tasks
+from evals.scoring.suites import expand_tasks
+from evals.statistics.forgetting import forgetting_so_far
 from moc.config.load import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
-from moc.data.tasks import study_tasks
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.errors import ConfigError, nearest

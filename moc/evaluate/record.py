@@ -8,8 +8,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evals.chapter_use import router_drift
-from evals.picks import overlap
+from evals.measures.chapter_use import router_drift
+from evals.measures.picks import overlap
 from moc.model.files import read_safetensors
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from evals.statistics import share_interval
+from evals.statistics.inference import share_interval
 from moc.report import effects
 from moc.report.cells import NEAR_ZERO_NOTE, fixed, items_text, level, marked, table_of
 from moc.report.estimates import over_seeds

@@ -8,8 +8,8 @@ from typing import Any
 
 import numpy as np
 
-from evals import forgetting
-from evals.statistics import (
+from evals.statistics import forgetting
+from evals.statistics.inference import (
     Effect,
     Interval,
     churn,

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evals.intervals import Z
+from evals.statistics.intervals import Z
 
 
 @dataclass(frozen=True)

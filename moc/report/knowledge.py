@@ -6,8 +6,8 @@ import math
 import statistics
 from dataclasses import dataclass
 
-from evals.forgetting import knowledge_bits
-from evals.savings import recovery, savings, tokens_to_reach
+from evals.statistics.forgetting import knowledge_bits
+from evals.statistics.savings import recovery, savings, tokens_to_reach
 from moc.report.cells import (
     MISSING,
     NEAR_ZERO_NOTE,

@@ -7,8 +7,8 @@ from typing import Literal
 
 import numpy as np
 
-from evals.forgetting import transition_deltas
-from evals.statistics import hierarchical_interval
+from evals.statistics.forgetting import transition_deltas
+from evals.statistics.inference import hierarchical_interval
 from moc.report import looking_ahead as ahead
 from moc.report.cells import (
     MISSING,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from evals.forgetting import forgetting, loss_forgetting
+from evals.statistics.forgetting import forgetting, loss_forgetting
 from moc.report.results import Results
 from moc.report.runs import Run
 

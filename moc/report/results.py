@@ -13,7 +13,7 @@ from typing import Any, TypeVar, cast
 import numpy as np
 from omegaconf import OmegaConf
 
-from evals.forgetting import ScoreMatrix, bits_per_byte_matrix, score_matrix
+from evals.statistics.forgetting import ScoreMatrix, bits_per_byte_matrix, score_matrix
 from moc.report import phases as course
 from moc.report.items import Items, load_items
 from moc.report.runs import Run, load_run, read_json

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from evals.picks import USED_SHARE
-from evals.picks import overlap as overlap_of
+from evals.measures.picks import USED_SHARE
+from evals.measures.picks import overlap as overlap_of
 from moc.report import looking_ahead as ahead
 from moc.report.cells import (
     MISSING,

@@ -8,8 +8,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from evals.forgetting import wilson_interval
-from evals.statistics import share_interval
+from evals.statistics.forgetting import wilson_interval
+from evals.statistics.inference import share_interval
 from moc.report.items import Common
 
 

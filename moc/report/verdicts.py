@@ -7,7 +7,7 @@ import statistics
 from collections import Counter
 from dataclasses import dataclass
 
-from evals.statistics import Effect, holm, verdict
+from evals.statistics.inference import Effect, holm, verdict
 from moc.report.cells import (
     MISSING,
     interval,

@@ -92,7 +92,7 @@ def send_report(folder: Path) -> str | None:
     they are. One line for the user if that did not work, else None."""
     from filelock import FileLock
 
-    from moc.verbs.eval import study_of
+    from moc.store.find import study_of
 
     cursor = Cursor.load(folder)
     if not cursor.run_id:

@@ -14,8 +14,8 @@ from moc.errors import ConfigError, nearest
 from moc.report import build_report, load_results, result_tables
 from moc.report.results import Results
 from moc.report.runs import Run
+from moc.store.find import study_dir_of
 from moc.store.rundir import TRAINED
-from moc.verbs.eval import study_dir_of
 
 Tree = dict[str, Any]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moc.errors import ConfigError
-from moc.verbs.eval import boundary_folders, study_of
+from moc.store.find import boundary_folders, study_of
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer

@@ -9,8 +9,8 @@ from typing import Any
 
 from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
 from moc.errors import ConfigError, nearest
+from moc.store.find import boundary_folders, study_of
 from moc.text import table
-from moc.verbs.eval import boundary_folders, study_of
 
 _COLUMNS = 100
 _LEGEND = [
@@ -30,7 +30,7 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
 
     Returns:
         ``{"checkpoint", "arm", "seed", "boundary", "scope", "causal", "sources", "tasks"}``; the
-        last three as in ``evals.leakage.leakage_record``.
+        last three as in ``evals.measures.leakage.leakage_record``.
 
     Raises:
         ConfigError: for a path that holds no boundary, or text that is missing or too short.
@@ -42,9 +42,9 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
         num_windows = study.evals.leakage_windows or EvalConfig().leakage_windows
     if num_windows < 2:
         raise ConfigError(f"--windows must be at least 2, one to borrow from; it is {num_windows}")
-    from evals.harness import evaluate_model
-    from evals.leakage import leakage_record
-    from evals.observing import looks_ahead
+    from evals.measures.leakage import leakage_record
+    from evals.scoring.harness import evaluate_model
+    from evals.scoring.observing import looks_ahead
     from moc.data.tokenizer import Tokenizer, used_sources
     from moc.data.windows import comparable_texts
     from moc.evaluate.evaluator import all_tasks

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from evals.controls import knocked_out, swapped_bank
-from evals.observing import only_observing
+from evals.measures.controls import knocked_out, swapped_bank
+from evals.scoring.observing import only_observing
 from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from tests.child_tasks import PROMPTS

@@ -51,13 +51,14 @@ def _cut(study: StudyConfig, folder: Path) -> None:
         probe.every_tokens, probe.num_items = 128, 2
     evals = study.evals
     # stock benchmarks need a hub or its mirror, and have tests of their own
-    evals.tasks = [task for task in evals.tasks if task.startswith(("facts", "skills"))]
+    ours = ("facts", "skills")
+    evals.tasks = [task for task in evals.tasks if task.startswith(ours)]
     if evals.in_phase.tasks:
         evals.in_phase.tasks = [
             t for t in evals.in_phase.tasks if t.startswith(("facts", "skills"))
         ]
     for probe in study.probes.values():
-        probe.tasks = [task for task in probe.tasks if task.startswith(("facts", "skills"))]
+        probe.tasks = [task for task in probe.tasks if task.startswith(ours)]
     evals.num_items, evals.controls.num_items, evals.in_phase.num_items = 4, 2, 2
     evals.in_phase.every_tokens = min(evals.in_phase.every_tokens, 128)
     evals.context_length, evals.validation_tokens = 64, 300

@@ -6,10 +6,10 @@ from dataclasses import replace
 
 import pytest
 
-from evals.leakage import measure_leakage
+from evals.measures.leakage import measure_leakage
+from evals.scoring.study_tasks import write_task_items
 from moc.cli import main
 from moc.config.load import save_study
-from moc.data.tasks import write_task_items
 from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows
 from moc.model import MemoryConfig, RouterConfig, build_model, load_model

@@ -7,10 +7,10 @@ from pathlib import Path
 
 import pytest
 
+from evals.scoring.study_tasks import study_tasks, write_task_items
 from moc.config.schema import EvalConfig, PhaseConfig, SourceConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.source import documents
-from moc.data.tasks import study_tasks, write_task_items
 from moc.errors import ConfigError
 
 TASKS = ["facts_choice", "facts_answer", "skills_answer"]

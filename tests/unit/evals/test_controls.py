@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from evals.controls import (
+from evals.measures.controls import (
     apply_control,
     control_names,
     knocked_out,

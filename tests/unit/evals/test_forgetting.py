@@ -8,7 +8,7 @@ import sys
 import numpy as np
 import pytest
 
-from evals import forgetting as f
+from evals.statistics import forgetting as f
 
 
 def record(index, boundary, tasks, bits):
@@ -190,5 +190,5 @@ def test_an_interval_of_nothing_is_refused(value, num_items):
 
 
 def test_reading_results_needs_no_torch():
-    program = "import sys, evals.forgetting; sys.exit('torch' in sys.modules)"
+    program = "import sys, evals.statistics.forgetting; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

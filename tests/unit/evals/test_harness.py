@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from evals import hub
-from evals.harness import bits_per_byte, evaluate_model
+from evals.scoring import hub
+from evals.scoring.harness import bits_per_byte, evaluate_model
 from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.facts import fact_questions

@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from evals.harness import evaluate_model
-from evals.hub import MIRROR_VARIABLE
-from evals.suites import SUITES
+from evals.scoring.harness import evaluate_model
+from evals.scoring.hub import MIRROR_VARIABLE
+from evals.scoring.suites import SUITES
 from moc.errors import ConfigError
 from tests.fake_language import ByteTokenizer, Chain, brute_force, routed_model
 
@@ -108,7 +108,7 @@ def test_options_of_their_own_are_counted_by_place(tmp_path):
 
 def test_a_group_is_one_task_of_all_its_items(tmp_path):
     """Pooled: a mean over subjects would weigh a small one like a large one."""
-    from evals.hub import _index
+    from evals.scoring.hub import _index
 
     names = sorted(
         entry.cfg["dataset_name"]

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import torch
 
-from evals.harness import evaluate_model
-from evals.intervals import clustered_mean, paired_difference
-from evals.leakage import _donors, choice_gain, leakage_record, measure_leakage
+from evals.measures.leakage import _donors, choice_gain, leakage_record, measure_leakage
+from evals.scoring.harness import evaluate_model
+from evals.statistics.intervals import clustered_mean, paired_difference
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
 from tests.fake_language import ByteTokenizer, routed_model
 

@@ -5,7 +5,7 @@ import math
 
 import pytest
 
-from evals.harness import evaluate_model
+from evals.scoring.harness import evaluate_model
 from tests.fake_language import ByteTokenizer, Chain, Script, brute_force, routed_model
 
 CITIES = ["London", "Paris", "Ulan Bator", "Rome"]

@@ -4,7 +4,7 @@ import math
 
 import pytest
 
-from evals.savings import recovery, savings, tokens_to_reach
+from evals.statistics.savings import recovery, savings, tokens_to_reach
 
 CURVE = [(0, 0.2), (1000, 0.4), (2000, 0.8), (3000, 0.7), (4000, 0.9)]
 

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evals import statistics as s
-from evals.forgetting import retention
+from evals.statistics import inference as s
+from evals.statistics.forgetting import retention
 
 NAN = math.nan
 
@@ -227,7 +227,7 @@ def test_inputs_are_left_alone():
 
 def test_statistics_need_neither_torch_nor_the_slow_part_of_scipy():
     program = (
-        "import sys, evals.statistics, evals.savings;"
+        "import sys, evals.statistics.inference, evals.statistics.savings;"
         "sys.exit('torch' in sys.modules or 'scipy.stats' in sys.modules)"
     )
     assert subprocess.run([sys.executable, "-c", program], check=False).returncode == 0

@@ -25,7 +25,11 @@ import numpy as np
 import pytest
 from scipy.special import expit
 
-from evals.statistics import difference_in_differences, hierarchical_interval, share_interval
+from evals.statistics.inference import (
+    difference_in_differences,
+    hierarchical_interval,
+    share_interval,
+)
 
 NUM_STUDIES = 1000  # a share of 95% is then known to 0.7%
 SEED_SPREAD = {"alike": 0.0, "medium": 0.3, "large": 1.0}  # in logits; a third of it for Gaussians

@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from evals.answers import batches
-from evals.observing import only_observing
-from evals.study_lm import StudyLM
+from evals.scoring.answers import batches
+from evals.scoring.observing import only_observing
+from evals.scoring.study_lm import StudyLM
 from moc.errors import ConfigError
 from moc.model import generate
 from tests.fake_language import (

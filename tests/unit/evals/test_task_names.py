@@ -2,8 +2,8 @@
 
 import pytest
 
-from evals import hub
-from evals.suites import expand_tasks
+from evals.scoring import hub
+from evals.scoring.suites import expand_tasks
 from moc.errors import ConfigError
 
 TWO = {f"facts_answer.{name}": ("facts_answer", name) for name in ("people_a", "people_b")}

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from evals import statistics as s
+from evals.statistics import inference as s
 
 NAN = math.nan
 

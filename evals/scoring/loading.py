@@ -15,9 +15,9 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
-from evals.hub import load_stock, mirror_folder
-from evals.local_tasks import base_task, load_task
-from evals.records import sample, score
+from evals.scoring.hub import load_stock, mirror_folder
+from evals.scoring.local_tasks import base_task, load_task
+from evals.scoring.records import sample, score
 from moc.errors import ConfigError
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread most evenly
@@ -39,7 +39,7 @@ class Loaded:
         return all(leaf.OUTPUT_TYPE == "multiple_choice" for leaf in self.leaves.values())
 
     def run(self, model: LM) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-        """The record and the samples of all items; see ``evals.records``."""
+        """The record and the samples of all items; see ``evals.scoring.records``."""
         leaves = {name: self.leaves[name] for name in self.chosen}
         results = evaluate(
             model, {"tasks": leaves}, samples=self.chosen, bootstrap_iters=0, log_samples=True
@@ -69,7 +69,7 @@ def load(
     num_fewshot: int | None = None,
     hub_mirror: str | None = None,
 ) -> Loaded:
-    """See ``evals.harness.evaluate_model``.
+    """See ``evals.scoring.harness.evaluate_model``.
 
     Raises:
         ConfigError: for an unknown task, one without a score for every item, or missing data.

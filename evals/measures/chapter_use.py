@@ -11,7 +11,7 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from evals.observing import device_of, only_observing
+from evals.scoring.observing import device_of, only_observing
 from moc.model.memory.router import pick_counts
 from moc.model.transformer import Transformer
 

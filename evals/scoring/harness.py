@@ -20,11 +20,11 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.loading import load, quiet
-from evals.observing import device_of, looks_ahead, only_observing
-from evals.study_lm import RouteOn, StudyLM
-from evals.suites import PAPER_SHOTS
-from evals.windows import real_lengths
+from evals.scoring.loading import load, quiet
+from evals.scoring.observing import device_of, looks_ahead, only_observing
+from evals.scoring.study_lm import RouteOn, StudyLM
+from evals.scoring.suites import PAPER_SHOTS
+from evals.scoring.windows import real_lengths
 from moc.errors import ConfigError
 from moc.store.rundir import ON_ANSWER
 
@@ -56,20 +56,20 @@ def evaluate_model(
     every rank calls this with the same arguments and gets the same result.
 
     Args:
-        tasks: names as ``evals.suites.expand_tasks`` gives them.
+        tasks: names as ``evals.scoring.suites.expand_tasks`` gives them.
         num_items: per task, None for all: of ours the first, of others a subset spread evenly over
             the task; that of a smaller number is part of that of a larger.
-        num_fewshot: examples before a question, by task; others as in ``evals.suites``, else as the
+        num_fewshot: examples before a question, by task; others as in ``suites``, else as the
             task's config says.
-        hub_mirror: see ``evals.hub``; None: ``$MOC_HUB_MIRROR``, else the hub itself.
+        hub_mirror: see ``evals.scoring.hub``; None: ``$MOC_HUB_MIRROR``, else the hub itself.
         route_on: see ``StudyLM``. ``both``: on the context, and multiple-choice tasks, if the model
             looks ahead, once more on the answer as ``<task>.full``.
         choices_only: leave out the tasks whose answers are written.
 
     Returns:
-        By task: the record of ``evals.records.score`` with ``"num_fewshot"``, and the samples of
-        ``evals.records.sample``, those of groups with ``"subtask"``. ``doc_hash`` names an item
-        across boundaries, arms and seeds.
+        By task: the record of ``records.score`` with ``"num_fewshot"``, and the samples of
+        ``records.sample``, those of groups with ``"subtask"``. ``doc_hash`` names an item across
+        boundaries, arms and seeds.
 
     Raises:
         ConfigError: for an unknown task, no items asked for, or data that cannot be had.
@@ -112,7 +112,7 @@ def bits_per_byte(
     """Compressed size of the counted tokens in bits, per byte of text that they stand for.
 
     Routing of scope ``sequence`` pools each whole window, so this is then no causal model's loss;
-    ``evals.leakage`` measures by how much.
+    ``evals.measures.leakage`` measures by how much.
 
     Args:
         tokens: ids (n, L + 1), consecutive windows of a text; only the last may be padded.

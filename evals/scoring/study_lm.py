@@ -9,8 +9,8 @@ from typing import TYPE_CHECKING, Any
 from lm_eval.api.model import TemplateLM
 from lm_eval.utils import get_rolling_token_windows, make_disjoint_window
 
-from evals.answers import Answer, RouteOn, batches, copied_group, score_answers
-from evals.observing import device_of
+from evals.scoring.answers import Answer, RouteOn, batches, copied_group, score_answers
+from evals.scoring.observing import device_of
 from moc.data.document import TURN_END
 from moc.errors import ConfigError
 

@@ -63,4 +63,6 @@ def load_task(name: str, task_dir: Path, *, num_fewshot: int | None = None) -> L
 
 @functools.cache
 def _task_manager() -> TaskManager:
-    return TaskManager(include_path=str(Path(__file__).parent / "tasks"), include_defaults=False)
+    return TaskManager(
+        include_path=str(Path(__file__).parents[1] / "tasks"), include_defaults=False
+    )

@@ -34,8 +34,8 @@ def expand_tasks(
     Raises:
         ConfigError: for a name that is neither a suite, one of ``of_study``, nor in lm-eval.
     """
-    from evals.hub import is_stock
-    from evals.local_tasks import base_task
+    from evals.scoring.hub import is_stock
+    from evals.scoring.local_tasks import base_task
 
     if of_study is None:
         of_study = {name: (base_task(name) or "", "") for name in names if base_task(name)}
@@ -57,8 +57,8 @@ def expand_tasks(
 
 def unknown_task(name: str) -> str:
     """What to say of a task that nobody knows; names of lm-eval only if one is near."""
-    from evals.hub import stock_names
-    from evals.local_tasks import task_names
+    from evals.scoring.hub import stock_names
+    from evals.scoring.local_tasks import task_names
 
     ours = [*SUITES, *task_names()]
     everything = [*ours, *stock_names()]

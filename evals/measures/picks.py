@@ -1,6 +1,6 @@
 """How far two counts of picked chapters agree. C chapters.
 
-Apart from ``evals.chapter_use`` so that a report needs no torch.
+Apart from ``evals.measures.chapter_use`` so that a report needs no torch.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a few seeds and a few hundred items can tell: 95% intervals, tests, verdicts. No torch.
 
 S seeds, N items. All seeds answer the same items, and items of one cluster (questions on one
-passage, on one person) are not independent: see ``evals.resampling`` for the method, and
+passage, on one person) are not independent: see ``evals.statistics.resampling`` for the method, and
 tests/unit/evals/test_statistics_coverage.py for its coverage as measured.
 """
 
@@ -14,8 +14,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from scipy.special import bdtr
 
-from evals.intervals import Z
-from evals.resampling import error_draws
+from evals.statistics.intervals import Z
+from evals.statistics.resampling import error_draws
 
 LEVEL = 0.05  # of every test and, as 1 - LEVEL, of every interval
 FEW = 20  # clusters that changed: so few are counted, not resampled

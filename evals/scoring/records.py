@@ -31,7 +31,7 @@ def sample(
     Args:
         metrics: of the task, the headline first.
         gold: the right option's place, where there are options.
-        ours: whether the item is one that ``moc.data.tasks`` wrote.
+        ours: whether the item is one that ``evals.scoring.study_tasks`` wrote.
 
     Returns:
         ``{"doc_hash", "doc_id", "correct", "prediction", "target", "cluster"}``, of facts also

@@ -2,7 +2,7 @@
 
 R[b, i] is the score of evaluation i at boundary b; NaN where it was not measured. Forgetting and
 backward transfer follow "Riemannian Walk" (arXiv 1801.10112) and "Gradient Episodic Memory"
-(arXiv 1706.08840). Intervals and tests are in ``evals.statistics``.
+(arXiv 1706.08840). Intervals and tests are in ``evals.statistics.inference``.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from evals.intervals import Z
-from evals.statistics import Effect, clearly_above, hierarchical_interval
+from evals.statistics.inference import Effect, clearly_above, hierarchical_interval
+from evals.statistics.intervals import Z
 
 Record = Mapping[str, Any]  # one boundary's evals.json
 

@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from evals.suites import SUITES
+from evals.scoring.suites import SUITES
 from moc.config.schema import SourceConfig, StudyConfig
 from moc.data.facts import POOL_SIZES, fact_questions
 from moc.data.skills import skill_examples

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from evals.observing import device_of, looks_ahead
+from evals.scoring.observing import device_of, looks_ahead
 from moc.model.config import routing_scope
 from moc.model.memory.router import group_tokens
 

@@ -40,9 +40,9 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from evals.intervals import clustered_mean, paired_difference
-from evals.observing import device_of, looks_ahead, only_observing
-from evals.windows import real_lengths
+from evals.scoring.observing import device_of, looks_ahead, only_observing
+from evals.scoring.windows import real_lengths
+from evals.statistics.intervals import clustered_mean, paired_difference
 from moc.errors import ConfigError
 from moc.store.rundir import ON_ANSWER
 

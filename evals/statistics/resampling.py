@@ -27,7 +27,7 @@ from functools import lru_cache
 import numpy as np
 from scipy.special import ndtri, stdtrit
 
-from evals.intervals import Z
+from evals.statistics.intervals import Z
 
 _MANY_CLUSTERS = 1000  # from here on their mean is normal, and resampling them only costs time
 

@@ -24,7 +24,7 @@ from lm_eval.tasks._factory import TaskFactory  # no public way to have tasks of
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.utils import hash_string
 
-from evals.suites import unknown_task
+from evals.scoring.suites import unknown_task
 from moc.errors import ConfigError
 
 MIRROR_VARIABLE = "MOC_HUB_MIRROR"

@@ -1,0 +1,4 @@
+"""Intervals, tests, forgetting and savings; numpy and scipy alone.
+
+In: arrays of scores by seed and item. Out: estimates with intervals, verdicts.
+"""

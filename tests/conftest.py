@@ -22,9 +22,10 @@ Run = Callable[..., list[int | None]]
 
 @pytest.fixture(scope="session")
 def in_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """``in_child(function, log=..., env=[...], **arguments)``: a function of ``tests.child_tasks``
-    in as many new processes as ``env`` has entries (one by default). Returns their exit codes;
-    ``log`` receives the first one's output, ``log.1`` the second one's and so on.
+    """``in_child(function, log=..., env=[...], **arguments)``: a function of
+    ``tests.support.child_tasks`` in as many new processes as ``env`` has entries (one by default).
+    Returns their exit codes; ``log`` receives the first one's output, ``log.1`` the second one's
+    and so on.
     """
     server: list[subprocess.Popen[str]] = []
 
@@ -55,7 +56,7 @@ def in_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
 
 def _start() -> subprocess.Popen[str]:
     return subprocess.Popen(
-        [sys.executable, "-m", "tests.fork_server"],
+        [sys.executable, "-m", "tests.support.fork_server"],
         cwd=ROOT,
         env={**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"},
         stdin=subprocess.PIPE,

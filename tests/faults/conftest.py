@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from tests.conftest import Run
-from tests.helpers_runs import Moc, outcome
-from tests.helpers_training import write_tiny_study
+from tests.support.helpers_runs import Moc, outcome
+from tests.support.helpers_training import write_tiny_study
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """A run that is killed or stopped ends where an undisturbed one does, to the bit.
 
-Runs are child processes that end at a chosen moment (``tests.child_tasks``); one test uses the
-command as a user does and kills it from outside.
+Runs are child processes that end at a chosen moment (``tests.support.child_tasks``); one test
+uses the command as a user does and kills it from outside.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ import pytest
 from moc.store.journal import read
 from tests.conftest import ROOT, Run
 from tests.faults.conftest import run_in
-from tests.helpers_runs import BOUNDARIES, Moc, check_same, complaint, outcome, run_dir
-from tests.helpers_training import write_tiny_study
+from tests.support.helpers_runs import BOUNDARIES, Moc, check_same, complaint, outcome, run_dir
+from tests.support.helpers_training import write_tiny_study
 
 KILLS: list[dict[str, Any]] = [
     {"at": "while evaluating", "boundary": 0},

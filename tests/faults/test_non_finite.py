@@ -14,7 +14,7 @@ import moc.train.module
 from moc.errors import TrainingDiverged
 from moc.model.transformer import build_model
 from moc.store.journal import read
-from tests.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 Spoil = Callable[[Tensor], Tensor]
 

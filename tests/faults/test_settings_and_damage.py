@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.helpers_runs import Moc, check_same, complaint, contents, run_dir
+from tests.support.helpers_runs import Moc, check_same, complaint, contents, run_dir
 
 
 def names_the_change(log: str, override: str) -> bool:

@@ -15,7 +15,7 @@ import moc.tracking.mirror
 from moc.config.schema import StudyConfig
 from moc.tracking.content import public_uri
 from moc.tracking.mirror import Tracker, default_uri
-from tests.fake_runs import fake_study, write_study
+from tests.support.fake_runs import fake_study, write_study
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from tests.helpers_training import tiny_study, train_phase
+from tests.support.helpers_training import tiny_study, train_phase
 
 LOSSES = Path(__file__).with_name("losses.json")
 SCOPES = ("sequence", "segment", "token")

@@ -17,7 +17,7 @@ import moc.train.module
 from moc.callbacks.chapters import load_statistics
 from moc.model.transformer import Transformer, build_model
 from moc.train.module import nudge
-from tests.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 RATE = 0.25
 BIASED = f"model.memory.router.bias_rate={RATE}"

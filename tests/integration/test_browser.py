@@ -15,8 +15,8 @@ import pytest
 
 from moc.report import build_report
 from moc.tracking.mirror import Tracker
-from tests.browser import CHROMIUM, Browser, wait_for
-from tests.fake_runs import fake_study, write_study
+from tests.support.browser import CHROMIUM, Browser, wait_for
+from tests.support.fake_runs import fake_study, write_study
 
 pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs chromium")
 ARMS = ("moc", "iso_flop")

@@ -12,8 +12,8 @@ from moc.callbacks.in_phase import is_due
 from moc.config.schema import StudyConfig
 from moc.store.journal import Record, read
 from moc.study import run_study
-from tests.child_tasks import NoTracker
-from tests.helpers_training import tiny_study
+from tests.support.child_tasks import NoTracker
+from tests.support.helpers_training import tiny_study
 
 EVERY = 600  # tokens: steps 3, 5 and 8 of 256 tokens
 TASKS = ["facts_choice", "facts_answer"]

@@ -15,7 +15,7 @@ from moc.errors import ConfigError
 from moc.model.transformer import Transformer
 from moc.plan.bank_optimizer import bank_optimizer
 from moc.train.checkpoints import load_training_state, save_training_state
-from tests.helpers_training import Recorder, module_of, tiny_study, train_phase
+from tests.support.helpers_training import Recorder, module_of, tiny_study, train_phase
 
 # two micro-batches a step and a clipping norm that is always exceeded; most chapters never read
 OPTIONS = [

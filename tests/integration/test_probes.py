@@ -13,8 +13,8 @@ import moc.study
 from moc.config.schema import ProbeConfig, StudyConfig
 from moc.store.journal import read
 from moc.study import run_study
-from tests.child_tasks import NoTracker
-from tests.helpers_training import tiny_study
+from tests.support.child_tasks import NoTracker
+from tests.support.helpers_training import tiny_study
 
 
 @pytest.fixture(autouse=True)

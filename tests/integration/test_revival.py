@@ -21,8 +21,8 @@ from moc.model.transformer import Transformer, build_model
 from moc.store.journal import Journal, Record, read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
-from tests.helpers_training import Recorder, tiny_study, train_phase
 from tests.integration.test_two_ranks import launched_by_torchrun, log_of
+from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 # sixteen picks a step among 32 chapters: many stay unread for two steps
 OPTIONS = [

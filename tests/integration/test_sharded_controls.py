@@ -12,10 +12,10 @@ from evals.measures.controls import knocked_out, swapped_bank
 from evals.scoring.observing import only_observing
 from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
-from tests.child_tasks import PROMPTS
 from tests.conftest import Run
-from tests.helpers_training import tiny_study
 from tests.integration.test_two_ranks import arguments, launched_by_torchrun, log_of, result_of
+from tests.support.child_tasks import PROMPTS
+from tests.support.helpers_training import tiny_study
 
 OVERRIDES = [
     "phases.facts.tokens=512",

@@ -11,7 +11,7 @@ import moc.study
 from moc.config.load import load_study
 from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.study import run_study
-from tests.child_tasks import NoTracker
+from tests.support.child_tasks import NoTracker
 
 ROOT = Path(__file__).parents[2]
 STUDIES = sorted(str(path.relative_to(ROOT)) for path in (ROOT / "experiments").rglob("*.yaml"))

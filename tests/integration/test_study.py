@@ -23,8 +23,8 @@ from moc.study import run_study
 from moc.train.checkpoints import check_manifest, load_training_state
 from moc.verbs.eval import evaluate_stored
 from moc.verbs.generate import continue_prompts
-from tests.child_tasks import NoTracker
-from tests.helpers_training import tiny_study
+from tests.support.child_tasks import NoTracker
+from tests.support.helpers_training import tiny_study
 
 # both phases go over the same few documents repeatedly
 SHORT = [

@@ -17,7 +17,7 @@ from moc.callbacks.progress import LiveProgress
 from moc.callbacks.throughput import RestartClock, Throughput
 from moc.model.transformer import build_model
 from moc.store.journal import read
-from tests.helpers_training import tiny_study, train_phase
+from tests.support.helpers_training import tiny_study, train_phase
 
 START, DATA, FORWARD, DIAGNOSTICS = 1000.0, 1.0, 10.0, 100.0  # seconds that each takes
 

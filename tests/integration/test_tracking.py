@@ -22,7 +22,7 @@ from moc.store.journal import Journal, read
 from moc.tracking.content import child_tags
 from moc.tracking.mirror import Tracker, default_uri, send_report
 from moc.tracking.server import serve_ui
-from tests.fake_runs import fake_study, write_json, write_run, write_study
+from tests.support.fake_runs import fake_study, write_json, write_run, write_study
 
 SMALL = (40, 20)  # steps per phase
 NOTE = "mlflow.note.content"  # MLflow's name for a description

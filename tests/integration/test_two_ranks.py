@@ -18,7 +18,7 @@ from moc.model.transformer import Transformer, build_model, parameter_group
 from moc.store.journal import read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
-from tests.helpers_training import tiny_study, train_phase, write_tiny_study
+from tests.support.helpers_training import tiny_study, train_phase, write_tiny_study
 
 # Ten steps of 8 sequences. Two ranks have half the micro-batch, so that the sequences which share
 # a balance loss are the same; two micro-batches a step, so that one of them does not communicate.

@@ -15,7 +15,7 @@ from moc.callbacks.metrics import TrainingMetrics
 from moc.model.transformer import build_model
 from moc.store.journal import Journal, read
 from moc.train.module import router_figures
-from tests.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 # nothing learns, so that every step can be recounted with the first weights
 STILL = [f"phases.facts.optimizer.{group}.lr=0" for group in ("backbone", "memory_layers", "bank")]

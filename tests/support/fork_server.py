@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 
-from tests import child_tasks
+from tests.support import child_tasks
 
 TIMEOUT_SEC = 90
 GRACE_SEC = 10  # for the other ranks, once one has failed

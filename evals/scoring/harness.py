@@ -21,11 +21,12 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from evals.scoring.loading import load, quiet
-from evals.scoring.observing import device_of, looks_ahead, only_observing
+from evals.scoring.observing import device_of, only_observing
 from evals.scoring.study_lm import RouteOn, StudyLM
 from evals.scoring.suites import PAPER_SHOTS
 from evals.scoring.windows import real_lengths
 from moc.errors import ConfigError
+from moc.model.config import is_causal
 from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
@@ -63,7 +64,7 @@ def evaluate_model(
             task's config says.
         hub_mirror: see ``evals.scoring.hub``; None: ``$MOC_HUB_MIRROR``, else the hub itself.
         route_on: see ``StudyLM``. ``both``: on the context, and multiple-choice tasks, if the model
-            looks ahead, once more on the answer as ``<task>.full``.
+            is not causal, once more on the answer as ``<task>.full``.
         choices_only: leave out the tasks whose answers are written.
 
     Returns:
@@ -78,7 +79,7 @@ def evaluate_model(
     if num_items is not None and num_items < 1:
         raise ConfigError(f"evals.num_items must be at least 1, or null for all, not {num_items}")
     passes: dict[str, RouteOn] = {"": "context" if route_on == "both" else route_on}
-    if route_on == "both" and looks_ahead(model):
+    if route_on == "both" and not is_causal(model.config):
         passes[ON_ANSWER] = "full"
     shots = {**PAPER_SHOTS, **num_fewshot}
     scores: Scores = {}

@@ -165,7 +165,7 @@ class EvalConfig:
     validation_tokens: int = 16_384  # per source, for bits per byte
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
     route_on: Literal["context", "full", "both"] = "context"
-    leakage_windows: int = 32  # per source, to measure what looking ahead is worth; 0: do not
+    leakage_windows: int = 32  # per source, to measure leakage on (scope sequence); 0: do not
     controls: ControlConfig = field(default_factory=ControlConfig)
     in_phase: InPhaseConfig = field(default_factory=InPhaseConfig)
 

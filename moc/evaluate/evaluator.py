@@ -38,7 +38,7 @@ from moc.store.journal import Journal, read
 from moc.train.checkpoints import sha256
 from moc.train.distributed import rank
 
-EVALUATION = 6  # counts up when the same model and settings give other records
+EVALUATION = 7  # counts up when the same model and settings give other records
 TRAJECTORY = "trajectory/"  # metrics of the subset that is also scored while a phase trains
 ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
@@ -102,8 +102,8 @@ class BoundaryEvaluator:
         return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
-        """Task scores of ``model``, its bits per byte, what looking ahead is worth to it and which
-        chapters it reads; and the samples behind the scores."""
+        """Task scores of ``model``, its bits per byte, its leakage and which chapters it reads; and
+        the samples behind the scores."""
         evals = self.study.evals
         begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):

@@ -154,8 +154,10 @@ class ControlConfig:
 
 @dataclass
 class EvalConfig:
-    # ours (facts_choice, facts_answer, skills_answer), any of lm-eval, or a suite ("paper")
+    # ours (facts_choice, facts_answer, skills_answer), any of lm-eval, a suite ("paper"), your own
     tasks: list[str] = field(default_factory=list)
+    task_paths: list[str] = field(default_factory=list)  # folders of your own lm-eval task YAMLs
+    allow_task_code: bool = False  # run the !function code that those YAMLs name
     num_items: int | None = 200  # per task; null: all
     num_fewshot: dict[str, int] = field(default_factory=dict)  # task -> shots; else the task's own
     hub_mirror: str | None = None  # <dataset>/<config>/<split>.parquet; null: $MOC_HUB_MIRROR

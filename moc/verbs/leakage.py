@@ -51,7 +51,7 @@ def leakage_of_stored(
     from evals.scoring.harness import evaluate_model
     from moc.data.tokenizer import used_sources
     from moc.data.windows import comparable_texts
-    from moc.evaluate.evaluator import all_tasks
+    from moc.evaluate.evaluator import all_tasks, user_tasks
     from moc.model import is_causal, routing_scope
 
     model, _ = stored.load(folder)
@@ -64,16 +64,18 @@ def leakage_of_stored(
     windows: dict[str, Any] = {}
     for source in data or used_sources(study):
         windows |= comparable_texts(study, source, tokenizer, length, max_tokens)
+    own = user_tasks(study)
     _, samples = evaluate_model(
         model,
         tokenizer,
-        tasks=[] if is_causal(model.config) else all_tasks(study),
+        tasks=[] if is_causal(model.config) else all_tasks(study, own),
         task_dir=stored.study_dir / "tasks",
         context_length=length,
         batch_size=evals.batch_size,
         num_items=evals.num_items,
         num_fewshot=evals.num_fewshot,
         hub_mirror=evals.hub_mirror,
+        user_tasks=own,
         route_on="both",
         choices_only=True,
     )

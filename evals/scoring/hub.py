@@ -10,7 +10,6 @@ import functools
 import logging
 import os
 import re
-from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -135,7 +134,8 @@ def is_stock(name: str) -> bool:
     return name in _FOLDERS or name in _index(None)
 
 
-def stock_among(names: Collection[str]) -> list[str]:
+@functools.cache
+def stock_among(names: tuple[str, ...]) -> list[str]:
     """Those of ``names`` that are tasks, groups or tags of lm-eval; quick where none is."""
     words = "|".join(re.escape(name) for name in names)
     pattern = re.compile(rf"(?<![\w.-])(?:{words})(?![\w.-])".encode())

@@ -40,35 +40,28 @@ def data_files(config: Mapping[str, Any]) -> dict[str, list[Path]]:
         ConfigError: for data that is not local, or missing.
     """
     path, kwargs = config.get("dataset_path"), config.get("dataset_kwargs") or {}
+    splits = _splits_of(config)
     if path in FORMATS:
         unread = [key for key in kwargs if key not in ("data_files", "trust_remote_code")]
         if unread:
             raise ConfigError(f"dataset_kwargs.{unread[0]} is not read here; leave it out")
-        files = kwargs.get("data_files")
-        if not files:
-            raise ConfigError(f"dataset_path {path} needs dataset_kwargs.data_files")
+        files = kwargs.get("data_files") or {}
         by_split = files if isinstance(files, dict) else {"train": files}
-        return {
-            str(split): [
-                found
-                for pattern in (each if isinstance(each, list) else [each])
-                for found in _matching(str(pattern))
-            ]
-            for split, each in by_split.items()
-        }
-    if path is None or not Path(str(path)).is_dir():
+        found = {str(split): _matching(patterns) for split, patterns in by_split.items()}
+        where = "dataset_kwargs.data_files"
+    elif path is not None and Path(str(path)).is_absolute() and Path(str(path)).is_dir():
+        folder = Path(str(path)) / str(config.get("dataset_name") or "")
+        found = {split: _of_split(folder, split) for split in splits}
+        where = f"{folder} (as {', '.join(_SUFFIXES)})"
+    else:
         raise ConfigError(
             f"no local data: dataset_path is {path!r}; name a folder beside the YAML, or one of "
             f"{', '.join(FORMATS)} with dataset_kwargs.data_files"
         )
-    folder = Path(str(path)) / str(config.get("dataset_name") or "")
-    splits = _splits_of(config)
-    found = {split: _of_split(folder, split) for split in splits}
-    scored = config.get("test_split") or config.get("validation_split")
-    if scored and not found[scored]:
-        suffixes = "|".join(suffix[1:] for suffix in _SUFFIXES)
-        raise ConfigError(f"no local data: {folder} has no {scored}.{suffixes}")
-    return {split: paths for split, paths in found.items() if paths}
+    for split in splits:
+        if not found.get(split):
+            raise ConfigError(f"no local data: no split {split!r} in {where}")
+    return found
 
 
 def read_data(files: Mapping[str, list[Path]], dataset_path: str) -> datasets.DatasetDict:
@@ -102,12 +95,16 @@ def _of_split(folder: Path, split: str) -> list[Path]:
     return sorted(found)
 
 
-def _matching(pattern: str) -> list[Path]:
-    paths = [Path(pattern)] if Path(pattern).is_file() else []
-    paths = paths or sorted(Path(name) for name in glob.glob(pattern, recursive=True))
-    if not paths:
-        raise ConfigError(f"no local data: {pattern}: no such file")
-    return paths
+def _matching(patterns: Any) -> list[Path]:
+    """The files of a path or glob, or of several."""
+    found: list[Path] = []
+    for pattern in map(str, patterns if isinstance(patterns, list) else [patterns]):
+        paths = [Path(pattern)] if Path(pattern).is_file() else []
+        paths = paths or sorted(Path(name) for name in glob.glob(pattern, recursive=True))
+        if not paths:
+            raise ConfigError(f"no local data: {pattern}: no such file")
+        found += paths
+    return found
 
 
 def _read(path: Path, kind: str | None) -> datasets.Dataset:

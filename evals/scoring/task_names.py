@@ -52,7 +52,7 @@ def expand_tasks(
         else:
             raise ConfigError(unknown_task(name, own))
     if user_tasks is not None:
-        for name in hub.stock_among([task for task in tasks if task in own]):
+        for name in hub.stock_among(tuple(task for task in tasks if task in own)):
             raise ConfigError(
                 f"{user_tasks.file_of(name)}: lm-eval has a task {name!r} too; give yours another "
                 "name"

@@ -107,7 +107,7 @@ def _anchored(config: dict[str, Any], folder: Path) -> dict[str, Any]:
     config = dict(config)
     path = config.get("dataset_path")
     if isinstance(path, str) and path not in FORMATS and (folder / path).is_dir():
-        config["dataset_path"] = str(folder / path)
+        config["dataset_path"] = str((folder / path).absolute())
     kwargs = config.get("dataset_kwargs")
     if isinstance(kwargs, dict) and "data_files" in kwargs:
         config["dataset_kwargs"] = kwargs | {"data_files": _below(folder, kwargs["data_files"])}

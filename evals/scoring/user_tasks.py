@@ -19,7 +19,7 @@ from lm_eval.tasks._factory import TaskFactory  # no public way to have tasks of
 from lm_eval.tasks._index import Entry, Kind
 
 from evals.scoring.local_tasks import base_task
-from evals.scoring.paired_task import PairedTask, leaves_of, log_level, options_of
+from evals.scoring.paired_task import PairedTask, contained, leaves_of, log_level, options_of
 from evals.scoring.suites import SUITES
 from evals.scoring.task_data import data_files, read_data
 from evals.scoring.task_yaml import one_line, read_task_yaml, resolved
@@ -82,7 +82,7 @@ class UserTasks:
         if (name, num_fewshot) not in self._loaded:
             list(self._members(name))  # all are there
             try:
-                with log_level(logging.ERROR):
+                with contained(), log_level(logging.ERROR):
                     factory = _Factory(self.allow_code, num_fewshot)
                     tasks = leaves_of(factory.build(self._index[name], registry=self._index))
             except ConfigError:

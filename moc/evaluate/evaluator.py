@@ -16,7 +16,6 @@ from evals.measures.chapter_use import chapter_use
 from evals.measures.controls import apply_control, control_names
 from evals.measures.leakage import leakage_record
 from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
-from evals.scoring.paired_task import contained
 from evals.scoring.study_tasks import study_tasks
 from evals.scoring.task_names import expand_tasks
 from evals.scoring.user_tasks import UserTasks
@@ -52,8 +51,7 @@ def check_evals(study: StudyConfig) -> None:
     """
     own = user_tasks(study)
     known = all_tasks(study, own)
-    with contained():
-        own.fingerprint(known)
+    own.fingerprint(known)
     asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
     asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
     asked["evals.num_fewshot"] = list(study.evals.num_fewshot)
@@ -105,8 +103,7 @@ class BoundaryEvaluator:
             allow_task_code=False,
             in_phase=InPhaseConfig(),
         )
-        with contained():
-            own = self.user_tasks.fingerprint(self.tasks)
+        own = self.user_tasks.fingerprint(self.tasks)
         self.eval_hash = config_hash(
             EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint, own
         )

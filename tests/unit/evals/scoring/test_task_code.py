@@ -9,7 +9,7 @@ from evals.scoring.user_tasks import UserTasks
 from moc.config.load import load_study, save_study
 from moc.errors import ConfigError
 from tests.support.fake_language import ByteTokenizer, Chain
-from tests.support.fake_tasks import ANSWER, CHOICE, write_lines, write_task
+from tests.support.fake_tasks import ANSWER, CHOICE, ITEMS, write_lines, write_task
 from tests.support.helpers_training import tiny_study, write_tiny_study
 
 
@@ -127,12 +127,13 @@ def test_no_other_way_leads_to_code(tmp_path, monkeypatch, more, said):
         ("dataset_kwargs: {data_files: {test: empty.jsonl}}\n", "empty.jsonl: holds no items"),
         ("dataset_kwargs: {data_files: {test: broken.jsonl}}\n", "broken.jsonl: cannot be read"),
         ("dataset_kwargs: {data_files: {test: quiz.jsonl}, field: x}\n", "dataset_kwargs.field is"),
-        ("dataset_path: folder\n", "folder has no test.json"),
+        ("dataset_path: folder\n", "no split 'test' in "),
+        ("training_split: train\n", "no local data: no split 'train' in dataset_kwargs.data_files"),
         ("dataset_path: pandas\n", "no local data: dataset_path is 'pandas'"),
         ("doc_to_text: '{{qestion}}'\n", "'qestion' is undefined"),
         ("doc_to_target: answer\ndoc_to_choice: [one, two]\n", "item 0 has the answer 'three'"),
         ("doc_to_txt: question\n", "'doc_to_txt'"),
-        ("test_split: validation\n", "task quiz: KeyError: 'validation'"),
+        ("test_split: validation\n", "no split 'validation' in dataset_kwargs.data_files"),
         ("include: gone.yaml\n", "include 'gone.yaml': no such file beside it"),
         ("include: quiz.yaml\n", "'include' goes round in a circle"),
         ("tag: quiz\n", "'quiz' is also in"),
@@ -147,6 +148,13 @@ def test_a_mistake_in_a_task_is_one_line_that_names_its_file(tmp_path, more, sai
     path = write_task(tmp_path, "quiz", more=more)
     message = one_line(tmp_path, "quiz")
     assert said in message and str(path.parent) in message
+
+
+def test_no_folder_of_the_place_where_the_command_is_given_is_taken_for_data(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    write_lines(tmp_path / "some/data/test.jsonl", ITEMS)
+    write_task(tmp_path / "tasks", "quiz", more="dataset_path: some/data\n")
+    assert "dataset_path is 'some/data'" in one_line(tmp_path / "tasks", "quiz")
 
 
 def test_a_mistake_in_the_last_item_is_found_as_well(tmp_path):

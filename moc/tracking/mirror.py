@@ -18,7 +18,10 @@ from typing import Any
 
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
+from moc.store.files import PARTIAL
 from moc.store.journal import read
+from moc.store.lock import holder_of
+from moc.store.rundir import StudyDir
 from moc.tracking import content
 from moc.tracking.background import Background
 from moc.tracking.content import Cursor, Point
@@ -127,10 +130,10 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
         parent.send_views(experiment_id, experiment_tags(study))
         for name in ("study.yaml", "plan.json", "environment.json", "datasets.json"):
             parent.send_files(name)
-        ended = 0.0
+        ended, in_hand = 0.0, False
         for (arm, seed), info in runs.items():
             if info:
-                folder = study.dir / "arms" / arm / f"seed-{seed}"
+                folder = StudyDir(study.dir).run(arm, seed).path
                 child = _Mirror(client, folder, known, info["run_uuid"])
                 tags = content.child_tags(study, info) | {
                     "mlflow.parentRunId": parent.cursor.run_id
@@ -141,11 +144,13 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
                 last = child.send_journal()
                 for pattern in content.CHILD_FILES:
                     child.send_files(pattern)
-                child.send_status(info["status"], last, closing=closing)
+                held = holder_of(folder) is not None  # by another process: ours are done
+                in_hand = in_hand or held
+                child.send_status(info["status"], last, closing=closing and not held)
                 ended = max(ended, last)
         statuses = {info.get("status", "missing") for info in runs.values()}
         worst = next((s for s in ("failed", "running", "missing") if s in statuses), "finished")
-        parent.send_status(worst, ended, closing=closing)
+        parent.send_status(worst, ended, closing=closing and not in_hand)
 
 
 class _Mirror:
@@ -256,7 +261,7 @@ class _Mirror:
         """The files that match ``pattern``, named as they are in the folder ``below``."""
         for path in sorted((self.folder / below).glob(pattern)):
             name = path.relative_to(self.folder / below)
-            if path.is_file() and path.suffix != ".tmp":
+            if path.is_file() and path.suffix != PARTIAL:
                 stamp = content.file_stamp(path)
                 if self.cursor.stamps.get(str(name)) != stamp:
                     parent = None if name.parent == Path(".") else name.parent.as_posix()

@@ -22,6 +22,14 @@ def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
 
 
+def launched_ranks() -> int:
+    """How many processes a launcher has started for this training, also before any process group
+    exists; 1 if none did."""
+    if is_distributed():
+        return world_size()
+    return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
+
+
 def is_main_process() -> bool:
     """Whether this is rank 0, also before any process group exists (launchers set these)."""
     if is_distributed():

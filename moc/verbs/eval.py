@@ -65,7 +65,7 @@ def evaluate_stored(
     from moc.data.tokenizer import Tokenizer
     from moc.evaluate.evaluator import BoundaryEvaluator
     from moc.model import load_model
-    from moc.train.checkpoints import check_manifest
+    from moc.store.manifest import check_manifest
     from moc.train.strategies import device_of
 
     if suite != STUDY:

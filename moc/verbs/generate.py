@@ -53,7 +53,7 @@ def continue_prompts(
     from moc.data.document import TURN_END, chat_prompt
     from moc.data.tokenizer import Tokenizer
     from moc.model import is_causal, load_model, stream
-    from moc.train.checkpoints import check_manifest
+    from moc.store.manifest import check_manifest
     from moc.train.strategies import device_of
 
     check_manifest(folder)

@@ -49,7 +49,7 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     from moc.data.windows import comparable_texts
     from moc.evaluate.evaluator import all_tasks
     from moc.model import load_model, routing_scope
-    from moc.train.checkpoints import check_manifest
+    from moc.store.manifest import check_manifest
     from moc.train.strategies import device_of
 
     check_manifest(folder)

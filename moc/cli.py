@@ -86,14 +86,14 @@ def _parser() -> argparse.ArgumentParser:
     )
     verb.set_defaults(run=_eval)
 
-    verb = verbs.add_parser("leak", help="how much a model gains by looking ahead")
+    verb = verbs.add_parser("leakage", help="how much a model gains by routing on later tokens")
     verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
     verb.add_argument(
         "--data", nargs="+", default=[], help="the study's sources by name, or files of text"
     )
     verb.add_argument("--windows", type=int, help="per source; default: as many as in the study")
     verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    verb.set_defaults(run=_leak)
+    verb.set_defaults(run=_leakage)
 
     verb = verbs.add_parser("generate", help="continue a prompt")
     verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
@@ -199,11 +199,11 @@ def _eval(arguments: argparse.Namespace) -> int:
     return 0
 
 
-def _leak(arguments: argparse.Namespace) -> int:
-    from moc.verbs.leakage import leak, render_leak
+def _leakage(arguments: argparse.Namespace) -> int:
+    from moc.verbs.leakage import leakage_of_stored, render_leakage
 
-    record = leak(arguments.path, data=arguments.data, num_windows=arguments.windows)
-    print(json.dumps(record, indent=2) if arguments.json else render_leak(record))
+    record = leakage_of_stored(arguments.path, data=arguments.data, num_windows=arguments.windows)
+    print(json.dumps(record, indent=2) if arguments.json else render_leakage(record))
     return 0
 
 

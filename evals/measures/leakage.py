@@ -1,4 +1,4 @@
-"""How much of a loss or a score comes from looking ahead.
+"""Leakage: how much of a loss or a score comes from routing that sees later tokens.
 
 Routing of scope ``sequence`` pools the whole sequence, so the chapters read at position t depend on
 the tokens after t. To measure what that is worth, the same tokens are predicted by the same weights
@@ -6,19 +6,19 @@ under three routings. For a window x of L tokens, and a position t whose logits 
 
 - ``full``: pools all of x, as in training. The router has seen token t + 1 and all that follow.
 - ``prefix``: pools x up to t, as a model must that has yet to write token t + 1.
-- ``borrowed``: pools x up to t, and in place of the rest another whole window's tokens: as long as
-  x, with a future that knows nothing of this text.
+- ``counterfactual``: pools x up to t, and in place of the rest another whole window's tokens: as
+  long as x, with a future that knows nothing of this text.
 
-In bits per token: gain = prefix - full, and gain = look_ahead + mismatch, where
-look_ahead = borrowed - full and mismatch = prefix - borrowed.
+In bits per token: leakage = prefix - full, and leakage = future + mismatch, where
+future = counterfactual - full and mismatch = prefix - counterfactual.
 
-What this can say. ``gain`` is what these weights lose when they may not look ahead. ``look_ahead``
-is what the true future is worth against another text's.
+What this can say. ``leakage`` is what these weights lose when routing may not see later tokens.
+``future`` is what the true future is worth against another text's.
 
-What it cannot. ``gain`` is not all knowledge of the future: the router never saw the mean of a
+What it cannot. ``leakage`` is not all knowledge of the future: the router never saw the mean of a
 prefix in training, and a model trained on prefixes might do better on them; this is the mismatch.
 The split separates the two only roughly. Another text's future is not a neutral one: it can pick
-chapters that mislead, which raises ``borrowed``, and then ``look_ahead`` overstates what knowing
+chapters that mislead, which raises ``counterfactual``, and then ``future`` overstates what knowing
 the future is worth, and ``mismatch`` understates what merely unfamiliar routing costs (it can be
 negative). A text that happens to share this one's subject works the other way. Nor does any of this
 say what the model would have learnt under another scope: that takes training it
@@ -40,16 +40,17 @@ import torch
 from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
-from evals.scoring.observing import device_of, looks_ahead, only_observing
+from evals.scoring.observing import device_of, only_observing
 from evals.scoring.windows import real_lengths
 from evals.statistics.intervals import clustered_mean, paired_difference
 from moc.errors import ConfigError
+from moc.model.config import is_causal
 from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
     from moc.model import Transformer
 
-POSITIONS_PER_WINDOW = 16  # each costs a pass under prefix and one under borrowed routing
+POSITIONS_PER_WINDOW = 16  # each costs a pass under prefix and one under counterfactual routing
 NUM_BINS = 8  # of the position axis
 
 Record = dict[str, Any]
@@ -64,7 +65,7 @@ def leakage_record(
     batch_size: int,
     even_if_causal: bool = False,
 ) -> Record:
-    """What looking ahead is worth to ``model``: ``leakage`` of a boundary's ``evals.json``.
+    """The leakage of ``model``: ``leakage`` of a boundary's ``evals.json``.
 
     Args:
         windows: per source, tokens (N, L + 1) and loss mask (N, L) of ``comparable_texts``.
@@ -89,11 +90,11 @@ def leakage_record(
         except ConfigError as error:
             raise ConfigError(f"leakage on {source!r}: {error}") from error
     tasks = {
-        task: choice_gain(samples[task], samples[task + ON_ANSWER])
+        task: choice_leakage(samples[task], samples[task + ON_ANSWER])
         for task in samples
         if task + ON_ANSWER in samples
     }
-    return {"causal": not looks_ahead(model), "sources": sources, "tasks": tasks}
+    return {"causal": is_causal(model.config), "sources": sources, "tasks": tasks}
 
 
 def measure_leakage(
@@ -119,9 +120,10 @@ def measure_leakage(
     Returns:
         ``{"num_windows", "num_tokens", "tokens", "full", "per_window"}``, ``tokens`` being a hash
         of what was predicted and ``per_window`` the number of tokens and the sums of bits behind
-        the means. Unless the model is causal, or there is no other whole window to borrow from,
-        also ``prefix``, ``borrowed``, ``gain``, ``look_ahead``, ``mismatch`` and ``by_position``,
-        the gain over positions ``start`` to ``end`` (excluded), where there are any.
+        the means. Unless the model is causal, or there is no other whole window to take a future
+        from, also ``prefix``, ``counterfactual``, ``leakage``, ``future``, ``mismatch`` and
+        ``by_position``, the leakage over positions ``start`` to ``end`` (excluded), where there are
+        any.
 
     Raises:
         ConfigError: when nothing is counted.
@@ -130,17 +132,16 @@ def measure_leakage(
     counted_NL = torch.as_tensor(loss_mask_NL).bool()
     usable = counted_NL.any(1).nonzero().flatten().tolist()
     chosen = [usable[i] for i in _spread(len(usable), num_windows)]
-    measures_ahead = even_if_causal or looks_ahead(model)
     if not chosen:
         raise ConfigError("no token counts; give it more text")
     lengths_N = real_lengths(counted_NL)
     texts = [tokens_NL[n, : lengths_N[n]] for n in chosen]
-    places = []
+    positions = []
     for turn, n in enumerate(chosen):
         counted = counted_NL[n].nonzero().flatten()
-        places.append(counted[_spread(len(counted), POSITIONS_PER_WINDOW, turn)])
-    window_P = np.repeat(np.arange(len(chosen)), [len(place) for place in places])
-    position_P = torch.cat(places)
+        positions.append(counted[_spread(len(counted), POSITIONS_PER_WINDOW, turn)])
+    window_P = np.repeat(np.arange(len(chosen)), [len(found) for found in positions])
+    position_P = torch.cat(positions)
     target_P = tokens_NL[torch.tensor(chosen)[window_P], position_P + 1]
 
     def bits(rows: list[Tensor], row_P: np.ndarray) -> np.ndarray:
@@ -159,26 +160,29 @@ def measure_leakage(
             "per_window": per_window,
         }
         donors = _donors(texts, counted_NL.shape[1])
-        if not measures_ahead or donors is None:
+        if donors is None or (is_causal(model.config) and not even_if_causal):
             return record
         cuts = list(zip(window_P.tolist(), (position_P + 1).tolist(), strict=True))
         each_P = np.arange(len(cuts))
         prefix_P = bits([texts[n][:end] for n, end in cuts], each_P)
         mixed = [torch.cat((texts[n][:end], donors[n][end : len(texts[n])])) for n, end in cuts]
-        borrowed_P = bits(mixed, each_P)
-    gain_P = prefix_P - full_P
-    per_window |= {"prefix": _sums(prefix_P, window_P), "borrowed": _sums(borrowed_P, window_P)}
+        counterfactual_P = bits(mixed, each_P)
+    leakage_P = prefix_P - full_P
+    per_window |= {
+        "prefix": _sums(prefix_P, window_P),
+        "counterfactual": _sums(counterfactual_P, window_P),
+    }
     return record | {
         "prefix": float(prefix_P.mean()),
-        "borrowed": float(borrowed_P.mean()),
-        "gain": clustered_mean(gain_P, window_P),
-        "look_ahead": clustered_mean(borrowed_P - full_P, window_P),
-        "mismatch": clustered_mean(prefix_P - borrowed_P, window_P),
-        "by_position": _by_position(gain_P, window_P, position_P.numpy(), counted_NL.shape[1]),
+        "counterfactual": float(counterfactual_P.mean()),
+        "leakage": clustered_mean(leakage_P, window_P),
+        "future": clustered_mean(counterfactual_P - full_P, window_P),
+        "mismatch": clustered_mean(prefix_P - counterfactual_P, window_P),
+        "by_position": _by_position(leakage_P, window_P, position_P.numpy(), counted_NL.shape[1]),
     }
 
 
-def choice_gain(
+def choice_leakage(
     context: Sequence[Mapping[str, Any]], full: Sequence[Mapping[str, Any]]
 ) -> dict[str, Any]:
     """Accuracy gained by letting the answer steer the routing, with a 95% interval over items.
@@ -188,7 +192,7 @@ def choice_gain(
             same items (``doc_hash``) in the same order.
 
     Returns:
-        ``{"num_items", "context", "full", "gain"}``.
+        ``{"num_items", "context", "full", "leakage"}``.
 
     Raises:
         ValueError: when the two are not of the same items.
@@ -202,12 +206,12 @@ def choice_gain(
         "num_items": len(context_P),
         "context": float(context_P.mean()),
         "full": float(full_P.mean()),
-        "gain": paired_difference(context_P, full_P),
+        "leakage": paired_difference(context_P, full_P),
     }
 
 
 def _donors(texts: list[Tensor], length: int) -> list[Tensor] | None:
-    """For each text another whole window; None if there is none to borrow from."""
+    """For each text another whole window; None if there is none."""
     whole = [i for i, text in enumerate(texts) if len(text) == length]
     if len(whole) < 2:
         return None
@@ -251,15 +255,16 @@ def _bits(
 
 
 def _by_position(
-    gain_P: np.ndarray, window_P: np.ndarray, position_P: np.ndarray, length: int
+    leakage_P: np.ndarray, window_P: np.ndarray, position_P: np.ndarray, length: int
 ) -> list[dict[str, Any]]:
     edges = np.unique(np.linspace(0, length, NUM_BINS + 1).astype(int)).tolist()
     bins = []
     for start, end in itertools.pairwise(edges):
         inside = (position_P >= start) & (position_P < end)
         if inside.any():
-            gain = clustered_mean(gain_P[inside], window_P[inside])
-            bins.append({"start": start, "end": end, "num_tokens": int(inside.sum()), "gain": gain})
+            leakage = clustered_mean(leakage_P[inside], window_P[inside])
+            num_tokens = int(inside.sum())
+            bins.append({"start": start, "end": end, "num_tokens": num_tokens, "leakage": leakage})
     return bins
 
 

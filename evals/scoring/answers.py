@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Literal, NamedTuple, TypeVar
 import torch
 from torch import Tensor
 
-from evals.scoring.observing import device_of, looks_ahead
-from moc.model.config import routing_scope
+from evals.scoring.observing import device_of
+from moc.model.config import is_causal, routing_scope
 from moc.model.memory.router import group_tokens
 
 if TYPE_CHECKING:
@@ -54,7 +54,7 @@ def score_answers(
 
     Answers of one token each come from one pass over their context. Of longer ones the context is
     read into a cache from which each goes on, where that saves enough; but not where an answer
-    steers its own routing (``route_on`` full, and a model that looks ahead). To be used within
+    steers its own routing (``route_on`` full, and a model that is not causal). To be used within
     ``only_observing(model)``.
 
     What is read together takes no more memory than ``batch_size`` rows of ``context_length``
@@ -66,10 +66,8 @@ def score_answers(
     for answer in dict.fromkeys(answers):
         if answer.tokens:
             of_context[answer.context].append(answer)
-    may_share = route_on == "context" or not looks_ahead(model)
-    config = getattr(model, "config", None)
-    routed = config is not None and routing_scope(config) != "none"
-    min_context = _ROUTED_CONTEXT if routed else 1
+    may_share = route_on == "context" or is_causal(model.config)
+    min_context = 1 if routing_scope(model.config) == "none" else _ROUTED_CONTEXT
     shared: list[list[Answer]] = []
     whole: dict[tuple[Tokens, int], list[Answer]] = defaultdict(list)
     for context, group in of_context.items():
@@ -142,8 +140,7 @@ def batches(
 
 def copied_group(model: Transformer, context_length: int) -> int:
     """Positions of a full row that share one copy of their chapters; a shorter row needs it too."""
-    config = getattr(model, "config", None)
-    memory = None if config is None else config.memory
+    memory = model.config.memory
     if memory is None:
         return 1
     if memory.num_routed is None:

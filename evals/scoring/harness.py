@@ -20,12 +20,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from evals.scoring.loading import load, quiet
-from evals.scoring.observing import device_of, looks_ahead, only_observing
+from evals.scoring.loading import load
+from evals.scoring.observing import device_of, only_observing
+from evals.scoring.paired_task import contained
 from evals.scoring.study_lm import RouteOn, StudyLM
 from evals.scoring.suites import PAPER_SHOTS
+from evals.scoring.user_tasks import UserTasks
 from evals.scoring.windows import real_lengths
 from moc.errors import ConfigError
+from moc.model.config import is_causal
 from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:
@@ -47,23 +50,25 @@ def evaluate_model(
     num_items: int | None = None,
     num_fewshot: Mapping[str, int] = MappingProxyType({}),
     hub_mirror: str | None = None,
+    user_tasks: UserTasks | None = None,
     route_on: Literal["context", "full", "both"] = "context",
     choices_only: bool = False,
 ) -> tuple[Scores, Samples]:
-    """Run ``tasks``: ours over ``task_dir/<task>.jsonl``, any other as lm-eval has it.
+    """Run ``tasks``: ours over ``task_dir/<task>.jsonl``, the user's, any other as lm-eval has it.
 
     A group of lm-eval is one task: the items of all its subtasks together. Under data parallelism
     every rank calls this with the same arguments and gets the same result.
 
     Args:
-        tasks: names as ``evals.scoring.suites.expand_tasks`` gives them.
+        tasks: names as ``evals.scoring.task_names.expand_tasks`` gives them.
         num_items: per task, None for all: of ours the first, of others a subset spread evenly over
             the task; that of a smaller number is part of that of a larger.
         num_fewshot: examples before a question, by task; others as in ``suites``, else as the
             task's config says.
         hub_mirror: see ``evals.scoring.hub``; None: ``$MOC_HUB_MIRROR``, else the hub itself.
+        user_tasks: the user's own.
         route_on: see ``StudyLM``. ``both``: on the context, and multiple-choice tasks, if the model
-            looks ahead, once more on the answer as ``<task>.full``.
+            is not causal, once more on the answer as ``<task>.full``.
         choices_only: leave out the tasks whose answers are written.
 
     Returns:
@@ -78,14 +83,14 @@ def evaluate_model(
     if num_items is not None and num_items < 1:
         raise ConfigError(f"evals.num_items must be at least 1, or null for all, not {num_items}")
     passes: dict[str, RouteOn] = {"": "context" if route_on == "both" else route_on}
-    if route_on == "both" and looks_ahead(model):
+    if route_on == "both" and not is_causal(model.config):
         passes[ON_ANSWER] = "full"
     shots = {**PAPER_SHOTS, **num_fewshot}
     scores: Scores = {}
     samples: Samples = {}
     for name in tasks:
-        with only_observing(model), quiet():
-            task = load(name, task_dir, num_items, shots.get(name), hub_mirror)
+        with only_observing(model), contained():
+            task = load(name, task_dir, num_items, shots.get(name), hub_mirror, user_tasks)
             for ending, routed_on in passes.items():
                 # an answer that has yet to be written cannot steer
                 if not task.is_choice and (ending or choices_only):

@@ -9,22 +9,21 @@ from __future__ import annotations
 import functools
 import logging
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
 import datasets
 import lm_eval.tasks
 import pyarrow.parquet as pq
-from lm_eval.api.group import Group
-from lm_eval.api.task import ConfigurableTask, Task
+from lm_eval.api.task import Task
 from lm_eval.tasks import TaskManager
 from lm_eval.tasks._factory import TaskFactory  # no public way to have tasks of another class
 from lm_eval.tasks._index import Entry, Kind
 from lm_eval.utils import hash_string
 
-from evals.scoring.suites import unknown_task
+from evals.scoring.paired_task import PairedTask, leaves_of, log_level
 from moc.errors import ConfigError
 
 MIRROR_VARIABLE = "MOC_HUB_MIRROR"
@@ -37,12 +36,8 @@ _FOLDERS = {
 }
 
 
-class HubTask(ConfigurableTask):
-    """A stock task as its config says, with two differences.
-
-    Its data may come from a mirror. And an item's few-shot examples, where they are drawn, are
-    drawn for that item alone, so that a subset of the items asks the same questions as all do.
-    """
+class HubTask(PairedTask):
+    """A stock task, whose data may come from a mirror."""
 
     def __init__(self, config: dict[str, Any], mirror: Path | None) -> None:
         self.mirror = mirror
@@ -60,17 +55,6 @@ class HubTask(ConfigurableTask):
                 f"task {self.config.task}: {reason}; without the network, set evals.hub_mirror or "
                 f"${MIRROR_VARIABLE} to a folder with {self._place('<split>')}"
             ) from error
-
-    def fewshot_context(self, doc: dict[str, Any], *args: Any, **kwargs: Any) -> Any:
-        # a doc's text, for a doc may hold what no hash takes
-        self.set_fewshot_seed(int(hash_string(repr(doc))[:8], 16))
-        return super().fewshot_context(doc, *args, **kwargs)
-
-    def doc_iterator(self, *, samples: list[int] | None = None, **kwargs: Any) -> Iterator[Any]:
-        if samples is None:
-            return super().doc_iterator(**kwargs)
-        docs = self.eval_docs
-        return ((i, docs[place]) for i, place in enumerate(samples))  # the others are not read
 
     def _place(self, split: str) -> Path:
         return Path(str(self.DATASET_PATH), self.DATASET_NAME or "default", f"{split}.parquet")
@@ -151,6 +135,16 @@ def is_stock(name: str) -> bool:
     return name in _FOLDERS or name in _index(None)
 
 
+def stock_among(names: Collection[str]) -> list[str]:
+    """Those of ``names`` that are tasks, groups or tags of lm-eval; quick where none is."""
+    words = "|".join(re.escape(name) for name in names)
+    pattern = re.compile(rf"(?<![\w.-])(?:{words})(?![\w.-])".encode())
+    files = Path(lm_eval.tasks.__file__).parent.rglob("*y*ml*")  # templates lack the suffix
+    if not names or not any(pattern.search(file.read_bytes()) for file in files if file.is_file()):
+        return []
+    return [name for name in names if is_stock(name)]
+
+
 def stock_names() -> list[str]:
     """All tasks, groups and tags of lm-eval."""
     return list(_index(None))
@@ -163,38 +157,16 @@ def load_stock(name: str, *, mirror: Path | None, num_fewshot: int | None) -> di
         num_fewshot: examples before each question; None: as the task's config says.
 
     Raises:
-        ConfigError: for an unknown task, or one whose data cannot be had.
+        ConfigError: for a task whose data cannot be had.
     """
     index = _index(_FOLDERS.get(name))
-    if name not in index:
-        raise ConfigError(unknown_task(name))
-    with _errors_only():
-        built = _Factory(mirror, num_fewshot).build(index[name], registry=index)
-    match built:
-        case Group():
-            tasks = built.get_all_tasks()
-        case list():
-            tasks = built
-        case _:
-            tasks = [built]
-    return {task.task_name: task for task in tasks}
+    with log_level(logging.ERROR):  # that a stock config relies on a default is no news to a user
+        return leaves_of(_Factory(mirror, num_fewshot).build(index[name], registry=index))
 
 
 @functools.cache
 def _index(folder: str | None) -> dict[str, Entry]:
     """What lm-eval has in a folder of its tasks, or (slowly) in all of them."""
     path = folder and str(Path(lm_eval.tasks.__file__).parent / folder)
-    with _errors_only():
+    with log_level(logging.ERROR):  # nor that one stands there twice
         return TaskManager(include_path=path, include_defaults=path is None).task_index
-
-
-@contextmanager
-def _errors_only() -> Iterator[None]:
-    """That a stock config relies on a default, or stands there twice, is no news to our user."""
-    logger = logging.getLogger("lm_eval")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)

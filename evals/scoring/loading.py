@@ -1,23 +1,23 @@
-"""A task by its name, ours or lm-eval's, ready to be run on a model."""
+"""A task by its name, ours, the user's or lm-eval's, ready to be run on a model."""
 
 from __future__ import annotations
 
 import functools
-import logging
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import lm_eval.api.task
 from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
-from evals.scoring.hub import load_stock, mirror_folder
+from evals.scoring.hub import is_stock, load_stock, mirror_folder
 from evals.scoring.local_tasks import base_task, load_task
+from evals.scoring.paired_task import options_of
 from evals.scoring.records import sample, score
+from evals.scoring.task_names import unknown_task
+from evals.scoring.user_tasks import UserTasks
 from moc.errors import ConfigError
 
 _GOLDEN = 0.6180339887498949  # its multiples, modulo 1, spread most evenly
@@ -50,7 +50,10 @@ class Loaded:
             for item in logged:
                 if item["filter"] != logged[0]["filter"]:  # one reading of an answer is enough
                     continue
-                options, gold = _options(leaf, item) if self.is_choice else ([], None)
+                options: list[str] = []
+                gold = None
+                if self.is_choice:
+                    options, gold = options_of(leaf, item["doc"], item["doc_id"])
                 line = sample(item, self.metrics, options, gold, ours=self.ours)
                 if len(self.leaves) > 1:
                     line["subtask"] = name
@@ -68,6 +71,7 @@ def load(
     num_items: int | None,
     num_fewshot: int | None = None,
     hub_mirror: str | None = None,
+    user_tasks: UserTasks | None = None,
 ) -> Loaded:
     """See ``evals.scoring.harness.evaluate_model``.
 
@@ -78,6 +82,8 @@ def load(
     ours = base_task(name) is not None
     if ours:
         leaves: dict[str, Any] = {name: load_task(name, task_dir, num_fewshot=num_fewshot)}
+    elif user_tasks is not None and name in user_tasks.names:
+        leaves = user_tasks.load(name, num_fewshot)
     else:
         leaves = _stock(name, mirror_folder(hub_mirror), num_fewshot)
     sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
@@ -93,22 +99,10 @@ def load(
     return Loaded(name, leaves, chosen, _metrics(name, leaves), ours)
 
 
-@contextmanager
-def quiet() -> Iterator[None]:
-    """lm-eval's warnings only: no progress bars between the lines of a training run."""
-    logger, task_module = logging.getLogger("lm_eval"), lm_eval.api.task
-    level, bar = logger.level, task_module.tqdm
-    logger.setLevel(logging.WARNING)
-    task_module.tqdm = functools.partial(bar, disable=True)  # lm-eval has no setting for it
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-        task_module.tqdm = bar
-
-
 @functools.lru_cache(maxsize=64)  # building MMLU's 57 subjects takes seconds, at every evaluation
 def _stock(name: str, mirror: Path | None, num_fewshot: int | None) -> dict[str, Any]:
+    if not is_stock(name):
+        raise ConfigError(unknown_task(name))
     return load_stock(name, mirror=mirror, num_fewshot=num_fewshot)
 
 
@@ -139,21 +133,3 @@ def _metrics(name: str, leaves: Mapping[str, Any]) -> list[str]:
             f"is the task's; {remedy}"
         )
     return common
-
-
-def _options(leaf: Any, item: dict[str, Any]) -> tuple[list[str], int]:
-    """The options of an item, and the place of the right one (of several, the first).
-
-    Raises:
-        ConfigError: for an item without a right answer.
-    """
-    options = leaf.doc_to_choice(item["doc"])
-    gold = leaf.doc_to_text(item["doc"]) if leaf.multiple_input else item["target"]
-    gold = gold[0] if isinstance(gold, list) else gold
-    place = options.index(gold) if gold in options else gold
-    if not isinstance(place, int) or not 0 <= place < len(options):
-        raise ConfigError(
-            f"task {leaf.config.task}: item {item['doc_id']} has the answer {gold!r}, which is "
-            f"none of its {len(options)} options; leave the task out"
-        )
-    return options, place

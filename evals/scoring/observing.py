@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import nn
 
-from moc.model.config import is_causal
-
 
 @contextmanager
 def only_observing(model: nn.Module) -> Iterator[None]:
@@ -31,12 +29,6 @@ def only_observing(model: nn.Module) -> Iterator[None]:
         torch.set_rng_state(cpu)
         if gpus:
             torch.cuda.set_rng_state_all(gpus)
-
-
-def looks_ahead(model: nn.Module) -> bool:
-    """Whether its logits depend on later tokens; one without a ``config`` is taken as causal."""
-    config = getattr(model, "config", None)
-    return config is not None and not is_causal(config)
 
 
 def device_of(model: nn.Module) -> torch.device:

@@ -13,6 +13,7 @@ from evals.scoring.answers import Answer, RouteOn, batches, copied_group, score_
 from evals.scoring.observing import device_of
 from moc.data.document import TURN_END
 from moc.errors import ConfigError
+from moc.model.decode.generate import generate
 
 if TYPE_CHECKING:
     from lm_eval.api.instance import Instance
@@ -129,8 +130,6 @@ class StudyLM(TemplateLM):
         Raises:
             ConfigError: when a task asks for sampling.
         """
-        from moc.model import generate
-
         policy = "prompt" if self.route_on == "context" else "running"
         prompts, settings, num_cut, num_short = [], [], 0, 0
         for text, options in (request.args for request in requests):

@@ -175,6 +175,8 @@ def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
                 arm = OmegaConf.merge(arm, {"model": base_model})
             base.arms[name] = OmegaConf.merge(arm, overlay)
         study = typing.cast(StudyConfig, OmegaConf.to_object(base))
+        # found again by a verb that runs elsewhere
+        study.evals.task_paths = [str(Path(p).absolute()) for p in study.evals.task_paths]
         validate_study(study)
     except OmegaConfBaseException as error:
         raise ConfigError(f"{source}: {_explain(error)}") from error

@@ -154,8 +154,10 @@ class ControlConfig:
 
 @dataclass
 class EvalConfig:
-    # ours (facts_choice, facts_answer, skills_answer), any of lm-eval, or a suite ("paper")
+    # ours (facts_choice, facts_answer, skills_answer), any of lm-eval, a suite ("paper"), your own
     tasks: list[str] = field(default_factory=list)
+    task_paths: list[str] = field(default_factory=list)  # folders of your own lm-eval task YAMLs
+    allow_task_code: bool = False  # run the !function code that those YAMLs name
     num_items: int | None = 200  # per task; null: all
     num_fewshot: dict[str, int] = field(default_factory=dict)  # task -> shots; else the task's own
     hub_mirror: str | None = None  # <dataset>/<config>/<split>.parquet; null: $MOC_HUB_MIRROR
@@ -165,7 +167,7 @@ class EvalConfig:
     validation_tokens: int = 16_384  # per source, for bits per byte
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
     route_on: Literal["context", "full", "both"] = "context"
-    leakage_windows: int = 32  # per source, to measure what looking ahead is worth; 0: do not
+    leakage_windows: int = 32  # per source, to measure leakage on (scope sequence); 0: do not
     controls: ControlConfig = field(default_factory=ControlConfig)
     in_phase: InPhaseConfig = field(default_factory=InPhaseConfig)
 

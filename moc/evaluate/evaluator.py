@@ -16,8 +16,10 @@ from evals.measures.chapter_use import chapter_use
 from evals.measures.controls import apply_control, control_names
 from evals.measures.leakage import leakage_record
 from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
+from evals.scoring.paired_task import contained
 from evals.scoring.study_tasks import study_tasks
-from evals.scoring.suites import expand_tasks
+from evals.scoring.task_names import expand_tasks
+from evals.scoring.user_tasks import UserTasks
 from evals.statistics.forgetting import forgetting_so_far
 from moc.config.load import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
@@ -38,7 +40,7 @@ from moc.store.journal import Journal, read
 from moc.store.manifest import sha256
 from moc.train.distributed import rank
 
-EVALUATION = 6  # counts up when the same model and settings give other records
+EVALUATION = 7  # counts up when the same model and settings give other records
 TRAJECTORY = "trajectory/"  # metrics of the subset that is also scored while a phase trains
 ROUTED_WINDOWS = 64  # per source, to see which chapters are read
 
@@ -48,7 +50,10 @@ def check_evals(study: StudyConfig) -> None:
     Raises:
         ConfigError: if the study asks for scores that cannot be had.
     """
-    known = all_tasks(study)
+    own = user_tasks(study)
+    known = all_tasks(study, own)
+    with contained():
+        own.fingerprint(known)
     asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
     asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
     asked["evals.num_fewshot"] = list(study.evals.num_fewshot)
@@ -61,13 +66,24 @@ def check_evals(study: StudyConfig) -> None:
             raise ConfigError(f"evals.num_fewshot.{name} must be at least 0, not {shots}")
 
 
-def all_tasks(study: StudyConfig) -> list[str]:
+def user_tasks(study: StudyConfig) -> UserTasks:
+    """
+    Raises:
+        ConfigError: for folders of tasks that cannot be used.
+    """
+    return UserTasks(study.evals.task_paths, allow_code=study.evals.allow_task_code)
+
+
+def all_tasks(study: StudyConfig, own: UserTasks) -> list[str]:
     """What is scored at a boundary: suites taken apart, and our tasks once for every source.
+
+    Args:
+        own: ``user_tasks``.
 
     Raises:
         ConfigError: for an unknown task.
     """
-    return expand_tasks(study.evals.tasks, of_study=study_tasks(study))
+    return expand_tasks(study.evals.tasks, of_study=study_tasks(study), user_tasks=own)
 
 
 class BoundaryEvaluator:
@@ -78,13 +94,21 @@ class BoundaryEvaluator:
     ) -> None:
         self.study, self.tokenizer = study, tokenizer
         self.task_dir = task_dir or study.dir / "tasks"  # where the items of our tasks are
-        self.tasks = all_tasks(study)
+        self.user_tasks = user_tasks(study)
+        self.tasks = all_tasks(study, self.user_tasks)
         # What was evaluated is part of the result: other tasks or items are other results.
         settings = replace(  # these decide speed, place and other records
-            study.evals, batch_size=1, hub_mirror=None, in_phase=InPhaseConfig()
+            study.evals,
+            batch_size=1,
+            hub_mirror=None,
+            task_paths=[],
+            allow_task_code=False,
+            in_phase=InPhaseConfig(),
         )
+        with contained():
+            own = self.user_tasks.fingerprint(self.tasks)
         self.eval_hash = config_hash(
-            EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint
+            EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint, own
         )
         self._windows: dict[str, Any] = {}
         self._texts: dict[str, Any] = {}
@@ -102,8 +126,8 @@ class BoundaryEvaluator:
         return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
-        """Task scores of ``model``, its bits per byte, what looking ahead is worth to it and which
-        chapters it reads; and the samples behind the scores."""
+        """Task scores of ``model``, its bits per byte, its leakage and which chapters it reads; and
+        the samples behind the scores."""
         evals = self.study.evals
         begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):
@@ -144,6 +168,7 @@ class BoundaryEvaluator:
                 num_items=num_items,
                 num_fewshot=evals.num_fewshot,
                 hub_mirror=evals.hub_mirror,
+                user_tasks=self.user_tasks,
                 route_on=evals.route_on,
             )
 

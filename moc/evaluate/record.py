@@ -46,10 +46,10 @@ def logged(scores: Mapping[str, Any]) -> dict[str, float]:
         for task, score in record["tasks"].items():
             metrics[f"control/{control}/{task}"] = score["value"]
     for source, record in scores["leakage"].get("sources", {}).items():
-        if "gain" in record:
-            metrics[f"eval/{source}/leak_gain"] = record["gain"]["value"]
+        if "leakage" in record:
+            metrics[f"eval/{source}/leakage"] = record["leakage"]["value"]
     for task, record in scores["leakage"].get("tasks", {}).items():
-        metrics[f"eval/{task}/answer_gain"] = record["gain"]["value"]
+        metrics[f"eval/{task}/leakage"] = record["leakage"]["value"]
     return metrics
 
 

@@ -11,14 +11,14 @@ from typing import Any, Literal
 
 from moc.errors import ConfigError
 from moc.store.files import write_json, write_text
-from moc.store.find import boundary_folders, study_of
 from moc.text import table
+from moc.verbs.stored import find_stored
 
 STUDY = "study"  # in place of a suite: the study's own tasks
 
 NON_CAUSAL = (
     "non-causal: routing of scope sequence pools later tokens, in bits per byte always and in a\n"
-    "score if it is routed on the answer; `moc leak` measures what that is worth"
+    "score if it is routed on the answer; `moc leakage` measures what that is worth"
 )
 
 _LEGEND = (
@@ -42,7 +42,7 @@ def evaluate_stored(
         path: ``.../boundaries/<i>-<name>``, or ``.../seed-<n>``.
         suite: ``study`` for its own tasks, with the same numbers as during the study and bits per
             byte of its sources; or a suite or task by name, on all items.
-        route_on: what may steer the routing of a model that looks ahead; None: as in the study.
+        route_on: what may steer the routing of a model that is not causal; None: as in the study.
         overrides: ``evals.<key>=<value>`` laid over the study.
 
     Returns:
@@ -58,34 +58,28 @@ def evaluate_stored(
             raise ConfigError(
                 f"{override!r}: the model is trained; only evals.<key> and trainer.<key> can change"
             )
-    folders = boundary_folders(path)
-    study, study_dir = study_of(path, overrides)
-    from evals.scoring.observing import looks_ahead
+    stored = find_stored(path, overrides)
     from evals.scoring.study_tasks import write_task_items
-    from moc.data.tokenizer import Tokenizer
     from moc.evaluate.evaluator import BoundaryEvaluator
-    from moc.model import load_model
-    from moc.store.manifest import check_manifest
-    from moc.train.strategies import device_of
+    from moc.model import is_causal
 
+    study = stored.study
     if suite != STUDY:
         study.evals.tasks = [suite]
         if not any(override.startswith("evals.num_items=") for override in overrides):
             study.evals.num_items = None
     study.evals.route_on = route_on or study.evals.route_on
-    study.evals.leakage_windows = 0  # `moc leak` shows that
+    study.evals.leakage_windows = 0  # `moc leakage` shows that
     rows: dict[str, list[str]] = {}
     fingerprints, written = [], []
-    ahead = False
+    all_causal = True
     with tempfile.TemporaryDirectory() as items:  # the study's own items stay as they are
         write_task_items(study, Path(items))
-        tokenizer = Tokenizer.load(study_dir / "tokenizer")
-        evaluator = BoundaryEvaluator(study, tokenizer, task_dir=Path(items))
-        for folder in folders:
-            fingerprint = check_manifest(folder)["sha256"]["model.safetensors"]
+        evaluator = BoundaryEvaluator(study, stored.tokenizer(), task_dir=Path(items))
+        for folder in stored.boundaries:
+            model, fingerprint = stored.load(folder)
             fingerprints.append(f"{folder.name}: weights {fingerprint}")
-            model = load_model(folder).to(device_of(study.trainer))
-            ahead = ahead or looks_ahead(model)
+            all_causal = all_causal and is_causal(model.config)
             tasks, samples = evaluator.score_tasks(model, evaluator.tasks, study.evals.num_items)
             bits = evaluator.score_sources(model) if suite == STUDY else {}
             rows |= _rows(folder.name, tasks, bits)
@@ -104,7 +98,7 @@ def evaluate_stored(
             write_json(written[-1], record)
     header = ["boundary and what was scored", "metric", "value", "centred", "acc_norm"]
     header += ["bits/byte", "chance / majority", "items"]
-    notes = [_LEGEND, *([NON_CAUSAL] if ahead else []), *fingerprints]
+    notes = [_LEGEND, *([] if all_causal else [NON_CAUSAL]), *fingerprints]
     notes += [f"written: {file}" for file in written]
     return "\n".join([*table(header, rows, width=120), "", *notes])
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from moc.errors import ConfigError
-from moc.store.find import boundary_folders, study_of
+from moc.verbs.stored import find_stored
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
@@ -42,8 +42,7 @@ def continue_prompts(
         ConfigError: if ``path`` holds no model, or a prompt or setting cannot be used.
         CheckpointError: if the files are damaged.
     """
-    folder = boundary_folders(path)[-1]
-    study, study_dir = study_of(path)
+    stored = find_stored(path)
     if not all(prompts):
         raise ConfigError("--prompt is empty")
     if not all(stop):
@@ -51,16 +50,12 @@ def continue_prompts(
     if window_tokens is not None and policy != "running":
         raise ConfigError("--window is of --policy running")
     from moc.data.document import TURN_END, chat_prompt
-    from moc.data.tokenizer import Tokenizer
-    from moc.model import is_causal, load_model, stream
-    from moc.store.manifest import check_manifest
-    from moc.train.strategies import device_of
+    from moc.model import is_causal, stream
 
-    check_manifest(folder)
-    model = load_model(folder).to(device_of(study.trainer))
+    model, _ = stored.load(stored.boundaries[-1])
     if policy != "prompt" and is_causal(model.config):
         raise ConfigError("--policy is for scope sequence; this model decodes as it was trained")
-    tokenizer = Tokenizer.load(study_dir / "tokenizer")
+    tokenizer = stored.tokenizer()
     if chat:
         prompts = [chat_prompt([{"role": "user", "content": prompt}]) for prompt in prompts]
     stop_ids = {tokenizer.eos_id}

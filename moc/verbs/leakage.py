@@ -1,4 +1,4 @@
-"""``moc leak``: what looking ahead is worth to a stored model."""
+"""``moc leakage``: what a stored model gains by routing on later tokens."""
 
 from __future__ import annotations
 
@@ -9,19 +9,22 @@ from typing import Any
 
 from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
 from moc.errors import ConfigError, nearest
-from moc.store.find import boundary_folders, study_of
 from moc.text import table
+from moc.verbs.stored import find_stored
 
 _COLUMNS = 100
 _LEGEND = [
-    "full: routed on the whole window; prefix: on what precedes the predicted token; borrowed: on",
-    "that and another window's later tokens. gain = prefix - full, look-ahead = borrowed - full,",
-    "mismatch = prefix - borrowed: an estimate, for another text's future can mislead the router.",
+    "full: routed on the whole window; prefix: on what precedes the predicted token;",
+    "counterfactual: on that and another window's later tokens. leakage = prefix - full,",
+    "future = counterfactual - full, mismatch = prefix - counterfactual: an estimate, for another",
+    "text's future can mislead the router.",
 ]
 
 
-def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None) -> dict[str, Any]:
-    """Measure one boundary's model, a causal one too.
+def leakage_of_stored(
+    path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
+) -> dict[str, Any]:
+    """Measure the leakage of one boundary's model, a causal one too.
 
     Args:
         path: ``.../boundaries/<i>-<name>``, or ``.../seed-<n>`` for its last boundary.
@@ -36,25 +39,23 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
         ConfigError: for a path that holds no boundary, or text that is missing or too short.
         CheckpointError: if the files are damaged.
     """
-    folder = boundary_folders(path)[-1]
-    study, study_dir = study_of(path)
+    stored = find_stored(path)
+    study, folder = stored.study, stored.boundaries[-1]
     if num_windows is None:
         num_windows = study.evals.leakage_windows or EvalConfig().leakage_windows
     if num_windows < 2:
-        raise ConfigError(f"--windows must be at least 2, one to borrow from; it is {num_windows}")
+        raise ConfigError(
+            f"--windows must be at least 2, to have another future; it is {num_windows}"
+        )
     from evals.measures.leakage import leakage_record
     from evals.scoring.harness import evaluate_model
-    from evals.scoring.observing import looks_ahead
-    from moc.data.tokenizer import Tokenizer, used_sources
+    from moc.data.tokenizer import used_sources
     from moc.data.windows import comparable_texts
-    from moc.evaluate.evaluator import all_tasks
-    from moc.model import load_model, routing_scope
-    from moc.store.manifest import check_manifest
-    from moc.train.strategies import device_of
+    from moc.evaluate.evaluator import all_tasks, user_tasks
+    from moc.model import is_causal, routing_scope
 
-    check_manifest(folder)
-    model = load_model(folder).to(device_of(study.trainer))
-    tokenizer = Tokenizer.load(study_dir / "tokenizer")
+    model, _ = stored.load(folder)
+    tokenizer = stored.tokenizer()
     for entry in data:
         _add_source(study, entry)
     evals = study.evals
@@ -63,16 +64,18 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     windows: dict[str, Any] = {}
     for source in data or used_sources(study):
         windows |= comparable_texts(study, source, tokenizer, length, max_tokens)
+    own = user_tasks(study)
     _, samples = evaluate_model(
         model,
         tokenizer,
-        tasks=all_tasks(study) if looks_ahead(model) else [],
-        task_dir=study_dir / "tasks",
+        tasks=[] if is_causal(model.config) else all_tasks(study, own),
+        task_dir=stored.study_dir / "tasks",
         context_length=length,
         batch_size=evals.batch_size,
         num_items=evals.num_items,
         num_fewshot=evals.num_fewshot,
         hub_mirror=evals.hub_mirror,
+        user_tasks=own,
         route_on="both",
         choices_only=True,
     )
@@ -85,10 +88,10 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
         even_if_causal=True,
     )
     for source, found in record["sources"].items():
-        if "gain" not in found:
+        if "leakage" not in found:
             raise ConfigError(
-                f"leakage on {source!r}: needs two whole windows of {length} tokens, one to borrow "
-                "from; give it more text"
+                f"leakage on {source!r}: needs two whole windows of {length} tokens, one for "
+                "another future; give it more text"
             )
     run = folder.resolve().parents[1]
     return {
@@ -101,10 +104,10 @@ def leak(path: Path, *, data: Sequence[str] = (), num_windows: int | None = None
     }
 
 
-def render_leak(record: Mapping[str, Any]) -> str:
-    """What ``leak`` found, as tables of at most 100 columns and closing lines in plain words."""
+def render_leakage(record: Mapping[str, Any]) -> str:
+    """What ``leakage_of_stored`` found: tables of at most 100 columns, then plain words."""
     sources: dict[str, Any] = record["sources"]
-    causal = "causal" if record["causal"] else "non-causal: it looks ahead"
+    causal = "causal" if record["causal"] else "non-causal: it sees later tokens"
     routing = "no router" if record["scope"] == "none" else f"scope {record['scope']}"
     lines = [
         record["checkpoint"],
@@ -112,43 +115,44 @@ def render_leak(record: Mapping[str, Any]) -> str:
         f"{routing}, {causal}",
         "",
     ]
-    header = ["bits per token, by routing", "windows", "tokens", "full", "prefix", "borrowed"]
+    header = ["bits per token, by routing", "windows", "tokens", "full", "prefix"]
+    header += ["counterfactual"]
     losses = {
         name: [
             *(f"{found[key]:,}" for key in ("num_windows", "num_tokens")),
-            *(f"{found[key]:.4f}" for key in ("full", "prefix", "borrowed")),
+            *(f"{found[key]:.4f}" for key in ("full", "prefix", "counterfactual")),
         ]
         for name, found in sources.items()
     }
     lines += [*table(header, losses), ""]
-    header = ["bits per token", "gain [95%]", "of it: look-ahead", "of it: mismatch"]
-    gains = {
-        name: [_interval(found[key]) for key in ("gain", "look_ahead", "mismatch")]
+    header = ["bits per token", "leakage [95%]", "of it: future", "of it: mismatch"]
+    parts = {
+        name: [_interval(found[key]) for key in ("leakage", "future", "mismatch")]
         for name, found in sources.items()
     }
-    lines += [*table(header, gains), "", *_LEGEND, ""]
+    lines += [*table(header, parts), "", *_LEGEND, ""]
     bins = {
         f"{name}, {part['start']} to {part['end'] - 1}": [
             f"{part['num_tokens']:,}",
-            _interval(part["gain"]),
+            _interval(part["leakage"]),
         ]
         for name, found in sources.items()
         for part in found["by_position"]
     }
-    lines += [*table(["bits per token, by position", "tokens", "gain [95%]"], bins), ""]
+    lines += [*table(["bits per token, by position", "tokens", "leakage [95%]"], bins), ""]
     if record["tasks"]:
-        header = ["accuracy, routed on", "items", "context", "answer too", "gain [95%]"]
+        header = ["accuracy, routed on", "items", "context", "answer too", "leakage [95%]"]
         tasks = {
             name: [
                 str(found["num_items"]),
                 *(f"{found[key]:.4f}" for key in ("context", "full")),
-                _interval(found["gain"]),
+                _interval(found["leakage"]),
             ]
             for name, found in record["tasks"].items()
         }
         lines += [*table(header, tasks), ""]
     if record["causal"]:
-        measured = max(abs(found["gain"]["value"]) for found in sources.values())
+        measured = max(abs(found["leakage"]["value"]) for found in sources.values())
         lines.append(f"zero by construction: {routing}; measured {measured:.1g}")
     else:
         for name, found in sources.items():
@@ -171,15 +175,15 @@ def _add_source(study: StudyConfig, entry: str) -> None:
 
 
 def _in_words(found: Mapping[str, Any]) -> str:
-    gain = found["gain"]
-    size = _interval(gain)
-    if gain["low"] <= 0 <= gain["high"]:
+    leakage = found["leakage"]
+    size = _interval(leakage)
+    if leakage["low"] <= 0 <= leakage["high"]:
         return f"no cost of routing on the prefix only shows: {size} bits per token"
-    if gain["high"] < 0:
+    if leakage["high"] < 0:
         return f"routing on the prefix only does better: it costs {size} bits per token"
     said = [f"routing on the prefix only, instead of the whole, costs {size} bits per token"]
     for key, what in (
-        ("look_ahead", "knowing the future"),
+        ("future", "knowing the future"),
         ("mismatch", "mere mismatch, routing unlike that of training"),
     ):
         shows = found[key]["low"] > 0

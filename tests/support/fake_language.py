@@ -45,6 +45,8 @@ class Written:
 class Chain(nn.Module):
     """Every token is followed by its successor in ``ids``; remembers what it was shown."""
 
+    config = ModelConfig(memory=None)
+
     def __init__(self, ids):
         super().__init__()
         table = torch.zeros(259, 259)
@@ -65,6 +67,8 @@ class Chain(nn.Module):
 
 class Script(nn.Module):
     """Whatever it reads, position ``start + i`` predicts byte i of ``text``."""
+
+    config = ModelConfig(memory=None)
 
     def __init__(self, start, text):
         super().__init__()

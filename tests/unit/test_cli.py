@@ -43,7 +43,7 @@ def test_help_comes_in_under_a_second():
         done = moc("--help")
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
-        verbs = {"plan", "run", "eval", "leak", "generate", "report", "compare", "ui"}
+        verbs = {"plan", "run", "eval", "leakage", "generate", "report", "compare", "ui"}
         assert verbs <= set(done.stdout.split())
     assert min(seconds) < 1.0, seconds
 
@@ -72,8 +72,8 @@ def test_help_imports_nothing_heavy(words):
         (["report", "nowhere"], "no 'nowhere' in "),
         (["compare", "study.yaml"], "no boundary of this study has been evaluated yet"),
         (["compare", "nowhere", "study.yaml"], "no 'nowhere' in "),
-        (["leak", "nowhere"], "no 'nowhere' in "),
-        (["leak", "study.yaml"], "study.yaml holds no model"),
+        (["leakage", "nowhere"], "no 'nowhere' in "),
+        (["leakage", "study.yaml"], "study.yaml holds no model"),
         (["generate", "nowhere", "--prompt", "x"], "no 'nowhere' in "),
     ],
 )
@@ -94,7 +94,7 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, capsys
         (["generate", "nowhere"], "--prompt"),
         (["run", "study.yaml", "--seeds", "one"], "'one'"),
         (["eval", "nowhere", "--route-on", "answer"], "'answer'"),
-        (["leak", "nowhere", "--windows", "few"], "'few'"),
+        (["leakage", "nowhere", "--windows", "few"], "'few'"),
     ],
 )
 def test_a_wrong_verb_or_argument_ends_with_code_2(folder, capsys, words, said):

@@ -37,7 +37,11 @@ def copy(tmp_path: Path) -> Path:
 @pytest.mark.parametrize(
     ("file", "line", "complaint"),
     [
-        ("moc/store/files.py", "import moc.train.fit", "moc.store is not allowed to import moc.train"),
+        (
+            "moc/store/files.py",
+            "import moc.train.fit",
+            "moc.store is not allowed to import moc.train",
+        ),
         ("moc/ops/norm.py", "import omegaconf", "moc.ops is not allowed to import omegaconf"),
         ("moc/report/page.py", "import mlflow", "moc is not allowed to import mlflow"),
         ("moc/plan/flops.py", "import lightning", "moc is not allowed to import lightning"),

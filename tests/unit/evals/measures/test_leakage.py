@@ -1,4 +1,4 @@
-"""What looking ahead is worth, against models that know how much it is, and a loop made here."""
+"""Leakage, against models that know how much it is, and a loop made here."""
 
 import itertools
 import json
@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from evals.measures.leakage import _donors, choice_gain, leakage_record, measure_leakage
+from evals.measures.leakage import _donors, choice_leakage, leakage_record, measure_leakage
 from evals.scoring.harness import evaluate_model
 from evals.statistics.intervals import clustered_mean, paired_difference
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
@@ -92,30 +92,30 @@ def test_a_router_that_reads_the_future_gains_exactly_the_bits_that_it_hides():
     assert found["full"] == pytest.approx(0.0, abs=1e-4)
     assert found["prefix"] == pytest.approx(3 / LENGTH, abs=1e-4)
     for key in ("value", "low", "high"):  # every window gains the same
-        assert found["gain"][key] == pytest.approx(3 / LENGTH, abs=1e-4)
+        assert found["leakage"][key] == pytest.approx(3 / LENGTH, abs=1e-4)
     for part in found["by_position"]:
         assert part["num_tokens"] == 16 * 2
         hidden = part["start"] <= MARKER_AT < part["end"]
-        assert part["gain"]["value"] == pytest.approx(1.5 if hidden else 0.0, abs=1e-4)
+        assert part["leakage"]["value"] == pytest.approx(1.5 if hidden else 0.0, abs=1e-4)
     assert [part["start"] for part in found["by_position"]] == list(range(0, LENGTH, 2))
     assert found["by_position"][-1]["end"] == LENGTH
 
 
 @pytest.mark.parametrize(
-    ("symbols", "borrowed"),
+    ("symbols", "counterfactual"),
     [
         ([n // 2 for n in range(16)], math.log2(14)),  # another symbol: it misleads, 1/14 is left
         ([n % 8 for n in range(16)], 1.0),  # the same one: no worse than the true future
     ],
 )
-def test_a_borrowed_future_is_read_as_if_it_were_the_true_one(symbols, borrowed):
+def test_a_counterfactual_future_is_read_as_if_it_were_the_true_one(symbols, counterfactual):
     """The true one gives the symbol 1/2, where knowing nothing gives 1/8."""
     windows = symbol_windows(symbols)
     found = measure_leakage(symbol_model(lift=math.log(7)), *windows, batch_size=64)
-    expected = {"gain": 2.0, "look_ahead": borrowed - 1, "mismatch": 3 - borrowed}
+    expected = {"leakage": 2.0, "future": counterfactual - 1, "mismatch": 3 - counterfactual}
     for key, bits in expected.items():
         assert found[key]["value"] == pytest.approx(bits / LENGTH, abs=1e-4), key
-    for key, bits in {"full": 1.0, "prefix": 3.0, "borrowed": borrowed}.items():
+    for key, bits in {"full": 1.0, "prefix": 3.0, "counterfactual": counterfactual}.items():
         assert found[key] == pytest.approx(bits / LENGTH, abs=1e-4), key
 
 
@@ -125,7 +125,7 @@ def test_the_same_weights_gain_nothing_where_routing_cannot_look_ahead(scope):
     model = symbol_model(20.0, scope)
     found = measure_leakage(model, *windows, batch_size=16, even_if_causal=True)
     assert found["full"] == pytest.approx(3 / LENGTH, abs=1e-4)
-    assert found["gain"]["value"] == pytest.approx(0.0, abs=1e-5)
+    assert found["leakage"]["value"] == pytest.approx(0.0, abs=1e-5)
 
 
 CHOICES = [" j.", " k.", " x.", " z."]  # letters that the questions do not contain
@@ -169,17 +169,17 @@ def test_routing_on_the_answer_turns_chance_into_full_marks(tmp_path):
     assert list(record["tasks"]) == ["facts_choice"]  # no answer is given to facts_answer
     found = record["tasks"]["facts_choice"]
     assert (found["num_items"], found["context"], found["full"]) == (40, 0.25, 1.0)
-    assert found["gain"]["value"] == 0.75
+    assert found["leakage"]["value"] == 0.75
     # 30 of 40 gained, none lost, half an item more in each cell of the table
     half = 1.96 * math.sqrt(31 - 900 / 42) / 42
-    bounds = (found["gain"]["low"], found["gain"]["high"])
+    bounds = (found["leakage"]["low"], found["leakage"]["high"])
     assert bounds == pytest.approx((30 / 42 - half, 30 / 42 + half), abs=1e-4)
 
 
 def test_accuracies_of_different_items_are_not_compared():
     one, other = ([{"doc_hash": name, "correct": 1}] for name in "ab")
     with pytest.raises(ValueError, match="different items"):
-        choice_gain(one, other)
+        choice_leakage(one, other)
 
 
 def text_windows(num_windows, length, *, seed=0, vocab_size=259):
@@ -205,21 +205,23 @@ def test_every_token_and_its_three_routings_are_those_of_a_naive_loop():
     tokens[5, 9:] = 256
     texts = {n: tokens[n, : 8 if n == 5 else 12].tolist() for n in (0, 1, 3, 4, 5)}
     donors = {0: 3, 1: 4, 3: 0, 4: 1, 5: 3}  # two on, of the four whole windows
-    full, prefix, borrowed = [], [], []
+    full, prefix, counterfactual = [], [], []
     for n, text in texts.items():
         for t in mask[n].nonzero().flatten().tolist():
             target = int(tokens[n, t + 1])
             mixed = (text[: t + 1] + texts[donors[n]][t + 1 :])[: len(text)]
             full.append(naive_bits(model, text, t, target))
             prefix.append(naive_bits(model, text[: t + 1], t, target))
-            borrowed.append(naive_bits(model, mixed, t, target))
+            counterfactual.append(naive_bits(model, mixed, t, target))
     for batch_size in (1, 5, 64):
         found = measure_leakage(model, tokens, mask, batch_size=batch_size)
         assert (found["num_windows"], found["num_tokens"]) == (5, len(full))
-        means = [np.mean(full), np.mean(prefix), np.mean(borrowed)]
-        assert [found[k] for k in ("full", "prefix", "borrowed")] == pytest.approx(means, abs=1e-5)
-        assert found["gain"]["value"] == pytest.approx(means[1] - means[0], abs=1e-5)
-        assert found["look_ahead"]["value"] == pytest.approx(means[2] - means[0], abs=1e-5)
+        means = [np.mean(full), np.mean(prefix), np.mean(counterfactual)]
+        assert [found[k] for k in ("full", "prefix", "counterfactual")] == pytest.approx(
+            means, abs=1e-5
+        )
+        assert found["leakage"]["value"] == pytest.approx(means[1] - means[0], abs=1e-5)
+        assert found["future"]["value"] == pytest.approx(means[2] - means[0], abs=1e-5)
         assert found["mismatch"]["value"] == pytest.approx(means[1] - means[2], abs=1e-5)
     assert np.abs(np.subtract(prefix, full)).max() > 0.1  # or the loop would prove little
 
@@ -232,7 +234,7 @@ def test_constant_routing_gains_nothing():
             block.memory.router.linear.weight.zero_()
     found = measure_leakage(model, *text_windows(8, 24), batch_size=8)
     model.load_state_dict(kept)
-    for key in ("gain", "look_ahead", "mismatch"):
+    for key in ("leakage", "future", "mismatch"):
         assert found[key]["value"] == pytest.approx(0.0, abs=1e-5)
         assert found[key]["low"] - 1e-5 <= 0 <= found[key]["high"] + 1e-5
 
@@ -243,11 +245,11 @@ def test_causal_scopes_gain_nothing(scope, mixing):
     model = routed_model(scope, mixing)
     found = measure_leakage(model, *text_windows(4, 24), batch_size=8, even_if_causal=True)
     for part in (found, *found["by_position"]):
-        assert max(abs(value) for value in part["gain"].values()) <= 1e-5
+        assert max(abs(value) for value in part["leakage"].values()) <= 1e-5
 
 
 def test_a_causal_model_costs_one_pass_over_the_same_tokens():
-    """Studies compare its loss with that of models that look ahead."""
+    """Studies compare its loss with that of models that see later tokens."""
     windows = {"text": text_windows(4, 24)}
     model = routed_model("segment")
     settings = {"num_windows": 3, "batch_size": 8}
@@ -286,15 +288,15 @@ def test_windows_are_taken_from_all_of_the_text():
     assert shown == [tokens[n, :-1].tolist() for n in (0, 10, 20, 30)]
 
 
-def test_a_single_window_has_nothing_to_borrow():
+def test_a_single_window_has_no_other_future():
     """It still has a loss to compare; a study does not stop over it."""
     windows = text_windows(1, 12)
     for scope in ("sequence", "segment"):
         found = measure_leakage(routed_model(scope), *windows, batch_size=8)
-        assert found["num_tokens"] == 12 and "gain" not in found
+        assert found["num_tokens"] == 12 and "leakage" not in found
 
 
-def test_only_whole_windows_are_borrowed_from():
+def test_only_whole_windows_give_a_future():
     """A shorter future would not be of the length that routing was trained on."""
     texts = [torch.arange(8), torch.arange(8) + 10, torch.arange(8) + 20, torch.arange(3)]
     donors = _donors(texts, 8)
@@ -307,7 +309,7 @@ def test_sums_per_window_add_up_to_the_losses():
     found = measure_leakage(routed_model("sequence"), *text_windows(4, 12), batch_size=8)
     parts = found["per_window"]
     assert sum(parts["num_tokens"]) == found["num_tokens"]
-    for routing in ("full", "prefix", "borrowed"):
+    for routing in ("full", "prefix", "counterfactual"):
         total = sum(parts[routing]) / found["num_tokens"]
         assert total == pytest.approx(found[routing], abs=1e-6)
 

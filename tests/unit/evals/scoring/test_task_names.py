@@ -3,7 +3,7 @@
 import pytest
 
 from evals.scoring import hub
-from evals.scoring.suites import expand_tasks
+from evals.scoring.task_names import expand_tasks
 from moc.errors import ConfigError
 
 TWO = {f"facts_answer.{name}": ("facts_answer", name) for name in ("people_a", "people_b")}

@@ -1,4 +1,4 @@
-"""`moc leak` and `moc eval --route-on` on stored models, as a user runs them."""
+"""`moc leakage` and `moc eval --route-on` on stored models, as a user runs them."""
 
 import json
 import re
@@ -14,7 +14,7 @@ from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows
 from moc.model import MemoryConfig, RouterConfig, build_model, load_model
 from moc.train.checkpoints import save_boundary
-from moc.verbs.leakage import render_leak
+from moc.verbs.leakage import render_leakage
 from tests.support.helpers_training import tiny_study
 
 MODELS = {"sequence": "sequence", "segment": "segment", "dense": None}  # arm -> scope
@@ -57,7 +57,7 @@ def run(capsys, *words):
 
 
 def test_the_record_is_that_of_the_last_boundary_on_the_studys_own_text(study, capsys):
-    code, out, _ = run(capsys, "leak", run_dir(study, "sequence"), "--json")
+    code, out, _ = run(capsys, "leakage", run_dir(study, "sequence"), "--json")
     record = json.loads(out)
     assert code == 0
     found = {key: record[key] for key in ("arm", "seed", "boundary", "scope", "causal")}
@@ -77,15 +77,15 @@ def test_the_record_is_that_of_the_last_boundary_on_the_studys_own_text(study, c
 
 def test_the_tables_show_the_record_and_fit_a_terminal(study, capsys):
     folder = run_dir(study, "sequence")
-    record = json.loads(run(capsys, "leak", folder, "--json")[1])
-    _, out, _ = run(capsys, "leak", folder)
+    record = json.loads(run(capsys, "leakage", folder, "--json")[1])
+    _, out, _ = run(capsys, "leakage", folder)
     assert max(map(len, out.splitlines())) <= 100
     assert "arm sequence, seed 0, boundary facts; scope sequence, non-causal" in out
     for name, found in record["sources"].items():
-        for key in ("full", "prefix", "borrowed"):
+        for key in ("full", "prefix", "counterfactual"):
             assert f"{found[key]:.4f}" in out
-        gain = found["gain"]
-        shown = f"{gain['value']:.4f} [{gain['low']:.4f}, {gain['high']:.4f}]"
+        size = found["leakage"]
+        shown = f"{size['value']:.4f} [{size['low']:.4f}, {size['high']:.4f}]"
         assert re.search(rf"^{name} +{re.escape(shown)}", out, re.MULTILINE)
         assert re.search(rf"{name}: [^\[]*{re.escape(shown)}", " ".join(out.split()))
         for part in found["by_position"]:
@@ -99,7 +99,7 @@ def test_the_tables_show_the_record_and_fit_a_terminal(study, capsys):
     [("segment", "scope segment"), ("dense", "no router")],
 )
 def test_a_causal_model_is_measured_too_and_gains_nothing(study, capsys, arm, closing):
-    code, out, _ = run(capsys, "leak", run_dir(study, arm), "--windows", "4")
+    code, out, _ = run(capsys, "leakage", run_dir(study, arm), "--windows", "4")
     assert code == 0
     last = out.splitlines()[-1]
     assert last.startswith(f"zero by construction: {closing}; measured ")
@@ -112,7 +112,7 @@ def test_data_names_sources_files_and_globs(study, capsys, tmp_path, monkeypatch
         (tmp_path / name).write_text("It rained on the day that the bridge was opened.\n" * 30)
     words = ["people", "one.txt", "*.md"]
     folder = run_dir(study, "sequence")
-    code, out, _ = run(capsys, "leak", folder, "--windows", "2", "--json", "--data", *words)
+    code, out, _ = run(capsys, "leakage", folder, "--windows", "2", "--json", "--data", *words)
     sources = json.loads(out)["sources"]
     assert code == 0 and list(sources) == ["people", "people-trained", "one.txt", "*.md"]
     assert {found["num_windows"] for found in sources.values()} == {2}
@@ -135,7 +135,7 @@ def test_what_cannot_be_measured_is_said_in_one_line(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "one.txt").write_text("Too short.")
     (tmp_path / "one.csv").write_text("a,b")
-    code, out, err = run(capsys, "leak", run_dir(study, "sequence"), *words)
+    code, out, err = run(capsys, "leakage", run_dir(study, "sequence"), *words)
     assert (code, out) == (2, "")
     assert err.startswith("moc: ") and said in err and err.count("\n") == 1
 
@@ -145,7 +145,7 @@ def difference(value, low, high):
 
 
 @pytest.mark.parametrize(
-    ("gain", "mismatch", "said"),
+    ("leakage", "mismatch", "said"),
     [
         (
             difference(0.12, 0.08, 0.16),
@@ -175,15 +175,15 @@ def difference(value, low, high):
         ),
     ],
 )
-def test_the_closing_line_says_no_more_than_was_found(gain, mismatch, said):
+def test_the_closing_line_says_no_more_than_was_found(leakage, mismatch, said):
     found = {
-        "num_windows": 2, "num_tokens": 32, "full": 1.0, "prefix": 1.1, "borrowed": 1.1,
-        "gain": gain, "mismatch": mismatch, "look_ahead": difference(0.09, 0.05, 0.13),
+        "num_windows": 2, "num_tokens": 32, "full": 1.0, "prefix": 1.1, "counterfactual": 1.1,
+        "leakage": leakage, "mismatch": mismatch, "future": difference(0.09, 0.05, 0.13),
         "by_position": [],
     }  # fmt: skip
     run = {"checkpoint": "x", "arm": "a", "seed": 0, "boundary": "b", "scope": "sequence"}
     record = {**run, "causal": False, "sources": {"text": found}, "tasks": {}}
-    assert " ".join(render_leak(record).split("\n\n")[-1].split()) == said
+    assert " ".join(render_leakage(record).split("\n\n")[-1].split()) == said
 
 
 def test_eval_can_route_on_the_answer_as_well(study, capsys):
@@ -196,7 +196,7 @@ def test_eval_can_route_on_the_answer_as_well(study, capsys):
         words = ["eval", f"{folder}/boundaries/1-facts", "--route-on", route_on]
         found = dict(re.findall(r"(facts_choice\S*) +acc +(\S+)", run(capsys, *words)[1]))
         assert found == {"facts_choice": both[name]}
-    task = json.loads(run(capsys, "leak", folder, "--json")[1])["tasks"]["facts_choice"]
+    task = json.loads(run(capsys, "leakage", folder, "--json")[1])["tasks"]["facts_choice"]
     assert [f"{task[key]:.4f}" for key in ("context", "full")] == list(both.values())
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import itertools
 import json
-import os
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,6 +14,7 @@ from moc.data.facts import POOL_SIZES, fact_questions
 from moc.data.skills import skill_examples
 from moc.data.tokenizer import used_sources
 from moc.errors import ConfigError, nearest
+from moc.store.files import write_text
 
 _KIND = {"facts_choice": "facts", "facts_answer": "facts", "skills_answer": "skills"}
 
@@ -74,7 +74,7 @@ def write_task_items(study: StudyConfig, folder: Path) -> None:
         found = list(itertools.islice(items, study.evals.num_items))
         if not found:
             raise ConfigError(f"data.{source} has no items for {task}; lower its question_share")
-        _write_lines(folder / f"{task}.jsonl", found)
+        write_text(folder / f"{task}.jsonl", "".join(json.dumps(item) + "\n" for item in found))
 
 
 def _sources(study: StudyConfig, kind: str) -> list[str]:
@@ -113,9 +113,3 @@ def _items(base: str, name: str, config: SourceConfig) -> Iterator[dict[str, Any
         if base == "facts_choice":
             item |= {"choices": question.choices, "label": question.label}
         yield item
-
-
-def _write_lines(path: Path, items: list[dict[str, Any]]) -> None:
-    temporary = path.with_suffix(".tmp")
-    temporary.write_text("".join(json.dumps(item) + "\n" for item in items))
-    os.replace(temporary, path)

@@ -85,8 +85,6 @@ class UserTasks:
                 with log_level(logging.ERROR):
                     factory = _Factory(self.allow_code, num_fewshot)
                     tasks = leaves_of(factory.build(self._index[name], registry=self._index))
-                for task in tasks.values():
-                    _render_all(task)
             except ConfigError:
                 raise
             except Exception as error:  # lm-eval checks little, and says it in any way
@@ -191,9 +189,11 @@ class _Factory(TaskFactory):
             config.pop(key, None)
         try:
             _check_metrics(config)
-            return UserTask(config)
+            task = UserTask(config)
+            _render_all(task)
         except ConfigError as error:
-            raise ConfigError(f"{entry.yaml_path}: task {entry.name}: {error}") from error
+            raise ConfigError(f"{entry.yaml_path}: {error}") from error
+        return task
 
 
 def _yaml_files(folder: Path) -> list[Path]:

@@ -1,8 +1,8 @@
 """What scores say about forgetting. No torch.
 
-R[b, i] is the score of evaluation i at boundary b; NaN where it was not measured. Forgetting and
-backward transfer follow "Riemannian Walk" (arXiv 1801.10112) and "Gradient Episodic Memory"
-(arXiv 1706.08840). Intervals and tests are in ``evals.statistics.inference``.
+R[b, i] is the score of evaluation i at boundary b; NaN where it was not measured. Forgetting
+follows "Riemannian Walk" (arXiv 1801.10112). Intervals and tests are in
+``evals.statistics.inference``.
 """
 
 from __future__ import annotations
@@ -79,56 +79,6 @@ def forgetting_so_far(records: Sequence[Record]) -> dict[str, float]:
         return {}
     lost = dict(zip(names, forgetting(values).tolist(), strict=True))
     return {name: value for name, value in lost.items() if math.isfinite(value)}
-
-
-def backward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
-    """Last score minus the score right after the phase that taught it (names,).
-
-    Args:
-        learned_at: for every evaluation, the boundary after its phase. NaN where that is the last
-            boundary: nothing has happened to it since.
-
-    Raises:
-        ValueError: unless ``learned_at`` names one existing boundary per evaluation.
-    """
-    rows = _taught_rows(values, learned_at)
-    change = values[-1] - values[rows, np.arange(values.shape[1])]
-    return np.where(rows < len(values) - 1, change, np.nan)
-
-
-def forward_transfer(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
-    """Score just before the phase that teaches it, minus the untrained model's (names,).
-
-    What earlier phases did for an evaluation that they do not teach. The first boundary must be
-    the one before training.
-
-    Args:
-        learned_at: for every evaluation, the boundary after its phase. NaN where that is not later
-            than the first phase: nothing came before.
-
-    Raises:
-        ValueError: unless ``learned_at`` names one existing boundary per evaluation.
-    """
-    rows = _taught_rows(values, learned_at)
-    change = values[np.maximum(rows - 1, 0), np.arange(values.shape[1])] - values[:1].sum(0)
-    return np.where(rows > 1, change, np.nan)
-
-
-def loss_on_earlier(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
-    """How much the loss on each source rose since the phase that taught it (boundaries, names).
-
-    Positive means forgotten. NaN up to and including the boundary after that phase.
-
-    Args:
-        values: losses, less is better.
-        learned_at: for every source, the boundary after the phase that taught it.
-
-    Raises:
-        ValueError: unless ``learned_at`` names one existing boundary per source.
-    """
-    rows = _taught_rows(values, learned_at)
-    rise = values - values[rows, np.arange(values.shape[1])]
-    return np.where(np.arange(len(values))[:, None] > rows, rise, np.nan)
 
 
 def retention(
@@ -221,17 +171,6 @@ def _matrix(records: Sequence[Record], rows: Sequence[Mapping[str, float]]) -> S
         names,
         np.array(values, dtype=float).reshape(len(rows), len(names)),
     )
-
-
-def _taught_rows(values: np.ndarray, learned_at: Sequence[int]) -> np.ndarray:
-    num_boundaries, num_names = values.shape
-    rows = np.asarray(learned_at, dtype=int)
-    if rows.shape != (num_names,) or (rows < 0).any() or (rows >= num_boundaries).any():
-        raise ValueError(
-            f"learned_at {list(learned_at)} must name one of {num_boundaries} boundaries for each "
-            f"of {num_names} evaluations"
-        )
-    return rows
 
 
 def _best_earlier(values: np.ndarray) -> np.ndarray:

@@ -11,14 +11,14 @@ from typing import Any
 from evals.measures.chapter_use import router_drift
 from evals.measures.picks import overlap
 from moc.model.files import read_safetensors
+from moc.store.files import write_text
 
 
 def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """One file of JSON lines per task."""
-    folder.mkdir(parents=True, exist_ok=True)
     for task, items in samples.items():
-        lines = "".join(json.dumps(item) + "\n" for item in items)
-        (folder / f"{task}.jsonl").write_text(lines)
+        text = "".join(json.dumps(item) + "\n" for item in items)
+        write_text(folder / f"{task}.jsonl", text)
 
 
 def earlier_boundaries(folder: Path, index: int) -> list[Path]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
@@ -10,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from moc.errors import ConfigError
-from moc.store.files import write_json, write_text
+from moc.store.files import write_json
 from moc.text import table
 from moc.verbs.stored import find_stored
 
@@ -61,6 +60,7 @@ def evaluate_stored(
     stored = find_stored(path, overrides)
     from evals.scoring.study_tasks import write_task_items
     from moc.evaluate.evaluator import BoundaryEvaluator
+    from moc.evaluate.record import write_samples
     from moc.model import is_causal
 
     study = stored.study
@@ -83,9 +83,7 @@ def evaluate_stored(
             tasks, samples = evaluator.score_tasks(model, evaluator.tasks, study.evals.num_items)
             bits = evaluator.score_sources(model) if suite == STUDY else {}
             rows |= _rows(folder.name, tasks, bits)
-            for task, lines in samples.items():
-                text = "".join(json.dumps(line) + "\n" for line in lines)
-                write_text(folder / "suites" / suite / f"{task}.jsonl", text)
+            write_samples(folder / "suites" / suite, samples)
             record = {
                 "suite": suite,
                 "boundary": folder.name,

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
+from moc.data.files import matching_files
 from moc.errors import ConfigError, nearest
 from moc.text import table
 from moc.verbs.stored import find_stored
@@ -162,8 +163,6 @@ def render_leakage(record: Mapping[str, Any]) -> str:
 
 def _add_source(study: StudyConfig, entry: str) -> None:
     """Let ``entry`` name a source of ``study``: a file or glob of text, if it is not one yet."""
-    from moc.data.files import matching_files
-
     if entry in study.data:
         return
     try:

@@ -88,7 +88,7 @@ def test_facts_choice_picks_the_option_with_the_largest_brute_force_sum(tmp_path
     assert score["stderr"] == pytest.approx(math.sqrt(share * (1 - share) / 7))
 
 
-def test_both_routings_stand_side_by_side_for_a_model_that_looks_ahead(model, tmp_path):
+def test_both_routings_stand_side_by_side_for_a_model_that_is_not_causal(model, tmp_path):
     for task in ("facts_choice", "facts_answer"):
         write_items(tmp_path, task, FACTS)
     settings = {"tasks": ["facts_choice", "facts_answer"], "task_dir": tmp_path,

@@ -165,7 +165,7 @@ def chain_rule_errors(model):
 @pytest.mark.parametrize(
     ("scope", "window"), [("segment", None), ("segment", 3), ("token", None), ("sequence", None)]
 )
-def test_scores_obey_the_chain_rule_if_and_only_if_nothing_looks_ahead(
+def test_scores_obey_the_chain_rule_if_and_only_if_routing_is_causal(
     scope, window, mixing, tap, variant
 ):
     """The gate through the adapter: what follows in a request must not move what comes before.

@@ -44,11 +44,10 @@ def test_records_of_a_run_out_of_order_are_refused():
         f.score_matrix([RUN[0], RUN[0]])
 
 
-def test_deltas_forgetting_and_transfer_by_hand():
+def test_deltas_and_forgetting_by_hand():
     values = f.score_matrix(RUN).values
     np.testing.assert_allclose(f.transition_deltas(values), [[0.65, 0.10], [-0.30, 0.65]])
     np.testing.assert_allclose(f.forgetting(values), [0.30, -0.65])  # skills improved: negative
-    np.testing.assert_allclose(f.backward_transfer(values, [1, 2]), [-0.30, np.nan])
 
 
 def test_the_best_earlier_boundary_counts_not_the_one_before_the_last():
@@ -80,21 +79,6 @@ def test_a_run_that_has_just_begun_has_no_forgetting_yet(records):
     matrix = f.score_matrix(records)
     assert np.isnan(f.forgetting(matrix.values)).all()
     assert f.transition_deltas(matrix.values).shape == (0, len(matrix.names))
-
-
-def test_transfer_to_later_phases_is_what_the_earlier_ones_did_by_hand():
-    """Three phases teach one column each; what the first teaches had nothing before it."""
-    values = np.array([[0.20, 0.10, 0.05], [0.9, 0.15, 0.05], [0.7, 0.8, 0.30], [0.6, 0.5, 0.95]])
-    found = f.forward_transfer(values, [1, 2, 3])
-    np.testing.assert_allclose(found, [np.nan, 0.05, 0.25])
-    np.testing.assert_allclose(f.forward_transfer(values, [0, 1, 2]), [np.nan, np.nan, 0.0])
-
-
-def test_loss_on_earlier_data_is_counted_from_the_phase_that_taught_it():
-    values = np.array([[8.0, 7.0], [0.5, 6.0], [0.8, 1.0], [0.7, 1.5]])
-    nan = np.nan
-    expected = [[nan, nan], [nan, nan], [0.3, nan], [0.2, 0.5]]
-    np.testing.assert_allclose(f.loss_on_earlier(values, [1, 2]), expected)
 
 
 def rights(*nums_right):
@@ -145,22 +129,11 @@ def test_bits_of_knowledge_by_hand():
         f.knowledge_bits(samples[-1:], 1000)
 
 
-def test_transfer_refuses_a_boundary_that_does_not_exist():
-    with pytest.raises(ValueError, match="learned_at"):
-        f.backward_transfer(np.zeros((2, 2)), [0, 2])
-    with pytest.raises(ValueError, match="learned_at"):
-        f.forward_transfer(np.zeros((2, 2)), [0, -1])
-    with pytest.raises(ValueError, match="learned_at"):
-        f.loss_on_earlier(np.zeros((2, 2)), [0])
-
-
 def test_inputs_are_left_alone():
     records = copy.deepcopy(RUN)
     values = f.score_matrix(records).values
     before = values.copy()
-    f.forgetting(values), f.loss_forgetting(values), f.backward_transfer(values, [1, 1])
-    f.transition_deltas(values), f.forward_transfer(values, [1, 1])
-    f.loss_on_earlier(values, [1, 1])
+    f.forgetting(values), f.loss_forgetting(values), f.transition_deltas(values)
     samples = [asked("major", 64, 1.0)]
     f.knowledge_bits(samples, 10)
     assert samples == [asked("major", 64, 1.0)]

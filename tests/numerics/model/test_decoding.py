@@ -20,7 +20,7 @@ from tests.support.small_models import (
     DENSE,
     MEMORY,
     MIXINGS,
-    TAPS,
+    ROUTER_INPUTS,
     W,
     lively,
     tokens_of,
@@ -54,7 +54,7 @@ def decode(model, tokens_BL, calls, *, filler=10, **policy):
         for b, count in enumerate(counts):
             chunk_BL[b, :count] = tokens_BL[b, fed[b] : fed[b] + count]
         real_BL = torch.arange(width)[None] < torch.tensor(counts)[:, None]
-        out = model(chunk_BL, None if real_BL.all() else real_BL, cache=cache)
+        out = model(chunk_BL, real_BL=None if real_BL.all() else real_BL, cache=cache)
         for b, count in enumerate(counts):
             logits_BLV[b, fed[b] : fed[b] + count] = out.logits_BLV[b, :count]
             fed[b] += count
@@ -70,11 +70,14 @@ def difference(found_BLV, expected_BLV):
 
 
 @pytest.mark.parametrize(
-    ("scope", "mixing", "tap", "variant"), list(itertools.product(CAUSAL, MIXINGS, TAPS, "AB"))
+    ("scope", "mixing", "router_input", "variant"),
+    list(itertools.product(CAUSAL, MIXINGS, ROUTER_INPUTS, "AB")),
 )
-def test_decoding_equals_one_pass_over_the_whole_text(scope, mixing, tap, variant):
+def test_decoding_equals_one_pass_over_the_whole_text(scope, mixing, router_input, variant):
     """Prompts of three lengths in one batch, then several segments, one by one and in chunks."""
-    model = lively(with_router(scope, tap=tap, mixing=mixing, variant=variant)).eval()
+    model = lively(
+        with_router(scope, router_input=router_input, mixing=mixing, variant=variant)
+    ).eval()
     tokens_BL = tokens_of(3, LENGTH)
     with torch.no_grad():
         out = model(tokens_BL)
@@ -85,7 +88,7 @@ def test_decoding_equals_one_pass_over_the_whole_text(scope, mixing, tap, varian
 
 @pytest.mark.parametrize(("scope", "mixing"), list(itertools.product(CAUSAL, MIXINGS)))
 def test_single_tokens_and_longer_calls_may_alternate(scope, mixing):
-    """To a float64 rounding: the copies of chapters that single tokens read are those in force."""
+    """To a float64 rounding: the copies of chapters that single tokens read are current."""
     model = lively(with_router(scope, mixing=mixing)).double().eval()
     tokens_BL = tokens_of(3, 6 * W)
     with torch.no_grad():
@@ -139,7 +142,8 @@ def test_a_selection_bias_holds_while_decoding(scope):
         unbiased_BLV = model(tokens_BL).logits_BLV
         for bias_C in model.buffers():
             bias_C.normal_(generator=torch.Generator().manual_seed(0))
-        expected_BLV = model(tokens_BL, prompt_mask() if scope == "sequence" else None).logits_BLV
+        pool_BL = prompt_mask() if scope == "sequence" else None
+        expected_BLV = model(tokens_BL, pool_BL=pool_BL).logits_BLV
     assert (expected_BLV - unbiased_BLV).abs().max() > 0.1
     assert difference(decode(model, tokens_BL, IN_CHUNKS), expected_BLV) <= 1e-4
 
@@ -170,22 +174,22 @@ def test_padding_and_the_other_rows_play_no_part(scope):
 @pytest.mark.parametrize("policy", ["prompt", "running"])
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_rows_may_end_while_others_go_on(scope, policy):
-    """Row 1 ends in the middle of a segment; those that stay change places."""
+    """Row 1 ends in the middle of a segment; those that stay change order."""
     model, tokens_BL = lively(with_router(scope)).eval(), tokens_of(3, LENGTH)
     whole_BLV = decode(model, tokens_BL, [PROMPTS, (2, 2, 2), *[(1, 1, 1)] * 6], policy=policy)
     cache = model.new_cache(3, LENGTH + 9, policy=policy)
     real_BL = torch.arange(max(PROMPTS)) < torch.tensor(PROMPTS)[:, None]
     with torch.no_grad():
-        model(tokens_BL[:, : max(PROMPTS)], real_BL, cache=cache)
+        model(tokens_BL[:, : max(PROMPTS)], real_BL=real_BL, cache=cache)
         chunk_BL = torch.stack([row[n : n + 2] for row, n in zip(tokens_BL, PROMPTS, strict=True)])
         model(chunk_BL, cache=cache)
         cache.keep_rows(torch.tensor([2, 0]))
         for step in range(6):
-            places = [(b, PROMPTS[b] + 2 + step) for b in (2, 0)]
-            new_BL = torch.stack([tokens_BL[b, place][None] for b, place in places])
+            positions = [(b, PROMPTS[b] + 2 + step) for b in (2, 0)]
+            new_BL = torch.stack([tokens_BL[b, position][None] for b, position in positions])
             logits_BV = model(new_BL, cache=cache).logits_BLV[:, 0]
-            for row_V, (b, place) in zip(logits_BV, places, strict=True):
-                assert (row_V - whole_BLV[b, place]).abs().max() <= 1e-4
+            for row_V, (b, position) in zip(logits_BV, positions, strict=True):
+                assert (row_V - whole_BLV[b, position]).abs().max() <= 1e-4
 
 
 @pytest.mark.parametrize(("scope", "mixing"), list(itertools.product(CAUSAL, MIXINGS)))
@@ -197,15 +201,15 @@ def test_rows_kept_take_their_copied_chapters_along(scope, mixing):
         expected_BLV = model(tokens_BL).logits_BLV
         cache = model.new_cache(3, LENGTH)
         real_BL = torch.arange(max(PROMPTS)) < torch.tensor(PROMPTS)[:, None]
-        model(tokens_BL[:, : max(PROMPTS)], real_BL, cache=cache)
+        model(tokens_BL[:, : max(PROMPTS)], real_BL=real_BL, cache=cache)
         rows = [0, 1, 2]
         for step in range(3 * W - 2):
             if step == 3:
                 rows = [2, 0, 2]
                 cache.keep_rows(torch.tensor(rows))
-            places = [PROMPTS[b] + step for b in rows]
-            logits_BV = model(tokens_BL[rows, places][:, None], cache=cache).logits_BLV[:, 0]
-            assert (logits_BV - expected_BLV[rows, places]).abs().max() <= 1e-11
+            positions = [PROMPTS[b] + step for b in rows]
+            logits_BV = model(tokens_BL[rows, positions][:, None], cache=cache).logits_BLV[:, 0]
+            assert (logits_BV - expected_BLV[rows, positions]).abs().max() <= 1e-11
 
 
 # sequence routing, which cannot decode as it was trained
@@ -215,13 +219,15 @@ def prompt_mask():
     return torch.arange(LENGTH) < torch.tensor(PROMPTS)[:, None]
 
 
-@pytest.mark.parametrize(("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB")))
-def test_policy_prompt_freezes_the_routing_of_the_prompt(mixing, tap, variant):
+@pytest.mark.parametrize(
+    ("mixing", "router_input", "variant"), list(itertools.product(MIXINGS, ROUTER_INPUTS, "AB"))
+)
+def test_policy_prompt_freezes_the_routing_of_the_prompt(mixing, router_input, variant):
     """The same as a pass over the whole text in which routing may pool the prompt alone."""
-    config = with_router("sequence", tap=tap, mixing=mixing, variant=variant)
+    config = with_router("sequence", router_input=router_input, mixing=mixing, variant=variant)
     model, tokens_BL = lively(config).eval(), tokens_of(3, LENGTH)
     with torch.no_grad():
-        frozen_BLV = model(tokens_BL, prompt_mask()).logits_BLV
+        frozen_BLV = model(tokens_BL, pool_BL=prompt_mask()).logits_BLV
         whole_BLV = model(tokens_BL).logits_BLV
     assert (frozen_BLV - whole_BLV).abs().max() > 0.1
     for calls in (ONE_BY_ONE, IN_CHUNKS):
@@ -231,11 +237,11 @@ def test_policy_prompt_freezes_the_routing_of_the_prompt(mixing, tap, variant):
 
 @pytest.mark.parametrize("window_tokens", [None, 1, 4])
 @pytest.mark.parametrize(
-    ("mixing", "tap", "variant"),
+    ("mixing", "router_input", "variant"),
     [("joint", "block_input", "A"), ("per_chapter", "post_attention", "B"),
      ("log_bias", "block_input", "B"), ("joint", "post_attention", "A")],
 )  # fmt: skip
-def test_policy_running_pools_what_there_is(mixing, tap, variant, window_tokens):
+def test_policy_running_pools_what_there_is(mixing, router_input, variant, window_tokens):
     """Against loops in float64: a prompt's positions see the prompt, later ones all up to
     themselves, or the last ``window_tokens`` of it. Earlier positions keep what they read."""
     config = ModelConfig(
@@ -252,7 +258,7 @@ def test_policy_running_pools_what_there_is(mixing, tap, variant, window_tokens)
             layers="all",
             mixing=mixing,
             variant=variant,
-            router=RouterConfig(scope="sequence", tap=tap),
+            router=RouterConfig(scope="sequence", input=router_input),
         ),
     )
     model = build_model(config).double().eval()
@@ -318,7 +324,7 @@ def test_a_chapter_is_projected_once(scope):
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence", None])
 def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
     """And the bank only then, whatever is known: fetching may be a collective, in which every rank
-    must take part, so that the places of the tokens alone decide."""
+    must take part, so that the positions of the tokens alone decide."""
     memory = {"num_routed": None} if scope is None else {}
     model = lively(with_router(scope or "segment", **memory)).eval()
     asked, fetched = [], []
@@ -335,7 +341,7 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
         fetched.append(chapter_U)
         return take_chapters(bank_CTM, chapter_U)
 
-    monkeypatch.setattr("moc.model.decode.kept_chapters.take_chapters", counted_take)
+    monkeypatch.setattr("moc.model.memory.kept_chapters.take_chapters", counted_take)
     tokens_BL = tokens_of(3, LENGTH)
     cache = model.new_cache(3, LENGTH + W)
     lengths = [0, 0, 0]
@@ -344,7 +350,7 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
             asked.clear()
             fetched.clear()
             real_BL = torch.arange(max(counts)) < torch.tensor(counts)[:, None]
-            model(tokens_BL[:, : max(counts)], real_BL, cache=cache)
+            model(tokens_BL[:, : max(counts)], real_BL=real_BL, cache=cache)
             may_change = lengths == [0, 0, 0]
             if scope in CAUSAL:
                 width = 1 if scope == "token" else W
@@ -374,7 +380,7 @@ def test_no_chapter_is_projected_for_padding(scope):
             length = max(counts[row] for row in rows)
             real_BL = torch.arange(length) < torch.tensor([counts[row] for row in rows])[:, None]
             cache = model.new_cache(len(rows), length)
-            model(tokens_BL[rows, :length], real_BL, cache=cache)
+            model(tokens_BL[rows, :length], real_BL=real_BL, cache=cache)
     assert fetched == wanted
 
 
@@ -386,7 +392,7 @@ def test_a_call_of_many_tokens_copies_chapters_for_segments_and_not_for_position
         copied.append(index_BPN.shape[1])
         return routed_attention(q_BLHE, k_CTJE, v_CTJE, index_BPN, *arguments, **how)
 
-    monkeypatch.setattr("moc.model.decode.memory_state.routed_attention", counted)
+    monkeypatch.setattr("moc.model.memory.memory_state.routed_attention", counted)
     tokens_BL = tokens_of(2, 4 * W)
     cache = model.new_cache(2, 4 * W)
     with torch.no_grad():

@@ -109,11 +109,11 @@ class Transformer(nn.Module):
 
         Args:
             tokens_BL: int64 ids. Padding must be on the right, where no other position looks.
-            pool_BL: bool, which positions ``sequence`` routing may pool: False at padding, and at an
-                answer that must not steer. None: all. The causal scopes look at nothing to the
+            pool_BL: bool, which positions ``sequence`` routing may pool: False at padding, and at
+                an answer that must not steer. None: all. The causal scopes look at nothing to the
                 right, so to them it makes no difference. Not with a cache.
-            cache: the positions follow those that it holds, and are added to it. The routing's index
-                and weights are per position, its logits and probabilities empty.
+            cache: the positions follow those that it holds, and are added to it. The routing's
+                index and weights are per position, its logits and probabilities empty.
             real_BL: with a cache: bool, which tokens are real (in the first call, at least one a
                 row). None: all.
             targets_BL: int64 ids to predict: ``nll`` instead of logits, which then never exist at
@@ -167,8 +167,8 @@ class Transformer(nn.Module):
         """Where a forward pass over (batch, length) tokens leaves the gradients of its chapters.
 
         One leaf (U, T, M) per memory layer, zero and of no size in memory, U the most chapters that
-        the layer can read. After the backward pass row u of ``slot.grad`` is the gradient of chapter
-        ``routing.chapter_U[u]``, further rows mean nothing, and the banks have no gradients
+        the layer can read. After the backward pass row u of ``slot.grad`` is the gradient of
+        chapter ``routing.chapter_U[u]``, further rows mean nothing, and the banks have no gradients
         themselves: a large bank costs what is read of it.
         """
         memory = self.config.memory

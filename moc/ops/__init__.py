@@ -1,7 +1,7 @@
 """Attention from positions to the chapters that their group chose, and what is around it.
 
-In: tensors. Out: tensors, with their gradients. Each operation has one public function, which chooses
-among the ways to run it on a device; nothing here knows a model or a config.
+In: tensors. Out: tensors, with their gradients. Each operation has one public function, which
+chooses among the ways to run it on a device; nothing here knows a model or a config.
 """
 
 from moc.ops.attention import (

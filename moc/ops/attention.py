@@ -1,9 +1,10 @@
 """Routed attention: positions read the chapters that their group chose. Chooses how.
 
-B batch, L length, H heads, J key/value heads, E head dim, U distinct chapters, T tokens per chapter,
-G routing groups per sequence, N chapters read per group, C chapters of a bank, M memory width.
+B batch, L length, H heads, J key/value heads, E head dim, U distinct chapters, T tokens per
+chapter, G routing groups per sequence, N chapters read per group, C chapters of a bank, M memory
+width.
 
-What a read is, ``moc.ops.mixing`` says. The ways to do it, each with a ``supports`` that says where:
+``moc.ops.mixing`` says what is computed. The ways to do it, each with a ``supports`` beside it:
 
 - ``triton``: a GPU, several groups per sequence; nothing is copied
 - ``cpu.grouped``: short groups (a token each) would copy a chapter for a handful of queries, so

@@ -1,8 +1,8 @@
 """What ways have in common that bring a group's chapters to its queries.
 
-B batch, L length, H heads, J key/value heads, E head dim, U chapters, T tokens per chapter, G groups
-per sequence, W positions per group, X = B * G groups, N chapters per group, Y queries per group and
-key/value head, Z groups that each read a single chapter.
+B batch, L length, H heads, J key/value heads, E head dim, U chapters, T tokens per chapter, G
+groups per sequence, W positions per group, X = B * G groups, N chapters per group, Y queries per
+group and key/value head, Z groups that each read a single chapter.
 """
 
 from __future__ import annotations
@@ -56,8 +56,8 @@ def over_groups(
 
 
 def split_groups(q_BLHE: Tensor, num_groups: int, group_tokens: int, num_kv_heads: int) -> Tensor:
-    """Queries by group and key/value head, (X, J, Y, E): those of heads that share keys stand side by
-    side, for there is no order to keep. A short last group is padded."""
+    """Queries by group and key/value head, (X, J, Y, E): those of heads that share keys stand side
+    by side, for there is no order to keep. A short last group is padded."""
     missing = num_groups * group_tokens - q_BLHE.shape[1]
     padded_BLHE = F.pad(q_BLHE, (0, 0, 0, 0, 0, missing)) if missing else q_BLHE
     q_XHWE = padded_BLHE.unflatten(1, (num_groups, -1)).flatten(0, 1).transpose(1, 2)

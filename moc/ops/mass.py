@@ -1,7 +1,7 @@
 """How much of routed attention falls on the shared chapters. Diagnostics: materialises scores.
 
-B batch, L length, H heads, J key/value heads, E head dim, U chapters, T tokens per chapter, G groups
-per sequence, W positions per group, N chapters per group, X groups that are measured.
+B batch, L length, H heads, J key/value heads, E head dim, U chapters, T tokens per chapter, G
+groups per sequence, W positions per group, N chapters per group, X groups that are measured.
 """
 
 from __future__ import annotations

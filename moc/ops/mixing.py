@@ -1,4 +1,4 @@
-"""How the chapters of a group are mixed: the formulas, once. Every way of routed attention uses them.
+"""How the chapters of a group are mixed: the formulas, once, for every way of routed attention.
 
 N chapters of T tokens with weights w_n that sum to 1, raw scores r_nt = scale q.k_nt:
 
@@ -73,8 +73,8 @@ MIXINGS = {
 
 
 def with_equal_weights(mixing: str) -> str:
-    """The mode of a layer without a router, where there is nothing to weigh: equal weights on scores
-    would only shrink the keys by 1/N, so the tokens enter as they are."""
+    """The mode of a layer without a router, where there is nothing to weigh: equal weights on
+    scores would only shrink the keys by 1/N, so the tokens enter as they are."""
     return "unweighted" if MIXINGS[mixing].score_factor else mixing
 
 

@@ -1,8 +1,8 @@
 """Routed attention as its formulas say it: every mixing, on any device, nothing fused.
 
-The way of last resort, and what a new mixing trains with before a faster way knows it. Scores of all
-groups exist at once. X groups, J key/value heads, Y queries per group and key/value head, E head
-dim, N chapters per group, T tokens per chapter.
+The way of last resort, and what a new mixing trains with before a faster way knows it. Scores of
+all groups exist at once. X groups, J key/value heads, Y queries per group and key/value head, E
+head dim, N chapters per group, T tokens per chapter.
 """
 
 from __future__ import annotations

@@ -1,8 +1,8 @@
 """Gradients of the banks, for the chapters that a step has read and no others. Needs torch alone.
 
 Autograd would make a gradient as large as the bank for every layer that reads it. Here the layers
-leave theirs in slots (``Transformer.gradient_slots``); this sums them over layers, micro-batches and ranks. Of
-a sharded bank (a DTensor) every rank ends with the sum for the chapters that it owns.
+leave theirs in slots (``Transformer.gradient_slots``); this sums them over layers, micro-batches
+and ranks. Of a sharded bank (a DTensor) every rank ends with the sum for the chapters that it owns.
 
 C chapters, U chapters read, T tokens per chapter, M memory width.
 """

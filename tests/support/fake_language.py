@@ -97,7 +97,9 @@ def routed_model(
     memory = MemoryConfig(
         num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal",
         mixing=mixing, variant=variant,
-        router=RouterConfig(scope=scope, segment_tokens=4, window_tokens=window, input=router_input),
+        router=RouterConfig(
+            scope=scope, segment_tokens=4, window_tokens=window, input=router_input
+        ),
     )  # fmt: skip
     memory.bank_init_std = 1.0
     config = ModelConfig(

@@ -1,8 +1,8 @@
 """The whole model as its published definition, written out as loops in float64.
 
 One unpadded sequence, one position and one head at a time; the chosen tokens are weighted before
-they are projected. It shares no code with ``moc``: a config and a dictionary of weights go in. ``naive_attention`` is the
-attention of a read alone, of whole batches.
+they are projected. It shares no code with ``moc``: a config and a dictionary of weights go in.
+``naive_attention`` is the attention of a read alone, of whole batches.
 """
 
 from __future__ import annotations
@@ -73,7 +73,7 @@ def naive_norm(vector: Tensor, weight: Tensor | None = None) -> Tensor:
 def naive_choice(
     config: ModelConfig, weights: Weights, prefix: str, router_input: list[Tensor]
 ) -> list[tuple[int, Tensor]]:
-    """Steps 2 to 4 for the pooled states ``router_input``: (chapter, mixing weight), shared ones first.
+    """Steps 2 to 4 for the pooled ``router_input``: (chapter, mixing weight), shared ones first.
 
     A selection bias is one of the weights: it says who is picked, and nothing more.
     """

@@ -10,7 +10,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Generic, Literal, NamedTuple, Protocol, TypeVar, get_args
 
-import torch
 from torch import Tensor
 
 from moc.model.decode.positions import Positions

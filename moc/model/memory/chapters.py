@@ -71,9 +71,9 @@ class MemoryRead(nn.Module):
         self, x_BLD: Tensor, router_input_BLD: Tensor, inputs: MemoryInputs
     ) -> tuple[Tensor, Routing]:
         """What the positions read, (B, L, D), and how they were routed."""
-        # Fetching from other ranks waits for the sizes anyway, and only what is read should travel.
-        # Every rank fetches in every call, even with a state that knows the chapters: if it depended
-        # on them, one rank could wait for another that has nothing to ask.
+        # Fetching from other ranks waits for the sizes anyway, and only what is read should
+        # travel. Every rank fetches in every call, even with a state that knows the chapters: if
+        # it depended on them, one rank could wait for another that has nothing to ask.
         if inputs.state is not None and not is_sharded(inputs.bank_CTM):
             out_BLHE, routing = self._read_on(x_BLD, router_input_BLD, inputs, inputs.state)
         else:

@@ -26,8 +26,8 @@ from moc.ops.shards import is_sharded
 def supports(
     q_BLHM: Tensor, bank_CTM: Tensor, slot_UTM: Tensor | None, num_groups: int, mixing: Mixing
 ) -> bool:
-    """Short groups, a bank that is all here, and gradients that are written down and go to a slot, if
-    the bank trains."""
+    """Short groups, a bank that is all here, and gradients that are written down and, if the bank
+    trains, go to a slot."""
     if q_BLHM.device.type != "cpu" or torch.compiler.is_compiling() or is_sharded(bank_CTM):
         return False
     if slot_UTM is None and torch.is_grad_enabled() and bank_CTM.requires_grad:

@@ -148,7 +148,7 @@ class _Copies:
         return (slice(start, start + self.size) for start in starts)
 
     def take(self, here: slice) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys (and values) as they are, (P, F), and times the factor, side by side: (Z, J, N * T, E)."""
+        """Keys (and values) as they are, (P, F), and scaled, side by side: (Z, J, N * T, E)."""
         row_ZN = self.row_XN[here]
         row_P = row_ZN.flatten()
         raw, scaled = [], []

@@ -8,8 +8,8 @@ X positions, H heads, J key/value heads, R = H / J, E head dim, U chapters, T to
 N chapters per position, P = X * N pairs of a position and a chapter, A chapters of a bucket, I its
 readers per chapter, Z = A * J, Y = I * R.
 
-As ``moc.ops.mixing`` says, what a position gets of its chapters depends on their log-sum-exps alone.
-So one pass over the pairs gives partial outputs and these, and a weighted sum of rows the rest. The
+As ``moc.ops.mixing`` says, how a position's chapters share depends on their log-sum-exps alone. So
+one pass over the pairs gives partial outputs and these, and a weighted sum of rows the rest. The
 backward pass recomputes the scores; none are kept. Runs on any device, but waits for it.
 """
 

@@ -16,7 +16,7 @@ from moc.ops.shards import is_sharded
 
 
 def supports(bank_CTM: Tensor, slot_UTM: Tensor | None) -> bool:
-    """Gradients that go to a slot, and products in the precision of the bank, all of which is here."""
+    """Gradients that go to a slot, products in the bank's precision, and all of the bank here."""
     if bank_CTM.device.type != "cpu" or torch.compiler.is_compiling():
         return False
     return not (slot_UTM is None or is_sharded(bank_CTM) or torch.is_autocast_enabled("cpu"))

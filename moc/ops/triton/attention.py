@@ -5,7 +5,7 @@ per chapter, G routing groups per sequence, W positions per group (the last grou
 N chapters read per group, X = B * G groups of the batch, P = X * N entries that read a chapter,
 Z runs of one chapter's entries.
 
-The same function as ``moc.ops.attention.routed_attention``, with nothing copied and no scores in memory.
+The same function as ``moc.ops.reference.attend``, with nothing copied and no scores in memory.
 Query heads that share a key/value head are rows of one tile, so grouped heads fill matrix units.
 
 - Long groups: a tile of a group's rows stays in registers and reads the group's chapters in turn,
@@ -48,21 +48,22 @@ INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
 
 
 def supports(q_BLHE: Tensor, k_UTJE: Tensor, num_groups: int, mixing: Mixing) -> bool:
-    """Several groups per sequence, on a GPU (or in Triton's interpreter) whose programs hold a chapter
-    of this dtype, and weightings that the kernels know."""
+    """Several groups per sequence, weightings that the kernels know, and a GPU (or Triton's
+    interpreter) whose programs hold a chapter of this dtype."""
     if num_groups == 1 or not HAS_TRITON or q_BLHE.dtype != k_UTJE.dtype:
+        return False
+    if mixing.per_chapter and not mixing.plain_scores:
         return False
     if q_BLHE.is_cuda:
         dtypes = (torch.float32, torch.bfloat16, torch.float16)
         if q_BLHE.dtype not in dtypes or not fits_on_chip(k_UTJE, _shared_bytes(q_BLHE.device)):
             return False
-    # the interpreter multiplies bfloat16 numbers as the integers that hold them
-    elif not INTERPRETED or q_BLHE.dtype not in (torch.float32, torch.float16):
-        return False
-    elif not fits_on_chip(k_UTJE):
-        return False
-    if mixing.per_chapter and not mixing.plain_scores:
-        return False
+    else:
+        # the interpreter multiplies bfloat16 numbers as the integers that hold them
+        if not INTERPRETED or q_BLHE.dtype not in (torch.float32, torch.float16):
+            return False
+        if not fits_on_chip(k_UTJE):
+            return False
     return all(_knows(constant, name) for constant, name in weighting_names(mixing).items())
 
 

@@ -26,7 +26,8 @@ def group_backward(
     num_groups, length, group_tokens, num_read, num_tiles, scale,
     T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
     PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
-    WEIGHTED: tl.constexpr, TINY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+    WEIGHTED: tl.constexpr, TINY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Programs as in ``group_forward``; dq (B, L, H, E), and dweight (X, J, tiles, N) to be summed
     over heads and tiles."""
@@ -66,8 +67,8 @@ def chapter_backward(
     run_slots, scale,
     T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
     PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
-    WEIGHTED: tl.constexpr, TINY: tl.constexpr, WITH_PAIRS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    WEIGHTED: tl.constexpr, TINY: tl.constexpr, WITH_PAIRS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Programs as in ``chapter_forward``; what a chapter's keys and values get from its readers.
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.memory.bank import most_distinct
 from moc.model.memory import chapters
+from moc.model.memory.bank import most_distinct
 from moc.model.memory.chapters import MemoryInputs, MemoryRead
 from moc.ops.cpu import bank as cpu_bank
 from moc.ops.cpu import grouped

@@ -7,7 +7,7 @@ import os
 from torch import Tensor
 from torch import distributed as dist
 
-from moc.ops.bank_shards import is_sharded
+from moc.ops.shards import is_sharded
 
 
 def is_distributed() -> bool:

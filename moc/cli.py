@@ -12,7 +12,13 @@ from typing import NoReturn
 
 from moc import __version__
 from moc.bench.heap import keep_freed_memory
-from moc.errors import CheckpointError, ConfigError, StudyInterrupted, TrainingDiverged
+from moc.errors import (
+    CheckpointError,
+    ConfigError,
+    RunHeld,
+    StudyInterrupted,
+    TrainingDiverged,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -274,7 +280,7 @@ def _explain(error: Exception) -> int:
     """One line for what the user can mend; the traceback for what only we can."""
     if isinstance(error, ConfigError):
         return _fail(str(error), 2)
-    if isinstance(error, (CheckpointError, TrainingDiverged)):
+    if isinstance(error, (CheckpointError, RunHeld, TrainingDiverged)):
         return _fail(str(error), 1)
     raise error
 

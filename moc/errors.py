@@ -12,6 +12,14 @@ class CheckpointError(ValueError):
     """Files on disk cannot be used; the message says which and what to do."""
 
 
+class FormatError(CheckpointError):
+    """Files were written in another format than this version's."""
+
+
+class RunHeld(RuntimeError):
+    """Another process works on a run; the message says which."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
 

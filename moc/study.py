@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import json
 import signal
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 
 import torch
-from filelock import FileLock, Timeout
 
 from evals.scoring.study_tasks import write_task_items
 from moc.bench.peak import measure_matmul_peak
@@ -17,24 +16,30 @@ from moc.config.load import save_study
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, nearest
+from moc.errors import ConfigError, RunHeld, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
-from moc.plan.arms import solved_arms
+from moc.launch.in_process import run_in_process
 from moc.plan.study_plan import plan_study
 from moc.report import build_report
-from moc.run.arm_run import ArmRun
+from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
+from moc.run.resolve import resolve_study
+from moc.run.settings import changed_settings, check_settings, in_short
+from moc.run.tools import Tools
 from moc.store.files import write_json
+from moc.store.lock import Holder, holder_of
+from moc.store.rundir import StudyDir
 from moc.tracking.mirror import Tracker
 from moc.train.distributed import is_main_process
-from moc.train.strategies import device_of, num_devices
+from moc.train.strategies import device_of
 
 
 def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
     """Train and evaluate every arm and seed (or those named), then write the report.
 
-    What is complete is skipped, and what was interrupted goes on from its last checkpoint. Under
-    several processes every rank calls this.
+    What is complete is skipped, and what was interrupted goes on from its last checkpoint. Several
+    processes can work on one study: each takes the runs that nobody holds. Under several ranks
+    every rank calls this.
 
     Returns:
         The report's path.
@@ -42,64 +47,63 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     Raises:
         ConfigError: for unknown arms or tasks, or a folder that holds a run with other settings;
             before any file of the study changes.
+        RunHeld: if another process works on a run that was asked for; the others are done.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
     """
+    _check_names(study, arms, seeds)
+    check_evals(study)
+    folder = StudyDir(study.dir)
+    folder.check_format()
+    study = resolve_study(study)  # what is saved and tracked is what is trained
+    tracker = Tracker(study) if is_main_process() else None
+    with _sigterm_stops():
+        try:
+            tokenizer = build_tokenizer(study)
+            _check_vocabulary(study, tokenizer)
+            runs = [
+                ArmSeed(study, name, seed, tokenizer) for seed in study.seeds for name in study.arms
+            ]
+            asked = [
+                run
+                for run in runs
+                if run.seed in (seeds or study.seeds) and run.name in (arms or study.arms)
+            ]
+            _check_free(asked)
+            for run in runs:
+                check_settings(run)
+            evaluator = BoundaryEvaluator(study, tokenizer)
+            datasets = _build_data(study, tokenizer)
+            peak_flops = None
+            if is_main_process():
+                peak_flops = _matmul_peak(study)
+                with folder.lock():
+                    _describe(study, tokenizer, datasets, peak_flops)
+            if tracker is not None:
+                tracker.start()
+            tools = Tools(evaluator, peak_flops, tracker.sync if tracker else lambda: None)
+            passed_over = run_in_process(runs, asked, tools)
+            with folder.lock() if is_main_process() else nullcontext():
+                report = build_report(study.dir) if is_main_process() else study.dir
+        finally:
+            if tracker is not None and (message := tracker.close()):
+                print(message, flush=True)
+    if passed_over:
+        raise RunHeld(
+            f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
+            f"{passed_over[0]}"
+        )
+    return report
+
+
+def _check_names(study: StudyConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:
     for name in arms:
         if name not in study.arms:
             raise ConfigError(f"no arm {name!r} in this study; {nearest(name, list(study.arms))}")
     for seed in seeds:
         if seed not in study.seeds:
             raise ConfigError(f"seed {seed} is not among the study's seeds {study.seeds}")
-    check_evals(study)
-    # what is saved and tracked is what is trained: solved shapes, counted devices
-    trainer = replace(study.trainer, devices=num_devices(study.trainer))
-    study = replace(study, arms=solved_arms(study), trainer=trainer)
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)  # stop as for Ctrl-C
-    study.dir.mkdir(parents=True, exist_ok=True)
-    lock = FileLock(study.dir / ".lock", timeout=0)
-    tracker = None
-    try:
-        if is_main_process():
-            try:
-                lock.acquire()
-            except Timeout:
-                raise ConfigError(f"{study.dir} is in use by another process") from None
-            tracker = Tracker(study)
-        tokenizer = build_tokenizer(study)
-        _check_vocabulary(study, tokenizer)
-        evaluator = BoundaryEvaluator(study, tokenizer)
-        runs = {
-            (seed, name): ArmRun(
-                study,
-                name,
-                arm,
-                seed,
-                tokenizer,
-                evaluator=evaluator,
-                sync=tracker.sync if tracker else lambda: None,
-            )
-            for seed in study.seeds
-            for name, arm in study.arms.items()
-        }
-        for run in runs.values():
-            run.check_settings()
-        peak_flops = _prepare(study, tokenizer)
-        if tracker is not None:
-            tracker.start()
-        for (seed, name), run in runs.items():
-            if seed in (seeds or study.seeds) and name in (arms or study.arms):
-                run.peak_flops = peak_flops
-                run.run([each for each in runs.values() if each.seed == seed and each is not run])
-            else:
-                run.rescore()  # the study's tables must not mix two evaluations
-        return build_report(study.dir) if is_main_process() else study.dir
-    finally:
-        if tracker is not None and (message := tracker.close()):
-            print(message, flush=True)
-        lock.release()
-        signal.signal(signal.SIGTERM, before)
 
 
 def _check_vocabulary(study: StudyConfig, tokenizer: Tokenizer) -> None:
@@ -111,12 +115,16 @@ def _check_vocabulary(study: StudyConfig, tokenizer: Tokenizer) -> None:
             )
 
 
-def _prepare(study: StudyConfig, tokenizer: Tokenizer) -> float | None:
-    """Build every phase's data and write what describes the study.
+def _check_free(asked: Sequence[ArmSeed]) -> None:
+    """Better known at once than after minutes of preparing, if there is nothing to do here."""
+    holders = [holder_of(run.dir.path) for run in asked] if is_main_process() else []
+    if holders and all(holders):
+        more = f" (and {len(asked) - 1} more)" if len(asked) > 1 else ""
+        raise RunHeld(f"{asked[0].dir.path}{more} is held by {holders[0]}")
 
-    Returns:
-        The matmul peak of one device in FLOP/s, on rank 0.
-    """
+
+def _build_data(study: StudyConfig, tokenizer: Tokenizer) -> dict[str, dict[str, str]]:
+    """Tokenise what phases and probes train on; fingerprints by phase and source."""
     datasets: dict[str, dict[str, str]] = {}
     for arm in study.arms.values():
         for name, phase in arm.phases.items():
@@ -124,15 +132,48 @@ def _prepare(study: StudyConfig, tokenizer: Tokenizer) -> float | None:
                 datasets.setdefault(name, {})[source] = cache.fingerprint
     for probe in study.probes.values():
         prepare(study, probe.phase, tokenizer)
-    if not is_main_process():
-        return None
-    save_study(study, study.dir / "study.yaml")
-    tokenizer.save(study.dir / "tokenizer")
-    write_task_items(study, study.dir / "tasks")
-    write_json(study.dir / "plan.json", json.loads(plan_study(study).to_json()))
-    write_json(study.dir / "datasets.json", datasets)
-    device = device_of(study.trainer)
+    return datasets
+
+
+def _matmul_peak(study: StudyConfig) -> float:
     bf16 = study.trainer.precision == "bf16-mixed"
-    peak = measure_matmul_peak(device, torch.bfloat16 if bf16 else torch.float32)
-    write_json(study.dir / "environment.json", describe_environment(device, peak))
-    return peak
+    return measure_matmul_peak(device_of(study.trainer), torch.bfloat16 if bf16 else torch.float32)
+
+
+def _describe(
+    study: StudyConfig, tokenizer: Tokenizer, datasets: dict[str, dict[str, str]], peak: float
+) -> None:
+    """Write the study's own files, unless a process that works on it has written them.
+
+    Raises:
+        ConfigError: if it works with other settings.
+    """
+    folder = StudyDir(study.dir)
+    if (holder := _somebody(folder)) is not None:
+        if changes := changed_settings(study):
+            raise ConfigError(
+                f"{study.dir} is being run with other settings{in_short(changes)} by {holder}; "
+                "wait for it, or give the study another name (name=...)"
+            )
+        return
+    save_study(study, folder.config)
+    tokenizer.save(folder.tokenizer)
+    write_task_items(study, folder.tasks)
+    write_json(folder.plan, json.loads(plan_study(study).to_json()))
+    write_json(folder.datasets, datasets)
+    write_json(folder.environment, describe_environment(device_of(study.trainer), peak))
+
+
+def _somebody(folder: StudyDir) -> Holder | None:
+    """A process that works on one of the study's runs."""
+    return next((holder for run in folder.runs() if (holder := holder_of(run.path))), None)
+
+
+@contextmanager
+def _sigterm_stops() -> Iterator[None]:
+    """As Ctrl-C does."""
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

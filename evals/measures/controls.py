@@ -23,7 +23,7 @@ from moc.errors import CheckpointError, ConfigError
 from moc.model.config import ModelConfig
 from moc.model.files import read_safetensors
 from moc.model.transformer import Transformer
-from moc.ops.bank_shards import own_rows, owned_chapters
+from moc.ops.shards import own_rows, owned_chapters
 
 KNOCKOUT, BANK_SWAP = "knockout-", "bank_swap-"  # how the names of controls begin
 

@@ -243,8 +243,8 @@ def _bits(
     lengths = torch.tensor([len(row) for row in rows])
     for batch_B in lengths.argsort(descending=True, stable=True).split(batch_size):
         tokens_BL = pad_sequence([rows[i] for i in batch_B], batch_first=True)
-        pooled_BL = torch.arange(tokens_BL.shape[1]) < lengths[batch_B][:, None]
-        logits_BLV = model(tokens_BL.to(device), pooled_BL.to(device)).logits_BLV
+        pool_BL = torch.arange(tokens_BL.shape[1]) < lengths[batch_B][:, None]
+        logits_BLV = model(tokens_BL.to(device), pool_BL=pool_BL.to(device)).logits_BLV
         place_of_row = torch.full((len(rows),), -1).scatter_(0, batch_B, torch.arange(len(batch_B)))
         here = (place_of_row[row_P] >= 0).nonzero().flatten()
         logits_PV = logits_BLV[place_of_row[row_P[here]].to(device), position_P[here].to(device)]

@@ -160,7 +160,7 @@ def _read_whole(
     tokens_BL, _ = _padded([inputs for inputs, _, _ in passes], model)
     num_pooled_B = torch.tensor([num for _, num, _ in passes], device=tokens_BL.device)
     position_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
-    logits_BLV = model(tokens_BL, position_L < num_pooled_B[:, None]).logits_BLV
+    logits_BLV = model(tokens_BL, pool_BL=position_L < num_pooled_B[:, None]).logits_BLV
     return {
         answer: _score(logits_BLV[b, len(inputs) - len(answer.tokens) : len(inputs)], answer)
         for b, (inputs, _, answers) in enumerate(passes)
@@ -176,9 +176,9 @@ def _read_once(model: Transformer, groups: Sequence[list[Answer]]) -> dict[Answe
     tokens_BL, real_BL = _padded(contexts, model)
     tails_RL, real_RL = _padded([answer.tokens[:-1] for answer in answers], model)
     cache = model.new_cache(len(groups), tokens_BL.shape[1] + tails_RL.shape[1])
-    logits_BLV = model(tokens_BL, real_BL, cache=cache).logits_BLV
+    logits_BLV = model(tokens_BL, real_BL=real_BL, cache=cache).logits_BLV
     cache.keep_rows(torch.tensor(owner_R, device=tokens_BL.device))
-    after_RLV = model(tails_RL, real_RL, cache=cache).logits_BLV
+    after_RLV = model(tails_RL, real_BL=real_RL, cache=cache).logits_BLV
     scores = {}
     for r, (b, answer) in enumerate(zip(owner_R, answers, strict=True)):
         end = len(answer.context)

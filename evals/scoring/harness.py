@@ -136,7 +136,7 @@ def bits_per_byte(
     with only_observing(model):
         for rows in counted_NL.any(1).nonzero().flatten().split(batch_size):
             batch_BL, counted_BL = tokens_NL[rows].to(device), counted_NL[rows].to(device)
-            logits_BLV = model(batch_BL[:, :-1], real_NL[rows].to(device)).logits_BLV
+            logits_BLV = model(batch_BL[:, :-1], pool_BL=real_NL[rows].to(device)).logits_BLV
             loss_N = F.cross_entropy(
                 logits_BLV[counted_BL].float(), batch_BL[:, 1:][counted_BL], reduction="none"
             )

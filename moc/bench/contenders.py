@@ -82,13 +82,13 @@ class Training:
         tokens_BL = torch.randint(config.vocab_size, shape, generator=self.generator)
         tokens_BL = tokens_BL.to(work.device)
         inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
-        taps = self.model.taps(*inputs_BL.shape)
+        slots = self.model.gradient_slots(*inputs_BL.shape)
         with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.bf16):
             output = self.model(
                 inputs_BL,
                 targets_BL=targets_BL,
                 counted_BL=torch.ones_like(targets_BL, dtype=torch.bool),
-                taps=taps,
+                slots=slots,
             )
         assert output.nll is not None
         loss = output.nll / work.tokens
@@ -97,8 +97,8 @@ class Training:
             loss = loss + router_loss(output.routing, picks_LC, config.memory)
         loss.backward()
         gradients = BankGradients(self.model)
-        if taps:
-            gradients.add(taps, output.routing)
+        if slots:
+            gradients.add(slots, output.routing)
         found = [p.grad for p in self.model.parameters() if p.grad is not None]
         for bank, rows in gradients.finish().items():
             tokens_CTM = self.model.bank_tokens()[bank]

@@ -14,7 +14,7 @@ from torch.distributed.tensor import DTensor
 
 from moc.data.hashing import stable_hash
 from moc.model.transformer import Transformer
-from moc.ops.bank_shards import fetch_rows, own_rows, owned_chapters
+from moc.ops.shards import fetch_rows, own_rows, owned_chapters
 from moc.store.journal import Journal
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule, routers

@@ -36,7 +36,7 @@ from moc.model.config import routing_scope
 from moc.model.transformer import Transformer
 from moc.store.files import write_json
 from moc.store.journal import Journal, read
-from moc.train.checkpoints import sha256
+from moc.store.manifest import sha256
 from moc.train.distributed import rank
 
 EVALUATION = 7  # counts up when the same model and settings give other records

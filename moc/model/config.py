@@ -10,7 +10,7 @@ from typing import Literal, get_args
 
 Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
-Tap = Literal["block_input", "post_attention"]
+RouterInput = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
 Variant = Literal["A", "B"]
 OutputInit = Literal["zero", "normal"]
@@ -20,10 +20,10 @@ OutputInit = Literal["zero", "normal"]
 class RouterConfig:
     """How a routing group chooses its chapters."""
 
-    scope: Scope = "segment"  # positions sharing one choice; "sequence" looks ahead (non-causal)
+    scope: Scope = "segment"  # positions sharing one choice; "sequence" is non-causal
     segment_tokens: int = 32  # W, positions per segment
     window_tokens: int | None = None  # segment: pool the last so many positions; null: all so far
-    tap: Tap = "block_input"  # what is pooled: the block's input, or the stream after attention
+    input: RouterInput = "block_input"  # what is pooled; post_attention: the stream after it
     balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
     bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
     z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
@@ -139,7 +139,7 @@ def validate_model(config: ModelConfig) -> None:
         return
     for name, choices in (("variant", Variant), ("mixing", Mixing), ("output_init", OutputInit)):
         _check_choice(f"memory.{name}", getattr(memory, name), get_args(choices))
-    for name, choices in (("scope", Scope), ("tap", Tap)):
+    for name, choices in (("scope", Scope), ("input", RouterInput)):
         _check_choice(f"memory.router.{name}", getattr(memory.router, name), get_args(choices))
     _check_router(memory.router)
     parse_layers(memory.layers, config.num_layers)

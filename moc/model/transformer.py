@@ -5,7 +5,6 @@ B batch, L length, D model dim, V vocabulary, C chapters, T tokens per chapter, 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Sequence
 from typing import NamedTuple, cast
 
@@ -15,10 +14,13 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from moc.model.config import ModelConfig, validate_model
-from moc.model.decode.cache import BlockState, Cache, DecodePolicy
-from moc.model.layers import FusedLinear, RMSNorm, SelfAttention, SwiGLU, rotary_tables
+from moc.model.decode.cache import BlockState, Cache, DecodePolicy, KeyValues, check_policy
+from moc.model.decode.positions import Positions
+from moc.model.init import draw_parameters
+from moc.model.layers import RMSNorm, SelfAttention, SwiGLU, rotary_tables
 from moc.model.memory.bank import Bank, most_distinct
-from moc.model.memory.chapters import MemoryRead
+from moc.model.memory.chapters import MemoryInputs, MemoryRead
+from moc.model.memory.memory_state import MemoryState
 from moc.model.memory.router import Routing, group_tokens
 from moc.ops import linear_cross_entropy
 
@@ -27,6 +29,14 @@ class ModelOutput(NamedTuple):
     logits_BLV: Tensor  # none (B, L, 0) when the loss was asked for
     routing: list[Routing]  # one per memory layer, in depth order; empty without memory
     nll: Tensor | None = None  # sum over the counted targets, in nats, when asked for
+
+
+class BlockInputs(NamedTuple):
+    """What a block is given beside the residual stream."""
+
+    rotary: tuple[Tensor, Tensor]
+    key_values: KeyValues | None  # of the positions before, while decoding
+    memory: MemoryInputs | None  # None: it reads none
 
 
 class Block(nn.Module):
@@ -38,8 +48,7 @@ class Block(nn.Module):
     def __init__(self, config: ModelConfig, *, reads_memory: bool) -> None:
         super().__init__()
         memory = config.memory if reads_memory else None
-        self.variant = memory.variant if memory else "A"
-        self.tap = memory.router.tap if memory else "block_input"
+        self.routes_on_block_input = memory is None or memory.router.input == "block_input"
         self.attention_norm = RMSNorm(config.dim)
         self.attention = SelfAttention(config.dim, config.num_heads, config.num_kv_heads)
         self.mlp_norm = RMSNorm(config.dim)
@@ -49,41 +58,19 @@ class Block(nn.Module):
         self.memory_mlp_norm = RMSNorm(config.dim) if second else None
         self.memory_mlp = SwiGLU(config.dim, config.mlp_dim) if second else None
 
-    def forward(
-        self,
-        x_BLD: Tensor,
-        rotary: tuple[Tensor, Tensor],
-        bank_CTM: Tensor | None,
-        pooled_BL: Tensor | None,
-        state: BlockState | None,
-        tap_UTM: Tensor | None,
-        measure_mass: bool,
-    ) -> tuple[Tensor, Routing | None]:
-        tapped_BLD = x_BLD
-        attended = state.attention if state else None
-        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), rotary, attended)
-        if self.tap == "post_attention":
-            tapped_BLD = x_BLD
-        if self.variant == "B":
-            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        routing = None
-        if self.memory is not None:
-            assert bank_CTM is not None
-            read_BLD, routing = self.memory(
-                x_BLD,
-                tapped_BLD,
-                bank_CTM,
-                pooled_BL,
-                state=state.memory if state else None,
-                tap_UTM=tap_UTM,
-                measure_mass=measure_mass,
-            )
-            x_BLD = x_BLD + read_BLD
-        if self.variant == "A":
-            x_BLD = x_BLD + self.mlp(self.mlp_norm(x_BLD))
-        if self.memory_mlp is not None and self.memory_mlp_norm is not None:
-            x_BLD = x_BLD + self.memory_mlp(self.memory_mlp_norm(x_BLD))
-        return x_BLD, routing
+    def forward(self, x_BLD: Tensor, inputs: BlockInputs) -> tuple[Tensor, Routing | None]:
+        block_input_BLD = x_BLD
+        x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), inputs.rotary, inputs.key_values)
+        if self.memory is None or inputs.memory is None:
+            return x_BLD + self.mlp(self.mlp_norm(x_BLD)), None
+        router_input_BLD = block_input_BLD if self.routes_on_block_input else x_BLD
+        norm, mlp = self.mlp_norm, self.mlp
+        if self.memory_mlp_norm is not None and self.memory_mlp is not None:  # variant B
+            x_BLD = x_BLD + mlp(norm(x_BLD))
+            norm, mlp = self.memory_mlp_norm, self.memory_mlp
+        read_BLD, routing = self.memory(x_BLD, router_input_BLD, inputs.memory)
+        x_BLD = x_BLD + read_BLD
+        return x_BLD + mlp(norm(x_BLD)), routing
 
 
 class Transformer(nn.Module):
@@ -109,51 +96,56 @@ class Transformer(nn.Module):
     def forward(
         self,
         tokens_BL: Tensor,
-        pooled_BL: Tensor | None = None,
         *,
-        cache: Cache | None = None,
+        pool_BL: Tensor | None = None,
+        real_BL: Tensor | None = None,
+        cache: Cache[MemoryState] | None = None,
         targets_BL: Tensor | None = None,
         counted_BL: Tensor | None = None,
-        taps: Sequence[Tensor] = (),
+        slots: Sequence[Tensor] = (),
         measure_mass: bool = False,
     ) -> ModelOutput:
         """Logits (B, L, V) at every position, or their loss, and every memory layer's routing.
 
         Args:
             tokens_BL: int64 ids. Padding must be on the right, where no other position looks.
-            pooled_BL: bool, which positions ``sequence`` routing may pool: False at padding, and at
+            pool_BL: bool, which positions ``sequence`` routing may pool: False at padding, and at
                 an answer that must not steer. None: all. The causal scopes look at nothing to the
-                right, so to them it makes no difference.
-            cache: the positions follow those that it holds, and are added to it; ``pooled_BL``
-                then says which tokens are real (in the first call, at least one a row). The
-                routing's index and weights are per position, its logits and probabilities empty.
+                right, so to them it makes no difference. Not with a cache.
+            cache: the positions follow those that it holds, and are added to it. The routing's
+                index and weights are per position, its logits and probabilities empty.
+            real_BL: with a cache: bool, which tokens are real (in the first call, at least one a
+                row). None: all.
             targets_BL: int64 ids to predict: ``nll`` instead of logits, which then never exist at
                 once; ``counted_BL`` (bool) says which of them count.
-            taps: from ``taps``: the banks' gradients go there.
+            slots: from ``gradient_slots``: the banks' gradients go there.
             measure_mass: also fill ``Routing.shared_mass`` (diagnostics; slow).
         """
+        assert pool_BL is None if cache is not None else real_BL is None
         x_BLD = self.embedding(tokens_BL)
         if cache is None:
             position_L = torch.arange(tokens_BL.shape[1], device=tokens_BL.device)
         else:
-            position_L = cache.begin(tokens_BL, pooled_BL)
+            position_L = cache.begin(tokens_BL, real_BL)
         head_dim = self.config.dim // self.config.num_heads
         rotary = rotary_tables(position_L, head_dim, self.config.rope_theta, x_BLD)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
-            bank = self.bank_of_layer.get(layer)
-            bank_CTM: Tensor | None = None if bank is None else self.bank_tokens()[bank]
             state = cache.blocks[layer] if cache is not None else None
-            tap_UTM = None
-            if taps and bank_CTM is not None:
-                tap_UTM = taps[len(routings)]
-                # else a sharded block, which hooks its inputs, would give the bank a gradient
-                bank_CTM = bank_CTM.detach()
-            arguments = (x_BLD, rotary, bank_CTM, pooled_BL, state, tap_UTM, measure_mass)
+            memory = None
+            if layer in self.bank_of_layer:
+                bank_CTM: Tensor = self.bank_tokens()[self.bank_of_layer[layer]]
+                slot_UTM = slots[len(routings)] if slots else None
+                if slot_UTM is not None:
+                    # else a sharded block, which hooks its inputs, would give the bank a gradient
+                    bank_CTM = bank_CTM.detach()
+                memory_state = state.memory if state else None
+                memory = MemoryInputs(bank_CTM, slot_UTM, pool_BL, memory_state, measure_mass)
+            inputs = BlockInputs(rotary, state.attention if state else None, memory)
             if self.config.activation_checkpointing and torch.is_grad_enabled():
-                x_BLD, routing = checkpoint(block, *arguments, use_reentrant=False)
+                x_BLD, routing = checkpoint(block, x_BLD, inputs, use_reentrant=False)
             else:
-                x_BLD, routing = block(*arguments)
+                x_BLD, routing = block(x_BLD, inputs)
             if routing is not None:
                 routings.append(routing)
         if cache is not None:
@@ -171,18 +163,18 @@ class Transformer(nn.Module):
         """The banks' parameters, (C, T, M) each, as they are now: sharding replaces them."""
         return [cast(Bank, bank).tokens for bank in self.banks]
 
-    def taps(self, batch: int, length: int) -> list[Tensor]:
+    def gradient_slots(self, batch: int, length: int) -> list[Tensor]:
         """Where a forward pass over (batch, length) tokens leaves the gradients of its chapters.
 
         One leaf (U, T, M) per memory layer, zero and of no size in memory, U the most chapters that
-        the layer can read. After the backward pass row u of ``tap.grad`` is the gradient of chapter
-        ``routing.chapter_U[u]``, further rows mean nothing, and the banks have no gradients
+        the layer can read. After the backward pass row u of ``slot.grad`` is the gradient of
+        chapter ``routing.chapter_U[u]``, further rows mean nothing, and the banks have no gradients
         themselves: a large bank costs what is read of it.
         """
         memory = self.config.memory
         if memory is None:
             return []
-        taps = []
+        slots = []
         for bank in self.bank_of_layer.values():
             tokens_CTM = self.bank_tokens()[bank]
             num_groups, num_read = 1, memory.num_chapters
@@ -192,8 +184,8 @@ class Transformer(nn.Module):
             shape_BGN = (batch, num_groups, num_read)
             most = most_distinct(memory.num_chapters, shape_BGN, memory.num_shared)
             zero = torch.zeros((), dtype=tokens_CTM.dtype, device=tokens_CTM.device)
-            taps.append(zero.expand(most, *tokens_CTM.shape[1:]).requires_grad_())
-        return taps
+            slots.append(zero.expand(most, *tokens_CTM.shape[1:]).requires_grad_())
+        return slots
 
     def new_cache(
         self,
@@ -202,51 +194,33 @@ class Transformer(nn.Module):
         *,
         policy: DecodePolicy = "prompt",
         window_tokens: int | None = None,
-    ) -> Cache:
-        """An empty cache for ``batch`` rows of at most ``max_length`` tokens; see ``Cache``."""
-        weight = self.embedding.weight
-        return Cache(
-            self.config,
-            batch,
-            max_length,
-            policy=policy,
-            window_tokens=window_tokens,
-            device=weight.device,
-        )
+    ) -> Cache[MemoryState]:
+        """An empty cache for ``batch`` rows of at most ``max_length`` tokens; see ``Cache``.
+
+        Raises:
+            ValueError: for an unknown policy or a window of no tokens.
+        """
+        check_policy(policy, window_tokens)
+        positions = Positions(batch, max_length, self.embedding.weight.device)
+        blocks = []
+        for layer in range(self.config.num_layers):
+            state = None
+            if layer in self.bank_of_layer and self.config.memory is not None:
+                state = MemoryState(self.config.memory, positions, policy, window_tokens)
+            blocks.append(BlockState(KeyValues(positions), state))
+        return Cache(positions, blocks)
 
 
 def build_model(config: ModelConfig, seed: int = 0) -> Transformer:
-    """A freshly initialised model in float32 on the CPU.
-
-    Every parameter is drawn from a generator of its own, seeded by (seed, name): two arms with one
-    seed start from the same backbone, whatever else they contain.
+    """A freshly initialised model in float32 on the CPU, drawn as ``draw_parameters`` says.
 
     Raises:
         ValueError: if the config cannot be built.
     """
     validate_model(config)
     model = Transformer(config)
-    with torch.no_grad():
-        for name, parameter in model.named_parameters():
-            std = _init_std(name, config)
-            if std is None:
-                continue  # norms stay at one
-            for part_name, part in _parts(model, name, parameter):
-                digest = hashlib.sha256(f"{seed}/{part_name}".encode()).digest()
-                generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-                part.normal_(0.0, std, generator=generator) if std else part.zero_()
+    draw_parameters(model, config, seed)
     return model
-
-
-def _parts(model: Transformer, name: str, parameter: Tensor) -> list[tuple[str, Tensor]]:
-    """What is drawn by itself: the maps of a fused projection are ``<parent>.<part>.weight``."""
-    owner = name.rpartition(".")[0]
-    module = model.get_submodule(owner)
-    if not isinstance(module, FusedLinear):
-        return [(name, parameter)]
-    parent = owner.rpartition(".")[0]
-    rows = parameter.split(list(module.parts.values()))
-    return [(f"{parent}.{part}.weight", row) for part, row in zip(module.parts, rows, strict=True)]
 
 
 def parameter_group(name: str) -> str:
@@ -254,23 +228,3 @@ def parameter_group(name: str) -> str:
     if name.startswith("banks."):
         return "bank"
     return "memory_layers" if ".memory" in name else "backbone"
-
-
-def _init_std(name: str, config: ModelConfig) -> float | None:
-    """None: leave at its default (norm weights); 0: zero."""
-    residual = config.residual_init_std
-    if residual is None:
-        residual = config.init_std / (2 * config.num_layers) ** 0.5
-    if name.endswith("norm.weight"):
-        return None
-    if name.endswith(".bias"):
-        return 0.0
-    if name.startswith("banks."):
-        assert config.memory is not None
-        return config.memory.bank_init_std
-    if name.endswith("memory.out.weight"):
-        assert config.memory is not None
-        return 0.0 if config.memory.output_init == "zero" else residual
-    if name.endswith(("attention.out.weight", "mlp.down.weight")):
-        return residual
-    return config.init_std

@@ -1,23 +1,35 @@
-"""Attention from positions to the chapters that their group chose, and what is around it."""
+"""Attention from positions to the chapters that their group chose, and what is around it.
 
-from moc.ops.bank_rows import take_chapters
-from moc.ops.copied_attention import copied_attention
-from moc.ops.cross_entropy import linear_cross_entropy
+In: tensors. Out: tensors, with their gradients. Each operation has one public function, which
+chooses among the ways to run it on a device; nothing here knows a model or a config.
+"""
+
+from moc.ops.attention import (
+    absorbed_attention,
+    project_chapters,
+    project_tokens,
+    routed_attention,
+)
+from moc.ops.kept import kept_attention
+from moc.ops.loss import linear_cross_entropy
+from moc.ops.mass import shared_attention_mass
+from moc.ops.mixing import with_equal_weights
 from moc.ops.norm import rms_norm
-from moc.ops.projection import project_chapters
-from moc.ops.routed_attention import absorbed_attention, routed_attention, shared_attention_mass
+from moc.ops.rows import take_chapters
 from moc.ops.shapes import absorbs
 from moc.ops.swiglu import swiglu
 
 __all__ = [
     "absorbed_attention",
     "absorbs",
-    "copied_attention",
+    "kept_attention",
     "linear_cross_entropy",
     "project_chapters",
+    "project_tokens",
     "rms_norm",
     "routed_attention",
     "shared_attention_mass",
     "swiglu",
     "take_chapters",
+    "with_equal_weights",
 ]

@@ -1,6 +1,8 @@
-"""The oracle of every fast path: routed attention as a loop over positions, nothing fused.
+"""Routed attention as its formulas say it: every mixing, on any device, nothing fused.
 
-Letters as in ``moc.ops.routed_attention``. Slow on purpose; run it in float64.
+The way of last resort, and what a new mixing trains with before a faster way knows it. Scores of
+all groups exist at once. X groups, J key/value heads, Y queries per group and key/value head, E
+head dim, N chapters per group, T tokens per chapter.
 """
 
 from __future__ import annotations
@@ -8,8 +10,11 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from moc.ops.groups import join_groups, split_groups
+from moc.ops.mixing import MIXINGS, value_shares
 
-def reference_attention(
+
+def attend(
     q_BLHE: Tensor,
     k_UTJE: Tensor,
     v_UTJE: Tensor,
@@ -18,31 +23,14 @@ def reference_attention(
     *,
     mixing: str,
     group_tokens: int,
+    scale: float,
 ) -> Tensor:
-    """Same arguments and result as ``routed_attention``."""
-    batch, length, num_heads, head_dim = q_BLHE.shape
-    per_kv_head = num_heads // k_UTJE.shape[2]
-    out = torch.zeros_like(q_BLHE)
-    for b in range(batch):
-        for position in range(length):
-            rows_N = row_BGN[b, position // group_tokens]
-            weight_N = weight_BGN[b, position // group_tokens]
-            for head in range(num_heads):
-                q_E = q_BLHE[b, position, head]
-                k_NTE = k_UTJE[rows_N, :, head // per_kv_head]
-                v_NTE = v_UTJE[rows_N, :, head // per_kv_head]
-                scores_NT = k_NTE @ q_E / head_dim**0.5
-                if mixing == "per_chapter":
-                    out_NE = torch.einsum("nt,nte->ne", scores_NT.softmax(-1), v_NTE)
-                    out[b, position, head] = weight_N @ out_NE
-                    continue
-                if mixing == "joint":
-                    scores_NT, v_NTE = (
-                        scores_NT * weight_N[:, None],
-                        v_NTE * weight_N[:, None, None],
-                    )
-                elif mixing == "log_bias":
-                    scores_NT = scores_NT + weight_N.log()[:, None]
-                share_Y = scores_NT.flatten().softmax(-1)
-                out[b, position, head] = share_Y @ v_NTE.flatten(0, 1)
-    return out
+    """``routed_attention``."""
+    batch, length, num_heads, _ = q_BLHE.shape
+    q_XJYE = split_groups(q_BLHE, row_BGN.shape[1], group_tokens, k_UTJE.shape[2])
+    row_XN, weight_X11N1 = row_BGN.flatten(0, 1), weight_BGN.flatten(0, 1)[:, None, None, :, None]
+    wide = torch.promote_types(q_BLHE.dtype, torch.float32)
+    raw_XJYNT = torch.einsum("xjye,xntje->xjynt", q_XJYE, k_UTJE[row_XN]).to(wide) * scale
+    share_XJYNT = value_shares(raw_XJYNT, weight_X11N1.to(wide), MIXINGS[mixing])
+    out_XJYE = torch.einsum("xjynt,xntje->xjye", share_XJYNT.to(v_UTJE.dtype), v_UTJE[row_XN])
+    return join_groups(out_XJYE.contiguous(), num_heads, group_tokens, batch, length)

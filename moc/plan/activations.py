@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from moc.model.config import MemoryConfig, ModelConfig
+from moc.ops.mixing import MIXINGS
 from moc.ops.shapes import BIAS_WIDTH
 from moc.plan.flops import chapters_read, executed_read, kv_dim, memory_kv_dim, parameter_counts
 
@@ -64,20 +65,19 @@ def _read_bytes(
         kept += 4 * chapter_tokens * normalised
     else:  # chapters, and what their maps take in
         kept += chapter_tokens * memory_dim * (4 if width == 4 else 4 * normalised + width)
-    if not sizes.absorbed and (sizes.grouped or memory.mixing != "log_bias"):
+    mixing = MIXINGS[memory.mixing]
+    if not sizes.absorbed and (sizes.grouped or mixing.score_bias is None):
         kept += width * chapter_tokens * 2 * memory_kv_dim(config, memory)
     if sizes.grouped:
         return kept
     vectors = num_heads * sizes.head_width
-    match memory.mixing:
-        case "joint":  # queries, outputs
-            return kept + queries * (2 * width * vectors + 4 * num_heads)
-        case "per_chapter":  # of each chapter; outputs once more, for the gradients of the weights
-            copies = 2 if memory.num_routed is None else 3
-            return kept + sizes.num_pairs * (copies * width * vectors + 4 * num_heads)
-        case "log_bias":  # queries, outputs, keys and values, all of them wider
-            head_width = sizes.head_width + BIAS_WIDTH
-            num_kv_heads = 1 if sizes.absorbed else memory.num_kv_heads or num_heads
-            taken = sizes.num_groups * chapters_read(memory) * memory.chapter_tokens
-            kept += 2 * width * head_width * (queries * num_heads + taken * num_kv_heads)
-            return kept + 4 * queries * num_heads
+    if mixing.per_chapter:  # of each; outputs once more, for the gradients of the weights
+        copies = 2 if memory.num_routed is None else 3
+        return kept + sizes.num_pairs * (copies * width * vectors + 4 * num_heads)
+    if mixing.score_bias:  # queries, outputs, keys and values, all of them wider
+        head_width = sizes.head_width + BIAS_WIDTH
+        num_kv_heads = 1 if sizes.absorbed else memory.num_kv_heads or num_heads
+        taken = sizes.num_groups * chapters_read(memory) * memory.chapter_tokens
+        kept += 2 * width * head_width * (queries * num_heads + taken * num_kv_heads)
+        return kept + 4 * queries * num_heads
+    return kept + queries * (2 * width * vectors + 4 * num_heads)  # queries, outputs

@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from moc.model.config import MemoryConfig, ModelConfig
 from moc.model.memory.router import group_tokens
+from moc.ops.mixing import MIXINGS
 from moc.ops.shapes import BIAS_WIDTH, absorbs, moves_queries
 
 
@@ -111,9 +112,10 @@ def hardware_train_flops_per_token(
         if memory.num_routed is not None:
             linear += num_layers * _linear(read.num_groups, dim, memory.num_chapters)
         num_heads, head_width = memory.num_heads or config.num_heads, read.head_width
-        if not read.grouped and memory.mixing == "log_bias":
+        mixing = MIXINGS[memory.mixing]
+        if not read.grouped and mixing.score_bias:
             head_width += BIAS_WIDTH
-        if not read.grouped and memory.mixing == "per_chapter":
+        if not read.grouped and mixing.per_chapter:
             mixed = num_layers * _linear(read.num_pairs, 1, num_heads * head_width)
             linear += mixed
             if memory.num_routed is None:

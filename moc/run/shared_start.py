@@ -9,38 +9,34 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING
 
-from moc.store.files import write_json
+from moc.run.arm_seed import ArmSeed
+from moc.store.files import whole_folder, write_json
 from moc.store.journal import Journal, read
 from moc.store.rundir import RunDir
 from moc.train.strategies import num_devices
 
-if TYPE_CHECKING:
-    from moc.run.arm_run import ArmRun
 
-
-def begin_as_sibling(run: ArmRun, siblings: Sequence[ArmRun]) -> None:
+def begin_as_sibling(run: ArmSeed, siblings: Sequence[ArmSeed]) -> None:
     """Take over what a sibling has done with all that decides the weights of ``run``, which is new.
 
     Nothing happens to a run that has begun, nor on several devices: between two trainings they have
     no way to wait for one another, and one that looks while another copies would train alone.
     """
-    here, trainer = run.run_dir, run.study.trainer
+    here, trainer = run.dir, run.study.trainer
     if (here.path / "boundaries").is_dir() or here.checkpoints.is_dir():
         return
     if num_devices(trainer) * trainer.num_nodes > 1:
         return
-    shared = {s: shared_phases(run.hashes, s.hashes, s.run_dir) for s in siblings}
+    shared = {s: shared_phases(run.hashes, s.hashes, s.dir) for s in siblings}
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)
     if donor is None or not (count := shared[donor]):
         return
     if run.needs_optimizer(count) and not donor.needs_optimizer(count):
         return  # it kept no Adam moments to go on with
     names = ", ".join(here.phases[:count])
-    print(f"{run.name} seed {run.seed} | {names}: as {donor.name}, not trained again", flush=True)
-    take_over(here, donor.run_dir, donor.name, count)
+    print(f"{run} | {names}: as {donor.name}, not trained again", flush=True)
+    take_over(here, donor.dir, donor.name, count)
 
 
 def shared_phases(own: Sequence[str], other: Sequence[str], donor: RunDir) -> int:
@@ -71,16 +67,10 @@ def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> No
             mine.commit()
         mine.close()
     for index in range(num_phases + 1):
-        _copy_folder(donor.boundary(index), run.boundary(index))
-    write_json(run.path / "shared.json", {"arm": donor_arm, "phases": list(phases[1:])})
+        with whole_folder(run.boundary(index)) as copy:
+            shutil.copytree(donor.boundary(index), copy, dirs_exist_ok=True)
+    write_json(run.shared, {"arm": donor_arm, "phases": list(phases[1:])})
 
 
 def _journals(run: RunDir) -> tuple[Journal, ...]:
     return run.journal(), run.chapters(), run.revivals()
-
-
-def _copy_folder(source: Path, target: Path) -> None:
-    partial = target.with_name(target.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
-    shutil.copytree(source, partial)
-    partial.rename(target)

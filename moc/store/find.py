@@ -8,6 +8,7 @@ from pathlib import Path
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError, nearest
+from moc.store.rundir import RunDir, StudyDir
 
 
 def study_dir_of(path: Path) -> Path:
@@ -15,17 +16,11 @@ def study_dir_of(path: Path) -> Path:
 
     Raises:
         ConfigError: if there is none.
+        FormatError: if it holds runs of another format.
     """
-    if path.suffix in (".yaml", ".yml") and path.name != "study.yaml":
-        folder = load_study(path).dir
-        if not (folder / "study.yaml").is_file():
-            raise ConfigError(f"{folder}: this study has not been run yet; try: moc run {path}")
-        return folder
-    _check_exists(path)
-    for folder in (path, *path.resolve().parents):
-        if (folder / "study.yaml").is_file():
-            return folder
-    raise ConfigError(f"{path} is not inside a study's folder (no study.yaml above it)")
+    folder = _study_dir_of(path)
+    StudyDir(folder).check_format()
+    return folder
 
 
 def boundary_folders(path: Path) -> list[Path]:
@@ -37,10 +32,10 @@ def boundary_folders(path: Path) -> list[Path]:
     _check_exists(path)
     if (path / "model.json").is_file():
         return [path]
-    found = [file.parent for file in (path / "boundaries").glob("*/model.json")]
+    found = [boundary.path for boundary in RunDir(path).boundaries()]
     if not found:
         raise ConfigError(f"{path} holds no model; name a seed's folder or one below boundaries/")
-    return sorted(found, key=lambda folder: int(folder.name.partition("-")[0]))
+    return found
 
 
 def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Path]:
@@ -50,9 +45,22 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
         ConfigError: if there is none, or an override cannot be used.
     """
     folder = study_dir_of(path)
-    study = load_study(folder / "study.yaml", overrides)
+    study = load_study(StudyDir(folder).config, overrides)
     study.runs_dir = str(folder.parent)
     return study, folder
+
+
+def _study_dir_of(path: Path) -> Path:
+    if path.suffix in (".yaml", ".yml") and path.name != "study.yaml":
+        folder = load_study(path).dir
+        if not (folder / "study.yaml").is_file():
+            raise ConfigError(f"{folder}: this study has not been run yet; try: moc run {path}")
+        return folder
+    _check_exists(path)
+    for folder in (path, *path.resolve().parents):
+        if (folder / "study.yaml").is_file():
+            return folder
+    raise ConfigError(f"{path} is not inside a study's folder (no study.yaml above it)")
 
 
 def _check_exists(path: Path) -> None:

@@ -18,6 +18,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
+from moc.store.files import write_bytes
+
 Record = dict[str, Any]
 
 COMMIT: Record = {"commit": True}
@@ -61,13 +63,7 @@ class Journal:
             and not (record.get("phase") == phase and record.get("step", 0) > step)
         ]
         self.close()
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = self.path.with_name(self.path.name + ".tmp")
-        with temporary.open("wb") as file:
-            file.writelines(_line(record) for record in [*kept, COMMIT])
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, self.path)
+        write_bytes(self.path, b"".join(_line(record) for record in [*kept, COMMIT]), sync=True)
 
     def close(self) -> None:
         """Release the file; a later ``append`` opens it again."""

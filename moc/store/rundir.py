@@ -1,4 +1,15 @@
-"""Where a run keeps what. The files are the truth; MLflow and the report are made from them."""
+"""Where a study and its runs keep what. The files are the truth; MLflow and the report are made
+from them.
+
+    <runs_dir>/<study>/
+      study.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/, report/
+      arms/<arm>/seed-<n>/                   a run
+        run.json, lock.json, metrics.jsonl, chapters.jsonl, revivals.jsonl, shared.json
+        checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
+        boundaries/<i>-<phase>/              model.safetensors, model.json, manifest.json,
+                                             evals.json, samples/
+        probes/<probe>/<i>-<phase>/          probe.json
+"""
 
 from __future__ import annotations
 
@@ -6,7 +17,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from filelock import FileLock
+
+from moc.store.files import PARTIAL, read_json
 from moc.store.journal import Journal
+from moc.store.manifest import check_format
+
+START = "start"  # the boundary before the first phase
 
 # Ends of names in a boundary's evals.json.
 ON_ANSWER = ".full"  # of a task: its answers were routed on as well
@@ -18,26 +35,85 @@ SUMMARY_VALUES = "summary.json"  # {metric: value}
 
 
 @dataclass(frozen=True)
-class RunDir:
-    """One arm and seed of a study: ``<study>/arms/<arm>/seed-<seed>``."""
+class Boundary:
+    """The model at one boundary: ``boundaries/<index>-<name>`` of a run."""
 
     path: Path
-    phases: Sequence[str]
 
-    @classmethod
-    def of(cls, study_dir: Path, arm: str, seed: int, phases: Sequence[str]) -> RunDir:
-        return cls(study_dir / "arms" / arm / f"seed-{seed}", tuple(phases))
+    @property
+    def index(self) -> int:
+        return int(self.path.name.partition("-")[0])
+
+    @property
+    def name(self) -> str:
+        """``start`` before the first phase, else the name of the phase that ended."""
+        return self.path.name.partition("-")[2]
+
+    @property
+    def run(self) -> RunDir:
+        return RunDir(self.path.resolve().parents[1])
+
+    @property
+    def weights(self) -> Path:
+        return self.path / "model.safetensors"
+
+    @property
+    def evals(self) -> Path:
+        return self.path / "evals.json"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+
+@dataclass(frozen=True)
+class RunDir:
+    """One arm and seed of a study.
+
+    Args:
+        phases: their names in order; not needed to read what is there.
+    """
+
+    path: Path
+    phases: Sequence[str] = ()
+
+    @property
+    def arm(self) -> str:
+        return self.path.parent.name
+
+    @property
+    def seed(self) -> int:
+        return int(self.path.name.removeprefix("seed-"))
 
     @property
     def checkpoints(self) -> Path:
         return self.path / "checkpoints"
 
+    @property
+    def info(self) -> Path:
+        return self.path / "run.json"
+
+    @property
+    def shared(self) -> Path:
+        return self.path / "shared.json"
+
     def boundary_name(self, index: int) -> str:
-        """``start`` before the first phase, else the name of the phase that ended."""
-        return self.phases[index - 1] if index else "start"
+        return self.phases[index - 1] if index else START
 
     def boundary(self, index: int) -> Path:
         return self.path / "boundaries" / f"{index}-{self.boundary_name(index)}"
+
+    def boundaries(self) -> list[Boundary]:
+        """Those whose weights are there, in order."""
+        found = (Boundary(file.parent) for file in self.path.glob("boundaries/*/model.json"))
+        return sorted((b for b in found if b.path.suffix != PARTIAL), key=lambda b: b.index)
+
+    def probe(self, name: str, boundary: Path) -> Path:
+        return self.path / "probes" / name / boundary.name
+
+    def probes(self) -> list[Path]:
+        """The folders of finished probes."""
+        return sorted(file.parent for file in self.path.glob("probes/*/*/probe.json"))
 
     def journal(self) -> Journal:
         return Journal(self.path / "metrics.jsonl")
@@ -47,3 +123,56 @@ class RunDir:
 
     def revivals(self) -> Journal:
         return Journal(self.path / "revivals.jsonl")
+
+
+@dataclass(frozen=True)
+class StudyDir:
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        return self.path / "study.yaml"
+
+    @property
+    def plan(self) -> Path:
+        return self.path / "plan.json"
+
+    @property
+    def datasets(self) -> Path:
+        return self.path / "datasets.json"
+
+    @property
+    def environment(self) -> Path:
+        return self.path / "environment.json"
+
+    @property
+    def tokenizer(self) -> Path:
+        return self.path / "tokenizer"
+
+    @property
+    def tasks(self) -> Path:
+        return self.path / "tasks"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def lock(self) -> FileLock:
+        """Held for seconds, by whoever makes the study's own files."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        return FileLock(self.path / ".lock")
+
+    def run(self, arm: str, seed: int, phases: Sequence[str] = ()) -> RunDir:
+        return RunDir(self.path / "arms" / arm / f"seed-{seed}", tuple(phases))
+
+    def runs(self) -> list[RunDir]:
+        """Those that have begun."""
+        return [RunDir(file.parent) for file in sorted(self.path.glob("arms/*/seed-*/run.json"))]
+
+    def check_format(self) -> None:
+        """
+        Raises:
+            FormatError: if a run was written in another format.
+        """
+        for run in self.runs():
+            check_format(read_json(run.info), run.path)

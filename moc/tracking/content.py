@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import time
 import uuid
@@ -16,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
 from moc.plan.bank_optimizer import bank_optimizer
+from moc.store.files import read_json, write_json
 from moc.store.journal import Record
-from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES
+from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES, StudyDir
 
 MAX_PARAM_CHARS = 6000  # MLflow's limits
 MAX_DIGEST_CHARS = 36
@@ -55,9 +55,7 @@ class Cursor:
         return cls(**saved)
 
     def save(self, folder: Path) -> None:
-        temporary = folder / f"{CURSOR_FILE}.tmp"
-        temporary.write_text(json.dumps(asdict(self)))
-        os.replace(temporary, folder / CURSOR_FILE)
+        write_json(folder / CURSOR_FILE, asdict(self))
 
 
 class Point(NamedTuple):
@@ -89,7 +87,7 @@ def parent_tags(study: StudyConfig) -> dict[str, str]:
 def description(study: StudyConfig) -> str:
     """The Markdown at the head of the study's page: what its report says in short, once there is
     one."""
-    summary = study.dir / "report" / SUMMARY_TEXT
+    summary = StudyDir(study.dir).report / SUMMARY_TEXT
     if summary.is_file():
         return summary.read_text()[:MAX_TAG_CHARS]
     note = [study.description] if study.description else []
@@ -102,7 +100,7 @@ def description(study: StudyConfig) -> str:
 
 def summary_points(study: StudyConfig) -> list[Point]:
     """The figures of the report's summary, at the end of the last phase."""
-    path = study.dir / "report" / SUMMARY_VALUES
+    path = StudyDir(study.dir).report / SUMMARY_VALUES
     tokens = sum(phase.num_steps() * phase.tokens_per_step for phase in study.phases.values())
     time = path.stat().st_mtime if path.is_file() else 0.0
     return [Point(name, value, time, tokens) for name, value in read_json(path).items()]
@@ -135,7 +133,7 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
 def run_infos(study: StudyConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Every run.json by arm and seed; empty for what has not started."""
     return {
-        (arm, seed): read_json(study.dir / "arms" / arm / f"seed-{seed}" / "run.json")
+        (arm, seed): read_json(StudyDir(study.dir).run(arm, seed).info)
         for arm in study.arms
         for seed in study.seeds
     }
@@ -151,7 +149,7 @@ def params(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """What runs are grouped by, the arm's resolved config and what was planned for it, flattened
     with dots. ``info`` is the run's run.json."""
     arm = info["arm"]
-    planned = read_json(study.dir / "plan.json").get("arms", {}).get(arm, {})
+    planned = read_json(StudyDir(study.dir).plan).get("arms", {}).get(arm, {})
     tree = {
         **{key: info[key] for key in ("arm", "seed", "scope", "causal")},
         **asdict(study.arms[arm]),
@@ -174,7 +172,7 @@ def points(records: Sequence[Record]) -> Iterator[Point]:
 def datasets(study: StudyConfig) -> list[DatasetInfo]:
     """From datasets.json, ``{phase: {source: fingerprint}}``; empty without it."""
     found = []
-    for phase, sources in read_json(study.dir / "datasets.json").items():
+    for phase, sources in read_json(StudyDir(study.dir).datasets).items():
         for name, fingerprint in sources.items():
             source = study.data[name]
             where = source.path or source.name or f"generated from seed {source.seed}"
@@ -210,12 +208,8 @@ def public_uri(uri: str) -> str:
     return re.sub(r"//[^/@]*@", "//", uri)
 
 
-def read_json(path: Path) -> dict[str, Any]:
-    return json.loads(path.read_text()) if path.is_file() else {}
-
-
 def _git_commit(study: StudyConfig) -> str:
-    return str(read_json(study.dir / "environment.json").get("git_commit") or "unknown")
+    return str(read_json(StudyDir(study.dir).environment).get("git_commit") or "unknown")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

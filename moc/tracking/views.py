@@ -11,8 +11,9 @@ from collections.abc import Iterator
 from typing import Any
 
 from moc.config.schema import StudyConfig
-from moc.store.rundir import RunDir
-from moc.tracking.content import clean, read_json
+from moc.store.files import read_json
+from moc.store.rundir import StudyDir
+from moc.tracking.content import clean
 
 _VIEW_TAG = "mlflow.sharedViewState."
 _MAX_COLUMNS = 20  # a tag has room for 5000 characters
@@ -57,7 +58,7 @@ def _final_metrics(study: StudyConfig) -> Iterator[str]:
     found: dict[str, Any] = {}
     for arm in study.arms:
         for seed in study.seeds:
-            folder = RunDir.of(study.dir, arm, seed, phases).boundary(len(phases))
+            folder = StudyDir(study.dir).run(arm, seed, phases).boundary(len(phases))
             for part, entries in read_json(folder / "evals.json").items():
                 if part in ("tasks", "bits_per_byte"):
                     found.setdefault(part, {}).update(entries)

@@ -1,8 +1,8 @@
 """Gradients of the banks, for the chapters that a step has read and no others. Needs torch alone.
 
 Autograd would make a gradient as large as the bank for every layer that reads it. Here the layers
-leave theirs in taps (``Transformer.taps``); this sums them over layers, micro-batches and ranks. Of
-a sharded bank (a DTensor) every rank ends with the sum for the chapters that it owns.
+leave theirs in slots (``Transformer.gradient_slots``); this sums them over layers, micro-batches
+and ranks. Of a sharded bank (a DTensor) every rank ends with the sum for the chapters that it owns.
 
 C chapters, U chapters read, T tokens per chapter, M memory width.
 """
@@ -17,7 +17,7 @@ from torch import Tensor
 
 from moc.model.memory.router import Routing
 from moc.model.transformer import Transformer
-from moc.ops.bank_shards import is_sharded, rows_to_owners
+from moc.ops.shards import is_sharded, rows_to_owners
 from moc.train.distributed import all_sum, is_distributed, world_size
 
 if TYPE_CHECKING:
@@ -45,14 +45,14 @@ class BankGradients:
         self.model = model
         self.sums: dict[int, RowGradient] = {}  # by bank
 
-    def add(self, taps: Sequence[Tensor], routing: Sequence[Routing]) -> None:
-        """Take in what one backward pass left in ``taps``."""
+    def add(self, slots: Sequence[Tensor], routing: Sequence[Routing]) -> None:
+        """Take in what one backward pass left in ``slots``."""
         found: dict[int, list[RowGradient]] = {bank: [rows] for bank, rows in self.sums.items()}
         banks = self.model.bank_of_layer.values()
-        for bank, tap, layer in zip(banks, taps, routing, strict=True):
-            assert tap.grad is not None
+        for bank, slot, layer in zip(banks, slots, routing, strict=True):
+            assert slot.grad is not None
             num_chapters = len(self.model.bank_tokens()[bank])
-            found.setdefault(bank, []).append(_rows_read(tap.grad, layer, num_chapters))
+            found.setdefault(bank, []).append(_rows_read(slot.grad, layer, num_chapters))
         self.sums = {bank: merge(parts) for bank, parts in found.items()}
 
     def finish(self) -> dict[int, RowGradient]:
@@ -86,7 +86,7 @@ def merge(parts: Sequence[RowGradient]) -> RowGradient:
 
 
 def _rows_read(grad_UTM: Tensor, layer: Routing, num_chapters: int) -> RowGradient:
-    """A tap's gradient in the chapters that a group has read: there may be others beside them."""
+    """A slot's gradient in the chapters that a group has read: there may be others beside them."""
     assert layer.chapter_U is not None
     read_C = torch.zeros(num_chapters, dtype=torch.bool, device=grad_UTM.device)
     read_C[layer.index_BGN.flatten()] = True

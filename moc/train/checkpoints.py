@@ -14,9 +14,6 @@ gathered by name, so a run may continue under another strategy or number of rank
 
 from __future__ import annotations
 
-import hashlib
-import json
-import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -34,6 +31,8 @@ from torch.distributed.checkpoint.state_dict import (
 from moc.errors import CheckpointError
 from moc.model.files import save_model
 from moc.model.transformer import Transformer
+from moc.store.files import PARTIAL, whole_folder
+from moc.store.manifest import check_manifest, write_manifest
 from moc.train.distributed import barrier, rank
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -58,7 +57,7 @@ def save_training_state(
         "step": step,
     }
     if rank() == 0:
-        with _AtomicFolder(folder) as partial:
+        with whole_folder(folder) as partial:
             torch.save(state, partial / "training.pt")
             write_manifest(partial, phase=phase, step=step, config_hash=config_hash)
     barrier()
@@ -76,7 +75,7 @@ def save_boundary(
     if optimizer is not None:
         state = get_optimizer_state_dict(model, optimizer, options=_FULL)
     if rank() == 0:
-        with _AtomicFolder(folder) as partial:
+        with whole_folder(folder) as partial:
             save_model(weights, model.config, partial)
             if state is not None:
                 torch.save({"optimizer": state}, partial / "training.pt")
@@ -158,75 +157,7 @@ def latest_checkpoint(folder: Path, phase: str) -> Path | None:
 
 def prune_checkpoints(folder: Path, phase: str, keep: int) -> None:
     """Remove all but the last ``keep`` checkpoints of ``phase``, and leftovers of killed writes."""
-    for path in folder.glob("*.partial"):
+    for path in folder.glob(f"*{PARTIAL}"):
         shutil.rmtree(path, ignore_errors=True)
     for path in checkpoints_of(folder, phase)[keep:]:
         shutil.rmtree(path)
-
-
-def write_manifest(folder: Path, **facts: Any) -> None:
-    """Record ``facts`` and the SHA-256 of every file in ``folder``."""
-    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
-    (folder / "manifest.json").write_text(json.dumps({**facts, "sha256": files}, indent=2) + "\n")
-
-
-def check_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``, once every file it names has been verified.
-
-    Raises:
-        CheckpointError: naming the missing or damaged file.
-    """
-    manifest = read_manifest(folder)
-    for name, expected in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != expected:
-            raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
-    return manifest
-
-
-def read_manifest(folder: Path) -> dict[str, Any]:
-    """The manifest of ``folder``, its files not verified.
-
-    Raises:
-        CheckpointError: if it cannot be read.
-    """
-    try:
-        manifest: dict[str, Any] = json.loads((folder / "manifest.json").read_text())
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{folder}: manifest.json is missing or unreadable") from error
-    return manifest
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-class _AtomicFolder:
-    """A folder that appears under its name complete and on disk, or not at all."""
-
-    def __init__(self, target: Path) -> None:
-        self.target = target
-        self.partial = target.with_name(target.name + ".partial")
-
-    def __enter__(self) -> Path:
-        shutil.rmtree(self.partial, ignore_errors=True)
-        self.partial.mkdir(parents=True)
-        return self.partial
-
-    def __exit__(self, kind: object, *_: object) -> None:
-        if kind is not None:
-            shutil.rmtree(self.partial, ignore_errors=True)
-            return
-        for path in [*self.partial.iterdir(), self.partial]:
-            _sync(path)
-        if self.target.exists():
-            shutil.rmtree(self.target)
-        self.partial.rename(self.target)
-        _sync(self.target.parent)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -7,7 +7,7 @@ import os
 from torch import Tensor
 from torch import distributed as dist
 
-from moc.ops.bank_shards import is_sharded
+from moc.ops.shards import is_sharded
 
 
 def is_distributed() -> bool:
@@ -20,6 +20,14 @@ def world_size() -> int:
 
 def rank() -> int:
     return dist.get_rank() if is_distributed() else 0
+
+
+def launched_ranks() -> int:
+    """How many processes a launcher has started for this training, also before any process group
+    exists; 1 if none did."""
+    if is_distributed():
+        return world_size()
+    return max(int(os.environ.get(name, "1")) for name in ("WORLD_SIZE", "SLURM_NTASKS"))
 
 
 def is_main_process() -> bool:

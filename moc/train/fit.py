@@ -15,6 +15,8 @@ from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 from moc.train.strategies import accelerator_of, build_strategy, num_devices
 
+Callbacks = Sequence[L.Callback]  # called in this order
+
 
 def fit(
     module: StudyModule,
@@ -22,7 +24,7 @@ def fit(
     config: TrainerConfig,
     *,
     logger: JournalLogger,
-    callbacks: Sequence[L.Callback],
+    callbacks: Callbacks,
 ) -> None:
     """Train ``module`` on the rest of its phase.
 

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moc.ops.bank_shards import own_rows
+from moc.ops.shards import own_rows
 from moc.train.bank_gradients import RowGradient
 
 _ROWS = 64  # chapters at a time, which stay in a CPU's caches

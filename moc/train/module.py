@@ -23,7 +23,7 @@ from moc.model.config import MemoryConfig
 from moc.model.memory.bank import Bank
 from moc.model.memory.router import Router, Routing
 from moc.model.transformer import Block, ModelOutput, Transformer
-from moc.ops.bank_shards import like_shard, own_rows, shard_rows
+from moc.ops.shards import like_shard, own_rows, shard_rows
 from moc.train.bank_gradients import BankGradients, RowGradient
 from moc.train.checkpoints import restore_optimizer
 from moc.train.distributed import all_sum, full, world_size
@@ -114,8 +114,10 @@ class StudyModule(L.LightningModule):
         for index, (tokens_BL, mask_BL) in enumerate(zip(tokens_ABL, mask_ABL, strict=True)):
             with self._sync_gradients(index == num_micro - 1):
                 inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
-                taps = self.model.taps(*inputs_BL.shape) if bank_gradients else []
-                output = self.model(inputs_BL, targets_BL=targets_BL, counted_BL=mask_BL, taps=taps)
+                slots = self.model.gradient_slots(*inputs_BL.shape) if bank_gradients else []
+                output = self.model(
+                    inputs_BL, targets_BL=targets_BL, counted_BL=mask_BL, slots=slots
+                )
                 nll = counted_nll(output)
                 # Gradients are averaged over ranks; the data term is a sum over all of them.
                 loss = nll * (world_size() / num_counted)
@@ -126,7 +128,7 @@ class StudyModule(L.LightningModule):
                     router_sums.append(self._router_sums(routed, picks_LC))
                 self.manual_backward(loss)
                 if bank_gradients is not None:
-                    bank_gradients.add(taps, output.routing)
+                    bank_gradients.add(slots, output.routing)
             nll_sum = nll_sum + nll.detach()
         rows = self._give_to_banks(bank_gradients.finish()) if bank_gradients else {}
         grad_norm = self._clip_gradients(rows)

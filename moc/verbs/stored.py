@@ -34,7 +34,7 @@ class Stored(NamedTuple):
             CheckpointError: if the files are damaged.
         """
         from moc.model import load_model
-        from moc.train.checkpoints import check_manifest
+        from moc.store.manifest import check_manifest
         from moc.train.strategies import device_of
 
         fingerprint = check_manifest(boundary)["sha256"]["model.safetensors"]

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 import moc.tracking.mirror
+import moc.tracking.sender
 from moc.config.schema import StudyConfig
 from moc.tracking.content import public_uri
 from moc.tracking.mirror import Tracker, default_uri
@@ -72,7 +73,7 @@ def test_a_server_lost_half_way_gets_the_rest_once_without_repeats(
 ) -> None:
     server = FlakyServer(fail_at=3)
     monkeypatch.setattr(moc.tracking.mirror, "_connect", lambda _: server)
-    monkeypatch.setattr(moc.tracking.mirror, "BLOCK_RECORDS", 1)
+    monkeypatch.setattr(moc.tracking.sender, "BLOCK_RECORDS", 1)
     for _ in range(20):
         tracker = Tracker(study)
         tracker.start()

@@ -58,4 +58,4 @@ def test_a_rank_may_own_nothing_and_another_ask_for_nothing(ranks: list[dict[str
 
 def test_a_gradient_that_would_get_lost_is_refused(ranks: list[dict[str, Any]]) -> None:
     for rank in ranks:
-        assert "go to taps" in rank["without a tap"]
+        assert "go to slots" in rank["without a slot"]

@@ -19,8 +19,9 @@ from moc.config.schema import CarryConfig, StudyConfig
 from moc.errors import ConfigError
 from moc.model.files import load_model, read_safetensors
 from moc.store.journal import read
+from moc.store.manifest import check_manifest
 from moc.study import run_study
-from moc.train.checkpoints import check_manifest, load_training_state
+from moc.train.checkpoints import load_training_state
 from moc.verbs.eval import evaluate_stored
 from moc.verbs.generate import continue_prompts
 from tests.support.child_tasks import NoTracker
@@ -260,16 +261,6 @@ def test_a_wrong_evaluation_is_found_before_training(
 def test_an_unknown_arm_names_the_nearest(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"no arm 'mocc'.*did you mean 'moc'"):
         run_study(tiny_study(tmp_path), arms=["mocc"])
-
-
-def test_two_processes_on_one_study(tmp_path: Path) -> None:
-    """The second would write into the first one's files."""
-    from filelock import FileLock
-
-    study = tiny_study(tmp_path)
-    study.dir.mkdir(parents=True)
-    with FileLock(study.dir / ".lock"), pytest.raises(ConfigError, match="in use by another"):
-        run_study(study)
 
 
 @pytest.mark.parametrize("arm", ["moc", "backbone"])

@@ -17,7 +17,7 @@ from moc.config.schema import ArmConfig, PhaseConfig, SourceConfig, StudyConfig
 from moc.data.tokenizer import build_tokenizer
 from moc.model import ModelConfig, build_model
 from moc.model.files import save_model
-from moc.train.checkpoints import write_manifest
+from moc.store.manifest import write_manifest
 
 pytestmark = pytest.mark.skipif("MOC_HUB_MIRROR" not in os.environ, reason="no hub mirror here")
 

@@ -15,7 +15,7 @@ from torch.distributed.tensor import DTensor
 
 import moc.callbacks.checkpoint
 import moc.evaluate.evaluator
-import moc.ops.bank_rows
+import moc.ops.rows
 import moc.study
 import moc.train.checkpoints
 import moc.train.module
@@ -27,7 +27,7 @@ from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from moc.ops import take_chapters
-from moc.ops.bank_shards import own_rows, owned_chapters, rows_to_owners, shard_rows
+from moc.ops.shards import own_rows, owned_chapters, rows_to_owners, shard_rows
 from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
@@ -176,7 +176,7 @@ def _watch_fetches() -> list[tuple[list[int], int]]:
     """Of every fetch to come: the chapters that this rank asked for, and how many rows it sent to
     other ranks."""
     fetches: list[tuple[list[int], int]] = []
-    fetch_rows, all_to_all = moc.ops.bank_rows.fetch_rows, torch.distributed.all_to_all_single
+    fetch_rows, all_to_all = moc.ops.rows.fetch_rows, torch.distributed.all_to_all_single
     sent = [0]
 
     def counted(output: Any, rows: torch.Tensor, *splits: Any, **group: Any) -> Any:
@@ -191,7 +191,7 @@ def _watch_fetches() -> list[tuple[list[int], int]]:
         fetches.append((chapter_U.tolist(), sent[0]))
         return rows
 
-    moc.ops.bank_rows.fetch_rows = watched  # type: ignore[assignment]
+    moc.ops.rows.fetch_rows = watched  # type: ignore[assignment]
     torch.distributed.all_to_all_single = counted
     return fetches
 
@@ -268,7 +268,7 @@ def shards(result: str) -> None:
     try:
         take_chapters(sharded, chapter_U)
     except AssertionError as error:
-        found["without a tap"] = str(error)
+        found["without a slot"] = str(error)
     torch.save(found, Path(result) / f"{rank()}.pt")
 
 

@@ -58,10 +58,11 @@ class Chain(nn.Module):
     def new_cache(self, *args, **settings):
         return Written()
 
-    def forward(self, tokens_BL, pooled_BL=None, *, cache=None):
-        pooled_BL = torch.ones_like(tokens_BL).bool() if pooled_BL is None else pooled_BL
-        rows = zip(tokens_BL, pooled_BL, strict=True)
-        self.shown += [row[pooled].tolist() for row, pooled in rows]
+    def forward(self, tokens_BL, *, pool_BL=None, real_BL=None, cache=None):
+        shown_BL = pool_BL if cache is None else real_BL
+        shown_BL = torch.ones_like(tokens_BL).bool() if shown_BL is None else shown_BL
+        rows = zip(tokens_BL, shown_BL, strict=True)
+        self.shown += [row[shown].tolist() for row, shown in rows]
         return SimpleNamespace(logits_BLV=self.table[tokens_BL])
 
 
@@ -78,7 +79,7 @@ class Script(nn.Module):
     def new_cache(self, *args, **settings):
         return Written()
 
-    def forward(self, tokens_BL, pooled_BL=None, *, cache=None):
+    def forward(self, tokens_BL, *, pool_BL=None, real_BL=None, cache=None):
         before, length = (cache.num_tokens if cache else 0), tokens_BL.shape[1]
         logits_BLV = torch.zeros(*tokens_BL.shape, 400)
         for i, byte in enumerate(self.text, self.start - before):
@@ -90,7 +91,9 @@ class Script(nn.Module):
 
 
 @functools.cache
-def routed_model(scope="segment", mixing="joint", window=None, tap="block_input", variant="A"):
+def routed_model(
+    scope="segment", mixing="joint", window=None, router_input="block_input", variant="A"
+):
     """Random weights large enough that routing moves the logits; segments of four positions.
 
     Made once: leave it as it is.
@@ -98,7 +101,9 @@ def routed_model(scope="segment", mixing="joint", window=None, tap="block_input"
     memory = MemoryConfig(
         num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal",
         mixing=mixing, variant=variant,
-        router=RouterConfig(scope=scope, segment_tokens=4, window_tokens=window, tap=tap),
+        router=RouterConfig(
+            scope=scope, segment_tokens=4, window_tokens=window, input=router_input
+        ),
     )  # fmt: skip
     memory.bank_init_std = 1.0
     config = ModelConfig(
@@ -115,7 +120,7 @@ def brute_force(model, inputs, targets, num_pooled=None):
     """
     pooled = None if num_pooled is None else torch.arange(len(inputs))[None] < num_pooled
     with torch.no_grad():
-        logits = model(torch.tensor([inputs]), pooled).logits_BLV[0, -len(targets) :]
+        logits = model(torch.tensor([inputs]), pool_BL=pooled).logits_BLV[0, -len(targets) :]
     logits = logits.double().numpy()
     total = 0.0
     for row, target in zip(logits, targets, strict=True):

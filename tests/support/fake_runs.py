@@ -21,6 +21,7 @@ from moc.config.schema import (
 )
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope
 from moc.store.journal import Journal
+from moc.store.manifest import FORMAT
 from tests.support.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
 from tests.support.fake_routing import fake_chapters
 
@@ -107,6 +108,7 @@ def write_run(
             "study": study.name,
             "arm": arm,
             "seed": seed,
+            "format": FORMAT,
             "run_uuid": uuid.UUID(int=rng.getrandbits(128)).hex,
             "scope": routing_scope(study.arms[arm].model),
             "causal": is_causal(study.arms[arm].model),

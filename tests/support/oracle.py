@@ -2,6 +2,7 @@
 
 One unpadded sequence, one position and one head at a time; the chosen tokens are weighted before
 they are projected. It shares no code with ``moc``: a config and a dictionary of weights go in.
+``naive_attention`` is the attention of a read alone, of whole batches.
 """
 
 from __future__ import annotations
@@ -70,9 +71,9 @@ def naive_norm(vector: Tensor, weight: Tensor | None = None) -> Tensor:
 
 
 def naive_choice(
-    config: ModelConfig, weights: Weights, prefix: str, tapped: list[Tensor]
+    config: ModelConfig, weights: Weights, prefix: str, router_input: list[Tensor]
 ) -> list[tuple[int, Tensor]]:
-    """Steps 2 to 4 for the pooled states ``tapped``: (chapter, mixing weight), shared ones first.
+    """Steps 2 to 4 for the pooled ``router_input``: (chapter, mixing weight), shared ones first.
 
     A selection bias is one of the weights: it says who is picked, and nothing more.
     """
@@ -81,7 +82,7 @@ def naive_choice(
     if memory.num_routed is None:
         share = torch.ones((), dtype=torch.float64) / memory.num_chapters
         return [(c, share) for c in range(memory.num_chapters)]
-    pooled = sum(tapped) / len(tapped)
+    pooled = sum(router_input) / len(router_input)
     linear = weights[prefix + "router.linear.weight"], weights[prefix + "router.linear.bias"]
     logits = [row @ pooled + bias for row, bias in zip(*linear, strict=True)]
     probs = torch.stack(logits).softmax(0)
@@ -97,12 +98,51 @@ def naive_choice(
     return [(c, weight / mass) for c, weight in raw]
 
 
+def naive_attention(
+    q_BLHE: Tensor,
+    k_UTJE: Tensor,
+    v_UTJE: Tensor,
+    row_BGN: Tensor,
+    weight_BGN: Tensor,
+    *,
+    mixing: str,
+    group_tokens: int,
+) -> Tensor:
+    """Arguments and result of ``moc.ops.routed_attention``: a loop over positions and heads."""
+    batch, length, num_heads, head_dim = q_BLHE.shape
+    per_kv_head = num_heads // k_UTJE.shape[2]
+    out = torch.zeros_like(q_BLHE)
+    for b in range(batch):
+        for position in range(length):
+            rows_N = row_BGN[b, position // group_tokens]
+            weight_N = weight_BGN[b, position // group_tokens]
+            for head in range(num_heads):
+                q_E = q_BLHE[b, position, head]
+                k_NTE = k_UTJE[rows_N, :, head // per_kv_head]
+                v_NTE = v_UTJE[rows_N, :, head // per_kv_head]
+                scores_NT = k_NTE @ q_E / head_dim**0.5
+                if mixing == "per_chapter":
+                    out_NE = torch.einsum("nt,nte->ne", scores_NT.softmax(-1), v_NTE)
+                    out[b, position, head] = weight_N @ out_NE
+                    continue
+                if mixing == "joint":
+                    scores_NT, v_NTE = (
+                        scores_NT * weight_N[:, None],
+                        v_NTE * weight_N[:, None, None],
+                    )
+                elif mixing == "log_bias":
+                    scores_NT = scores_NT + weight_N.log()[:, None]
+                share_Y = scores_NT.flatten().softmax(-1)
+                out[b, position, head] = share_Y @ v_NTE.flatten(0, 1)
+    return out
+
+
 def naive_read(
     config: ModelConfig,
     weights: Weights,
     prefix: str,
     stream: list[Tensor],
-    tapped: list[Tensor],
+    router_input: list[Tensor],
     bank: Tensor,
     sees: Sees,
 ) -> list[Tensor]:
@@ -120,7 +160,7 @@ def naive_read(
     for t, x in enumerate(stream):
         seen = sees(t)
         if seen not in projected:
-            choice = naive_choice(config, weights, prefix, [tapped[s] for s in seen])
+            choice = naive_choice(config, weights, prefix, [router_input[s] for s in seen])
             tokens = [
                 (naive_norm(token) if normalised else token) * (w if scaled else 1.0)
                 for c, w in choice
@@ -173,17 +213,17 @@ def naive_logits(
     stream = [weights["embedding.weight"][token] for token in tokens]
     for layer in range(config.num_layers):
         prefix = f"blocks.{layer}."
-        tapped = stream
+        router_input = stream
         stream = add(stream, _self_attention(config, weights, prefix, stream))
-        if memory.router.tap == "post_attention":
-            tapped = stream
+        if memory.router.input == "post_attention":
+            router_input = stream
         reads = layer in bank_of_layer
         variant = memory.variant if reads else "A"
         if variant == "B":
             stream = add(stream, _mlp(weights, prefix + "mlp", stream))
         if reads:
             bank = weights[f"banks.{bank_of_layer[layer]}.tokens"]
-            read = naive_read(config, weights, prefix + "memory.", stream, tapped, bank, sees)
+            read = naive_read(config, weights, prefix + "memory.", stream, router_input, bank, sees)
             stream = add(stream, read)
         last = "mlp" if variant == "A" else "memory_mlp"
         stream = add(stream, _mlp(weights, prefix + last, stream))

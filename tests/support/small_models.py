@@ -20,7 +20,7 @@ ROUTERS = {
 }
 CAUSAL = ("segment", "window", "token")
 MIXINGS = ("joint", "per_chapter", "log_bias")
-TAPS = ("block_input", "post_attention")
+ROUTER_INPUTS = ("block_input", "post_attention")
 
 DENSE = ModelConfig(
     vocab_size=37, num_layers=3, dim=32, num_heads=4, num_kv_heads=2, mlp_dim=48, memory=None
@@ -29,9 +29,9 @@ MEMORY = MemoryConfig(num_chapters=9, num_routed=3, chapter_tokens=4, layers="0,
 MOC = replace(DENSE, memory=replace(MEMORY, router=ROUTERS["segment"]))
 
 
-def with_router(scope: str, *, tap: str = "block_input", **memory: object) -> ModelConfig:
+def with_router(scope: str, *, router_input: str = "block_input", **memory: object) -> ModelConfig:
     """``MOC`` with one of ``ROUTERS`` and changes of its memory."""
-    router = replace(ROUTERS[scope], tap=tap)  # type: ignore[arg-type]
+    router = replace(ROUTERS[scope], input=router_input)  # type: ignore[arg-type]
     return replace(DENSE, memory=replace(MEMORY, router=router, **memory))  # type: ignore[arg-type]
 
 

@@ -6,18 +6,34 @@ B rows still being written, V vocabulary.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Sequence
-from typing import Any
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch import distributed as dist
 
-from moc.model.decode.cache import DecodePolicy
-from moc.model.transformer import Transformer
+from moc.model.decode.cache import Cache, DecodePolicy
+
+
+class Decodable(Protocol):
+    """What a ``Transformer`` must be to write."""
+
+    def new_cache(
+        self,
+        batch: int,
+        max_length: int,
+        *,
+        policy: DecodePolicy = ...,
+        window_tokens: int | None = ...,
+    ) -> Cache[Any]: ...
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def __call__(self, tokens_BL: Tensor, **arguments: Any) -> Any: ...
 
 
 def generate(
-    model: Transformer, prompts: Sequence[Sequence[int]], **settings: Any
+    model: Decodable, prompts: Sequence[Sequence[int]], **settings: Any
 ) -> list[list[int]]:
     """New tokens for every prompt, without the stop token that ended it; settings of ``stream``."""
     written: list[list[int]] = [[] for _ in prompts]
@@ -30,7 +46,7 @@ def generate(
 
 @torch.no_grad()
 def stream(
-    model: Transformer,
+    model: Decodable,
     prompts: Sequence[Sequence[int]],
     *,
     max_new_tokens: int,
@@ -76,7 +92,7 @@ def stream(
     )
     tokens_BL = torch.tensor([[*p, *[0] * (longest - len(p))] for p in prompts], device=device)
     real_BL = torch.arange(longest, device=device) < lengths_B[:, None]
-    logits_BLV = model(tokens_BL, real_BL, cache=cache).logits_BLV
+    logits_BLV = model(tokens_BL, real_BL=real_BL, cache=cache).logits_BLV
     logits_BV = logits_BLV[torch.arange(len(prompts), device=device), lengths_B - 1]
     rows = list(range(len(prompts)))  # those still being written
     for left in reversed(range(max_new_tokens)):

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 
-class Places:
+class Positions:
     """How many tokens every row holds, and where those of the call under way go.
 
     The numbers are on the host, where it is decided what has to be computed; all ranks that decode

@@ -7,27 +7,37 @@ groups.
 
 from __future__ import annotations
 
-from typing import TypedDict
+from typing import NamedTuple, TypedDict
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from moc.model.config import ModelConfig
-from moc.model.decode.memory_state import Recall
 from moc.model.layers import NORM_EPS, FusedLinear, RMSNorm
 from moc.model.memory.bank import distinct_chapters
+from moc.model.memory.memory_state import MemoryState
 from moc.model.memory.router import Router, Routing, read_everything
 from moc.ops import (
     absorbed_attention,
     absorbs,
     project_chapters,
-    rms_norm,
+    project_tokens,
     routed_attention,
     shared_attention_mass,
     take_chapters,
+    with_equal_weights,
 )
-from moc.ops.bank_shards import is_sharded
+from moc.ops.shards import is_sharded
+
+
+class MemoryInputs(NamedTuple):
+    """What a memory layer reads in one forward pass, and how, beside the residual stream."""
+
+    bank_CTM: Tensor
+    slot_UTM: Tensor | None = None  # takes the bank's gradient, see ``Transformer.gradient_slots``
+    pool_BL: Tensor | None = None  # positions that ``sequence`` routing may pool; None: all
+    state: MemoryState | None = None  # the positions go on from those that it has seen
+    measure_mass: bool = False  # fill ``Routing.shared_mass``, from scores that are materialised
 
 
 class _How(TypedDict):
@@ -46,8 +56,8 @@ class MemoryRead(nn.Module):
         self.num_heads = memory.num_heads or config.num_heads
         self.num_kv_heads = memory.num_kv_heads or self.num_heads
         self.head_dim = config.dim // self.num_heads
-        self.num_shared, self.mixing = memory.num_shared, memory.mixing
-        routed = memory.num_routed is not None
+        self.num_shared, routed = memory.num_shared, memory.num_routed is not None
+        self.mixing = memory.mixing if routed else with_equal_weights(memory.mixing)
         # Shared and routed tokens live on different scales: each is normalised when both are there.
         self.normalise = routed and memory.num_shared > 0
         self.norm = RMSNorm(config.dim)
@@ -58,101 +68,112 @@ class MemoryRead(nn.Module):
         self.router = Router(memory, config.dim) if routed else None
 
     def forward(
-        self,
-        x_BLD: Tensor,
-        tapped_BLD: Tensor,
-        bank_CTM: Tensor,
-        pooled_BL: Tensor | None,
-        *,
-        state: Recall | None = None,
-        tap_UTM: Tensor | None = None,
-        measure_mass: bool = False,
+        self, x_BLD: Tensor, router_input_BLD: Tensor, inputs: MemoryInputs
     ) -> tuple[Tensor, Routing]:
-        """What the positions read, (B, L, D), and how they were routed.
-
-        ``tapped_BLD`` is what the router pools. With ``state``, the positions go on from those that
-        it has seen. ``tap_UTM``: see ``Transformer.taps``. ``measure_mass`` also fills
-        ``routing.shared_mass``, which materialises the attention scores: for diagnostics.
-        """
-        if state is not None:
-            choices = state.choose(self.router, tapped_BLD, len(bank_CTM))
-            routing = state.routing(choices)
-        elif self.router is None:
-            batch, length, _ = x_BLD.shape
-            routing = read_everything(bank_CTM.shape[0], batch, length, x_BLD)
+        """What the positions read, (B, L, D), and how they were routed."""
+        # Fetching from other ranks waits for the sizes anyway, and only what is read should
+        # travel. Every rank fetches in every call, even with a state that knows the chapters: if
+        # it depended on them, one rank could wait for another that has nothing to ask.
+        if inputs.state is not None and not is_sharded(inputs.bank_CTM):
+            out_BLHE, routing = self._read_on(x_BLD, router_input_BLD, inputs, inputs.state)
         else:
-            routing = self.router(tapped_BLD, pooled_BL)
-        q_BLHE = self.q(self.norm(x_BLD)).unflatten(-1, (self.num_heads, self.head_dim))
-        # Without a router there is nothing to weigh: equal weights in the joint softmax would only
-        # shrink keys and values by 1/C, so the tokens enter as they are.
-        mixing = "unweighted" if self.router is None and self.mixing == "joint" else self.mixing
-        weight_BGN = routing.weight_BGN.to(q_BLHE.dtype)
-        how = _How(mixing=mixing, group_tokens=routing.group_tokens, scale=self.head_dim**-0.5)
-        k_UTJE = None
-        sharded = is_sharded(bank_CTM)
-        if state is not None and not sharded:
-            out_BLHE = state.read(
-                q_BLHE, choices, bank_CTM, self.project, mixing=mixing, scale=how["scale"]
-            )
-            row_BGN, (k_UTJE, _) = routing.index_BGN, state.chapters.table()
-        else:
-            # Fetching from other ranks waits for the sizes anyway, and only what is read should
-            # travel. Every rank fetches in every call, even with a state that knows the chapters:
-            # if it depended on them, one rank could wait for another that has nothing to ask.
-            chapter_U, row_BGN = distinct_chapters(
-                len(bank_CTM), routing.index_BGN, self.num_shared, exact=sharded
-            )
-            routing = routing._replace(chapter_U=chapter_U)
-            if self._absorbs(q_BLHE, bank_CTM, chapter_U, row_BGN):
-                # q.(mW) = (qW').m: queries and outputs go through the maps, and not the chapters
-                k_JEM, v_JEM = self.kv.weight.unflatten(0, (2, self.num_kv_heads, -1))
-                out_BLHM = absorbed_attention(
-                    _by_kv_head(q_BLHE, k_JEM),
-                    bank_CTM,
-                    chapter_U,
-                    row_BGN,
-                    weight_BGN,
-                    **how,
-                    norm_eps=NORM_EPS if self.normalise else None,
-                    tap_UTM=tap_UTM,
-                )
-                out_BLHE = _by_kv_head(out_BLHM, v_JEM.transpose(1, 2))
-            else:
-                k_UTJE, v_UTJE = self._project_from(bank_CTM, chapter_U, tap_UTM)
-                out_BLHE = routed_attention(q_BLHE, k_UTJE, v_UTJE, row_BGN, weight_BGN, **how)
-        if measure_mass:
-            if k_UTJE is None:
-                k_UTJE, _ = self.project(take_chapters(bank_CTM, chapter_U))
-            mass = shared_attention_mass(
-                q_BLHE,
-                k_UTJE,
-                row_BGN,
-                weight_BGN,
-                self.num_shared,
-                **how,
-            )
-            routing = routing._replace(shared_mass=mass)
+            routing = self._route(router_input_BLD, inputs)
+            out_BLHE, routing = self._read(self._queries(x_BLD), routing, inputs)
         return self.out(out_BLHE.flatten(2)), routing
-
-    def _project_from(
-        self, bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """``project`` of chapters of the bank."""
-        eager = bank_CTM.device.type == "cpu" and not torch.compiler.is_compiling()
-        plain = not (is_sharded(bank_CTM) or torch.is_autocast_enabled("cpu"))
-        if tap_UTM is None or not (eager and plain):
-            return self.project(take_chapters(bank_CTM, chapter_U, tap_UTM))
-        eps = NORM_EPS if self.normalise else None
-        k_UTX, v_UTX = project_chapters(bank_CTM, chapter_U, tap_UTM, self.kv.weight, eps)
-        shape = (self.num_kv_heads, self.head_dim)
-        return k_UTX.unflatten(-1, shape), v_UTX.unflatten(-1, shape)
 
     def project(self, chapters_UTM: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (U, T, J, E) of chapters."""
-        # one product for both would be a copy longer: each is taken by itself
-        if self.normalise:
-            chapters_UTM = rms_norm(chapters_UTM, None, NORM_EPS)
-        k_UTX, v_UTX = (F.linear(chapters_UTM, map_XM) for map_XM in self.kv.weight.chunk(2))
+        return self._by_head(*project_tokens(chapters_UTM, self.kv.weight, norm_eps=self._norm_eps))
+
+    def _queries(self, x_BLD: Tensor) -> Tensor:
+        return self.q(self.norm(x_BLD)).unflatten(-1, (self.num_heads, self.head_dim))
+
+    def _route(self, router_input_BLD: Tensor, inputs: MemoryInputs) -> Routing:
+        bank_CTM, state = inputs.bank_CTM, inputs.state
+        if state is not None:
+            return state.routing(state.choose(self.router, router_input_BLD, len(bank_CTM)))
+        if self.router is None:
+            batch, length, _ = router_input_BLD.shape
+            return read_everything(len(bank_CTM), batch, length, router_input_BLD)
+        return self.router(router_input_BLD, inputs.pool_BL)
+
+    def _read(
+        self, q_BLHE: Tensor, routing: Routing, inputs: MemoryInputs
+    ) -> tuple[Tensor, Routing]:
+        """Outputs (B, L, H, E) from chapters that are fetched, each once."""
+        bank_CTM, slot_UTM = inputs.bank_CTM, inputs.slot_UTM
+        chapter_U, row_BGN = distinct_chapters(
+            len(bank_CTM), routing.index_BGN, self.num_shared, exact=is_sharded(bank_CTM)
+        )
+        routing = routing._replace(chapter_U=chapter_U)
+        weight_BGN, how = routing.weight_BGN.to(q_BLHE.dtype), self._how(routing.group_tokens)
+        k_UTJE = None
+        if self._absorbs(q_BLHE, bank_CTM, chapter_U, row_BGN):
+            # q.(mW) = (qW').m: queries and outputs go through the maps, and not the chapters
+            k_JEM, v_JEM = self.kv.weight.unflatten(0, (2, self.num_kv_heads, -1))
+            out_BLHM = absorbed_attention(
+                _by_kv_head(q_BLHE, k_JEM),
+                bank_CTM,
+                chapter_U,
+                row_BGN,
+                weight_BGN,
+                **how,
+                norm_eps=self._norm_eps,
+                slot_UTM=slot_UTM,
+            )
+            out_BLHE = _by_kv_head(out_BLHM, v_JEM.transpose(1, 2))
+        else:
+            k_UTJE, v_UTJE = self._by_head(
+                *project_chapters(
+                    bank_CTM,
+                    chapter_U,
+                    self.kv.weight,
+                    norm_eps=self._norm_eps,
+                    slot_UTM=slot_UTM,
+                )
+            )
+            out_BLHE = routed_attention(q_BLHE, k_UTJE, v_UTJE, row_BGN, weight_BGN, **how)
+        if inputs.measure_mass:
+            if k_UTJE is None:
+                k_UTJE, _ = self.project(take_chapters(bank_CTM, chapter_U))
+            routing = self._measured(routing, q_BLHE, k_UTJE, row_BGN)
+        return out_BLHE, routing
+
+    def _read_on(
+        self, x_BLD: Tensor, router_input_BLD: Tensor, inputs: MemoryInputs, state: MemoryState
+    ) -> tuple[Tensor, Routing]:
+        """Outputs (B, L, H, E) from what the state keeps."""
+        q_BLHE = self._queries(x_BLD)
+        choices = state.choose(self.router, router_input_BLD, len(inputs.bank_CTM))
+        routing = state.routing(choices)
+        out_BLHE = state.read(
+            q_BLHE,
+            choices,
+            inputs.bank_CTM,
+            self.project,
+            mixing=self.mixing,
+            scale=self.head_dim**-0.5,
+        )
+        if inputs.measure_mass:
+            k_CTJE, _ = state.chapters.table()
+            routing = self._measured(routing, q_BLHE, k_CTJE, routing.index_BGN)
+        return out_BLHE, routing
+
+    def _measured(
+        self, routing: Routing, q_BLHE: Tensor, k_UTJE: Tensor, row_BGN: Tensor
+    ) -> Routing:
+        weight_BGN, how = routing.weight_BGN.to(q_BLHE.dtype), self._how(routing.group_tokens)
+        mass = shared_attention_mass(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
+        return routing._replace(shared_mass=mass)
+
+    def _how(self, group_tokens: int) -> _How:
+        return _How(mixing=self.mixing, group_tokens=group_tokens, scale=self.head_dim**-0.5)
+
+    @property
+    def _norm_eps(self) -> float | None:
+        return NORM_EPS if self.normalise else None
+
+    def _by_head(self, k_UTX: Tensor, v_UTX: Tensor) -> tuple[Tensor, Tensor]:
         shape = (self.num_kv_heads, self.head_dim)
         return k_UTX.unflatten(-1, shape), v_UTX.unflatten(-1, shape)
 

@@ -47,11 +47,11 @@ class Router(nn.Module):
         biased = self.config.bias_rate > 0
         self.register_buffer("selection_bias", torch.zeros(config.num_chapters) if biased else None)
 
-    def forward(self, x_BLD: Tensor, pooled_BL: Tensor | None) -> Routing:
-        """Route a whole batch of sequences; ``pooled_BL``: what ``sequence`` scope may pool."""
+    def forward(self, x_BLD: Tensor, pool_BL: Tensor | None) -> Routing:
+        """Route a whole batch of sequences; ``pool_BL``: what ``sequence`` scope may pool."""
         width = group_tokens(self.config, x_BLD.shape[1])
         with torch.autocast(x_BLD.device.type, enabled=False):
-            r_BGD = pool_groups(x_BLD.to(self.linear.weight.dtype), pooled_BL, self.config)
+            r_BGD = pool_groups(x_BLD.to(self.linear.weight.dtype), pool_BL, self.config)
             group_G = torch.arange(r_BGD.shape[1], device=r_BGD.device)
             return self.choose(r_BGD, group_G, width)
 
@@ -105,20 +105,20 @@ def group_tokens(config: RouterConfig, length: int) -> int:
             return 1
 
 
-def pool_groups(x_BLD: Tensor, pooled_BL: Tensor | None, config: RouterConfig) -> Tensor:
+def pool_groups(x_BLD: Tensor, pool_BL: Tensor | None, config: RouterConfig) -> Tensor:
     """Mean over the positions that each routing group's router sees: (B, G, D).
 
-    ``sequence``: one group; all positions where ``pooled_BL`` is set, later ones included: not
+    ``sequence``: one group; all positions where ``pool_BL`` is set, later ones included: not
     causal. ``segment``: positions up to and including the segment's first, at most the last
-    ``window_tokens``. ``token``: the position itself. The causal scopes need no ``pooled_BL``:
+    ``window_tokens``. ``token``: the position itself. The causal scopes need no ``pool_BL``:
     padding is on the right, where they do not look.
     """
     match config.scope:
         case "sequence":
-            if pooled_BL is None:
+            if pool_BL is None:
                 return x_BLD.mean(1, keepdim=True)
-            kept_BLD = x_BLD.masked_fill(~pooled_BL[..., None], 0.0)
-            count_B11 = pooled_BL.sum(1)[:, None, None].clamp(min=1)
+            kept_BLD = x_BLD.masked_fill(~pool_BL[..., None], 0.0)
+            count_B11 = pool_BL.sum(1)[:, None, None].clamp(min=1)
             return kept_BLD.sum(1, keepdim=True) / count_B11
         case "segment":
             first_G = torch.arange(0, x_BLD.shape[1], config.segment_tokens, device=x_BLD.device)

@@ -21,7 +21,7 @@ from tests.support.small_models import (
     DENSE,
     MEMORY,
     MIXINGS,
-    TAPS,
+    ROUTER_INPUTS,
     W,
     lively,
     tokens_of,
@@ -46,7 +46,7 @@ def one_text_with_many_endings() -> torch.Tensor:
     return torch.stack(rows)
 
 
-def look_ahead(model, context) -> list[float]:
+def leakage(model, context) -> list[float]:
     """For each of ``LAST_SEEN``: how far logits up to it moved when all that follows changed.
 
     Asserts that what follows did make a difference to what follows, and to its routing.
@@ -66,27 +66,30 @@ def look_ahead(model, context) -> list[float]:
 
 @pytest.mark.parametrize("context", CONTEXTS)
 @pytest.mark.parametrize(
-    ("scope", "mixing", "tap", "variant"), list(itertools.product(CAUSAL, MIXINGS, TAPS, "AB"))
+    ("scope", "mixing", "router_input", "variant"),
+    list(itertools.product(CAUSAL, MIXINGS, ROUTER_INPUTS, "AB")),
 )
-def test_no_causal_scope_looks_ahead(scope, mixing, tap, variant, context):
-    config = with_router(scope, tap=tap, mixing=mixing, variant=variant)
+def test_no_causal_scope_leaks(scope, mixing, router_input, variant, context):
+    config = with_router(scope, router_input=router_input, mixing=mixing, variant=variant)
     assert is_causal(config)
-    assert max(look_ahead(lively(config), context)) <= 1e-5
+    assert max(leakage(lively(config), context)) <= 1e-5
 
 
 @pytest.mark.parametrize("context", CONTEXTS)
-@pytest.mark.parametrize(("mixing", "tap", "variant"), list(itertools.product(MIXINGS, TAPS, "AB")))
-def test_sequence_scope_looks_ahead(mixing, tap, variant, context):
+@pytest.mark.parametrize(
+    ("mixing", "router_input", "variant"), list(itertools.product(MIXINGS, ROUTER_INPUTS, "AB"))
+)
+def test_sequence_scope_leaks(mixing, router_input, variant, context):
     """The positive control: published routing fails the same test, at every single t."""
-    config = with_router("sequence", tap=tap, mixing=mixing, variant=variant)
+    config = with_router("sequence", router_input=router_input, mixing=mixing, variant=variant)
     assert not is_causal(config)
-    assert min(look_ahead(lively(config), context)) > MARGIN
+    assert min(leakage(lively(config), context)) > MARGIN
 
 
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_activation_checkpointing_shows_the_future_to_nobody(scope):
     config = replace(with_router(scope), activation_checkpointing=True)
-    moved = look_ahead(lively(config), "training")
+    moved = leakage(lively(config), "training")
     assert min(moved) > MARGIN if scope == "sequence" else max(moved) <= 1e-5
 
 
@@ -95,18 +98,18 @@ def test_activation_checkpointing_shows_the_future_to_nobody(scope):
 def test_without_a_router_nothing_looks_ahead(memory, context):
     config = replace(DENSE, memory=memory)
     assert is_causal(config)
-    assert max(look_ahead(lively(config), context)) <= 1e-5
+    assert max(leakage(lively(config), context)) <= 1e-5
 
 
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
-def test_a_selection_bias_does_not_look_ahead(scope):
+def test_a_selection_bias_does_not_leakage(scope):
     config = with_router(scope)
     config.memory.router = replace(config.memory.router, bias_rate=0.01)
     model = lively(config)
     for name, bias_C in model.named_buffers():
         assert name.endswith("selection_bias")
         bias_C.normal_(generator=torch.Generator().manual_seed(0))
-    moved = look_ahead(model, "training")
+    moved = leakage(model, "training")
     assert min(moved) > MARGIN if scope == "sequence" else max(moved) <= 1e-5
 
 

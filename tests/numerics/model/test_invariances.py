@@ -16,8 +16,8 @@ from tests.support.small_models import (
     DENSE,
     MEMORY,
     MIXINGS,
+    ROUTER_INPUTS,
     ROUTERS,
-    TAPS,
     lively,
     tokens_of,
     with_router,
@@ -33,15 +33,16 @@ def one_layer(config):
 # padding and batches
 
 
-@pytest.mark.parametrize("tap", TAPS)
+@pytest.mark.parametrize("router_input", ROUTER_INPUTS)
 @pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("scope", ROUTERS)
-def test_scores_do_not_depend_on_padding(scope, mixing, tap):
+def test_scores_do_not_depend_on_padding(scope, mixing, router_input):
     """A request scored alone, in a batch with longer ones, or over other filler: the same."""
-    model = lively(with_router(scope, tap=tap, mixing=mixing)).double()
+    model = lively(with_router(scope, router_input=router_input, mixing=mixing)).double()
     lengths, tokens_BL = (3, 12, 7, 1), tokens_of(4, LENGTH)
     kept_BL = torch.arange(LENGTH)[None] < torch.tensor(lengths)[:, None]
-    batched = [model(tokens_BL, kept_BL), model(tokens_BL.masked_fill(~kept_BL, 36), kept_BL)]
+    refilled_BL = tokens_BL.masked_fill(~kept_BL, 36)
+    batched = [model(x_BL, pool_BL=kept_BL) for x_BL in (tokens_BL, refilled_BL)]
     unmarked = model(tokens_BL)
     if scope == "sequence":  # marking padding matters to it alone
         assert (unmarked.logits_BLV - batched[0].logits_BLV)[0, :3].abs().max() > 1e-3
@@ -74,7 +75,7 @@ def test_an_answer_that_is_not_pooled_does_not_steer():
     model, tokens_BL = lively(with_router("sequence")).double(), tokens_of(2, LENGTH)
     context_BL = (torch.arange(LENGTH) < 9).expand(2, -1)
     other_BL = torch.where(context_BL, tokens_BL, (tokens_BL + 1) % 37)
-    one, two = model(tokens_BL, context_BL), model(other_BL, context_BL)
+    one, two = (model(x_BL, pool_BL=context_BL) for x_BL in (tokens_BL, other_BL))
     alone = model(tokens_BL[:, :9])
     for out in (one, two):
         torch.testing.assert_close(out.logits_BLV[:, :9], alone.logits_BLV, rtol=1e-9, atol=1e-9)

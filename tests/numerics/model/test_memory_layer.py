@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.memory.chapters import MemoryRead
+from moc.model.memory.chapters import MemoryInputs, MemoryRead
 from tests.support.oracle import naive_choice, naive_logits, naive_read, sees_of, unfused
-from tests.support.small_models import MIXINGS, TAPS
+from tests.support.small_models import MIXINGS, ROUTER_INPUTS
 
 DIM, NUM_CHAPTERS, CHAPTER_TOKENS = 8, 5, 3
 LENGTHS = (7, 5)  # segments of 3 positions divide neither
@@ -86,7 +86,7 @@ def check_read(config, lengths=LENGTHS):
     shape = (len(lengths), max(lengths), DIM)
     inputs = {
         "x": draw(*shape),
-        "tapped": draw(*shape),
+        "router_input": draw(*shape),
         "bank": draw(NUM_CHAPTERS, CHAPTER_TOKENS, config.memory.dim or DIM),
     }
     upstream_BLD = draw(*shape)
@@ -94,15 +94,17 @@ def check_read(config, lengths=LENGTHS):
         tensor.requires_grad_()
     kept_BL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     # the causal scopes need not be told what is padding
-    pooled_BL = kept_BL if config.memory.router.scope == "sequence" else None
-    out_BLD, routing = read(*inputs.values(), pooled_BL)
+    pool_BL = kept_BL if config.memory.router.scope == "sequence" else None
+    out_BLD, routing = read(
+        inputs["x"], inputs["router_input"], MemoryInputs(inputs["bank"], pool_BL=pool_BL)
+    )
     (out_BLD * upstream_BLD)[kept_BL].sum().backward()
 
     weights = leaves(config, read)
     copies = {name: tensor.detach().clone().requires_grad_() for name, tensor in inputs.items()}
     loss = 0.0
     for b, length in enumerate(lengths):
-        rows = [list(copies[name][b, :length]) for name in ("x", "tapped")]
+        rows = [list(copies[name][b, :length]) for name in ("x", "router_input")]
         sees = sees_of(config, length)
         naive_LD = torch.stack(naive_read(config, weights, "", *rows, copies["bank"], sees))
         torch.testing.assert_close(out_BLD[b, :length], naive_LD, rtol=1e-9, atol=1e-11)
@@ -194,28 +196,28 @@ SHARINGS = {  # layers_per_bank: the bank of each memory layer
 
 
 def combinations():
-    """Every scope, mixing, tap and variant; which layers share a bank takes turns, so that every
-    scope and mixing meets all three."""
-    axes = [list(enumerate(axis)) for axis in (ROUTERS, MIXINGS, TAPS, "AB")]
+    """Every scope, mixing, router input and variant; which layers share a bank takes turns, so that
+    every scope and mixing meets all three."""
+    axes = [list(enumerate(axis)) for axis in (ROUTERS, MIXINGS, ROUTER_INPUTS, "AB")]
     for chosen in itertools.product(*axes):
         turn = sum(i for i, _ in chosen) % len(SHARINGS)
         yield *(value for _, value in chosen), list(SHARINGS)[turn]
 
 
 @pytest.mark.parametrize(
-    ("scope", "mixing", "tap", "variant", "layers_per_bank"), list(combinations())
+    ("scope", "mixing", "router_input", "variant", "layers_per_bank"), list(combinations())
 )
 def test_whole_model_and_gradients_follow_the_definition(
-    scope, mixing, tap, variant, layers_per_bank
+    scope, mixing, router_input, variant, layers_per_bank
 ):
-    """Order of the block, tap and reach of the router, and which layers share a bank."""
+    """Order of the block, input and reach of the router, and which layers share a bank."""
     config = make_config(
         num_layers=4,
         layers="0,1,3",
         variant=variant,
         layers_per_bank=layers_per_bank,
         mixing=mixing,
-        router=replace(ROUTERS[scope], tap=tap),
+        router=replace(ROUTERS[scope], input=router_input),
     )
     bank_of_layer = SHARINGS[layers_per_bank]
     model = randomise(build_model(config))
@@ -224,7 +226,7 @@ def test_whole_model_and_gradients_follow_the_definition(
     tokens_BL = torch.randint(0, 11, (len(LENGTHS), max(LENGTHS)), generator=generator)
     upstream_BLV = torch.randn(*tokens_BL.shape, 11, generator=generator, dtype=torch.float64)
     kept_BL = torch.arange(max(LENGTHS))[None] < torch.tensor(LENGTHS)[:, None]
-    logits_BLV = model(tokens_BL, kept_BL).logits_BLV
+    logits_BLV = model(tokens_BL, pool_BL=kept_BL).logits_BLV
     (logits_BLV * upstream_BLV)[kept_BL].sum().backward()
 
     weights = leaves(config, model)
@@ -263,7 +265,7 @@ def test_the_oracle_notices_what_is_not_the_models(changes):
     generator = torch.Generator().manual_seed(4)
     x_BLD = torch.randn(1, 7, DIM, dtype=torch.float64, generator=generator)
     bank = torch.randn(NUM_CHAPTERS, CHAPTER_TOKENS, DIM, dtype=torch.float64, generator=generator)
-    out_LD = read(x_BLD, x_BLD, bank, None)[0][0]
+    out_LD = read(x_BLD, x_BLD, MemoryInputs(bank))[0][0]
     same = read_once(config, read, x_BLD, bank)
     wrong = read_once(make_config(**changes), read, x_BLD, bank)
     assert (out_LD - same).abs().max() < 1e-10

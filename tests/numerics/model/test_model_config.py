@@ -39,7 +39,7 @@ from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, with_router
         ({}, {"mixing": "sum"}, "model.memory.mixing 'sum' is none of joint"),
         ({}, {"output_init": "one"}, "model.memory.output_init 'one'"),
         ({}, {"router": RouterConfig(scope="batch")}, "model.memory.router.scope 'batch'"),
-        ({}, {"router": RouterConfig(tap="output")}, "model.memory.router.tap 'output'"),
+        ({}, {"router": RouterConfig(input="output")}, "memory.router.input 'output'"),
         (
             {},
             {"router": RouterConfig(segment_tokens=0)},

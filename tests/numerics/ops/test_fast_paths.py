@@ -4,20 +4,20 @@ What would break for a user: a path that is only taken for large banks, short gr
 optimizers, and that is another function, or forgets part of a gradient.
 """
 
-import sys
 from dataclasses import replace
 
 import pytest
 import torch
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
+from moc.model.memory import chapters
 from moc.model.memory.bank import most_distinct
-from moc.model.memory.chapters import MemoryRead
-from moc.ops.reference import reference_attention
+from moc.model.memory.chapters import MemoryInputs, MemoryRead
+from moc.ops.cpu import bank as cpu_bank
+from moc.ops.cpu import grouped
+from tests.support.oracle import naive_attention
 
 torch.set_num_threads(1)
-READ = sys.modules["moc.model.memory.chapters"]
-ATTENTION = sys.modules["moc.ops.routed_attention"]
 BATCH, LENGTH, CHAPTERS = 2, 7, 9
 SCOPES = {
     "sequence": RouterConfig(scope="sequence"),
@@ -66,7 +66,7 @@ def definition(read, x_BLD, bank_CTM):
     shape = (read.num_kv_heads, read.head_dim)
     k_CTJE, v_CTJE = ((m_CTM @ w.T).unflatten(-1, shape) for w in maps)
     q_BLHE = read.q(read.norm(x_BLD)).unflatten(-1, (read.num_heads, read.head_dim))
-    out_BLHE = reference_attention(
+    out_BLHE = naive_attention(
         q_BLHE,
         k_CTJE,
         v_CTJE,
@@ -89,39 +89,40 @@ def gradients(read, x, bank, run):
     return out.detach(), {**found, "x": x.grad, "bank": bank.grad}
 
 
-def with_tap(read, x, bank):
-    """The gradient of the bank goes to a tap; given to the bank by hand."""
+def with_slot(read, x, bank):
+    """The gradient of the bank goes to a slot; given to the bank by hand."""
     num_read = read.num_shared + read.router.num_routed
     groups = {"sequence": 1, "segment": 3, "token": LENGTH}[read.router.config.scope]
     most = most_distinct(len(bank), (BATCH, groups, num_read), read.num_shared)
-    tap = torch.zeros((), dtype=bank.dtype).expand(most, *bank.shape[1:]).requires_grad_()
-    out, routing = read(x, x, bank, None, tap_UTM=tap)
+    slot = torch.zeros((), dtype=bank.dtype).expand(most, *bank.shape[1:]).requires_grad_()
+    out, routing = read(x, x, MemoryInputs(bank, slot_UTM=slot))
 
     def give(_):
         bank.grad = torch.zeros_like(bank)
-        bank.grad[routing.chapter_U] = tap.grad[: len(routing.chapter_U)]
+        bank.grad[routing.chapter_U] = slot.grad[: len(routing.chapter_U)]
 
-    # once all is done: the tap's gradient is that of the chapters taken
-    tap.register_post_accumulate_grad_hook(give)
+    # once all is done: the slot's gradient is that of the chapters taken
+    slot.register_post_accumulate_grad_hook(give)
     return out
 
 
-def without_tap(read, x, bank):
-    return read(x, x, bank, None)[0]
+def without_slot(read, x, bank):
+    return read(x, x, MemoryInputs(bank))[0]
 
 
 @pytest.fixture(params=["projected", "absorbed"])
 def absorbed(request, monkeypatch):
-    monkeypatch.setattr(READ, "absorbs", lambda **_: request.param == "absorbed")
+    monkeypatch.setattr(chapters, "absorbs", lambda **_: request.param == "absorbed")
 
 
 @pytest.fixture(params=["chapters move", "queries move"])
 def moves(request, monkeypatch):
-    monkeypatch.setattr(ATTENTION, "moves_queries", lambda *_: request.param == "queries move")
+    for way in (grouped, cpu_bank):
+        monkeypatch.setattr(way, "moves_queries", lambda *_: request.param == "queries move")
 
 
 @pytest.mark.usefixtures("absorbed", "moves")
-@pytest.mark.parametrize("run", [with_tap, without_tap])
+@pytest.mark.parametrize("run", [with_slot, without_slot])
 @pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_every_path_is_the_definition(scope, mixing, run):
@@ -130,7 +131,7 @@ def test_every_path_is_the_definition(scope, mixing, run):
 
 
 @pytest.mark.usefixtures("absorbed", "moves")
-@pytest.mark.parametrize("run", [with_tap, without_tap])
+@pytest.mark.parametrize("run", [with_slot, without_slot])
 @pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize(
     "case", ["all chapters", "one for every group", "many never picked", "no shared chapter"]
@@ -172,7 +173,7 @@ def check(read, x, bank, run):
 def test_float32_stays_within_a_millionth_of_the_largest_value(scope, mixing):
     """Stated bound: 1e-5 of each tensor's largest entry, against the definition in float64."""
     narrow, x, bank = make_read(scope, mixing=mixing, dtype=torch.float32)
-    out, grads = gradients(narrow, x, bank, with_tap)
+    out, grads = gradients(narrow, x, bank, with_slot)
     wide, _, _ = make_read(scope, mixing=mixing)
     wide.load_state_dict(narrow.state_dict())
     expected, expected_grads = gradients(wide, x.double(), bank.double(), definition)
@@ -186,12 +187,12 @@ def test_float32_stays_within_a_millionth_of_the_largest_value(scope, mixing):
 @pytest.mark.usefixtures("absorbed", "moves")
 @pytest.mark.parametrize("scope", SCOPES)
 def test_a_frozen_bank_lets_everything_else_learn(scope):
-    """A phase with ``bank: {freeze: true}`` has no taps."""
+    """A phase with ``bank: {freeze: true}`` has no slots."""
     read, x, bank = make_read(scope)
 
     def frozen(read, x, bank):
         bank.grad = torch.zeros_like(bank)  # for the comparison
-        return read(x, x, bank.detach(), None)[0]
+        return read(x, x, MemoryInputs(bank.detach()))[0]
 
     _, expected = gradients(read, x, bank, definition)
     _, grads = gradients(read, x, bank, frozen)
@@ -204,7 +205,7 @@ def test_without_gradients_the_output_is_the_same(scope):
     read, x, bank = make_read(scope)
     expected = definition(read, x, bank)
     with torch.no_grad():
-        torch.testing.assert_close(without_tap(read, x, bank), expected, rtol=1e-9, atol=1e-11)
+        torch.testing.assert_close(without_slot(read, x, bank), expected, rtol=1e-9, atol=1e-11)
 
 
 # the model around it
@@ -231,7 +232,7 @@ def model_in(scope, **changes):
 
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("scope", SCOPES)
-def test_taps_hold_what_the_bank_would(scope, checkpointing):
+def test_slots_hold_what_the_bank_would(scope, checkpointing):
     """Over two layers that read one bank, recomputed or not; 70 positions of 3 sequences."""
     model = model_in(scope, activation_checkpointing=checkpointing)
     tokens = torch.randint(64, (3, 71), generator=torch.Generator().manual_seed(1))
@@ -244,13 +245,13 @@ def test_taps_hold_what_the_bank_would(scope, checkpointing):
     (nll * counted.flatten()).sum().backward()
     expected = {name: p.grad.clone() for name, p in model.named_parameters() if p.grad is not None}
     model.zero_grad()
-    taps = model.taps(*inputs.shape)
-    output = model(inputs, targets_BL=targets, counted_BL=counted, taps=taps)
+    slots = model.gradient_slots(*inputs.shape)
+    output = model(inputs, targets_BL=targets, counted_BL=counted, slots=slots)
     assert output.nll.item() == pytest.approx((nll * counted.flatten()).sum().item(), rel=1e-6)
     output.nll.backward()
     bank = torch.zeros(40, 4, 32)
-    for tap, routing in zip(taps, output.routing, strict=True):
-        bank.index_add_(0, routing.chapter_U, tap.grad[: len(routing.chapter_U)])
+    for slot, routing in zip(slots, output.routing, strict=True):
+        bank.index_add_(0, routing.chapter_U, slot.grad[: len(routing.chapter_U)])
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
     assert "banks.0.tokens" not in found
     torch.testing.assert_close(
@@ -261,7 +262,7 @@ def test_taps_hold_what_the_bank_would(scope, checkpointing):
 @pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize("scope", SCOPES)
 def test_the_compiler_finds_no_break_in_the_forward_pass(scope, mixing):
-    """``fullgraph`` refuses any; forward, taps and loss, and the same numbers as without."""
+    """``fullgraph`` refuses any; forward, slots and loss, and the same numbers as without."""
     model = model_in(scope)
     for block in model.blocks:
         if block.memory is not None:
@@ -272,14 +273,14 @@ def test_the_compiler_finds_no_break_in_the_forward_pass(scope, mixing):
 
     def run(call):
         model.zero_grad()
-        taps = model.taps(*inputs.shape)
-        output = call(inputs, targets_BL=targets, counted_BL=counted, taps=taps)
+        slots = model.gradient_slots(*inputs.shape)
+        output = call(inputs, targets_BL=targets, counted_BL=counted, slots=slots)
         output.nll.backward()
         bank = torch.zeros(40, 4, 32)
-        for tap, routing in zip(taps, output.routing, strict=True):
+        for slot, routing in zip(slots, output.routing, strict=True):
             index = routing.index_BGN.unique()
             rows = torch.isin(routing.chapter_U, index)
-            bank.index_add_(0, routing.chapter_U[rows], tap.grad[: len(rows)][rows])
+            bank.index_add_(0, routing.chapter_U[rows], slot.grad[: len(rows)][rows])
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         return output.nll.detach(), {**grads, "bank": bank}
 

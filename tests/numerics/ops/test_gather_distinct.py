@@ -30,10 +30,10 @@ def make_index(num_chapters, repeats):
     return index_BGN
 
 
-@pytest.mark.parametrize("tapped", [False, True])
+@pytest.mark.parametrize("with_slot", [False, True])
 @pytest.mark.parametrize("num_chapters", NUM_CHAPTERS)
 @pytest.mark.parametrize("repeats", [False, True])
-def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, tapped, exact):
+def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, with_slot, exact):
     """Every index still finds its own chapter's tokens, whatever else is taken."""
     generator = torch.Generator().manual_seed(num_chapters)
     bank_CTM = torch.randn(num_chapters, 2, 3, generator=generator)
@@ -45,8 +45,8 @@ def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, tapped, exact
     else:  # U does not depend on the data
         assert len(chapter_U) == BOUNDS[num_chapters]
         assert chapter_U.unique().numel() == len(chapter_U)
-    tap_UTM = torch.zeros(BOUNDS[num_chapters], 2, 3, requires_grad=True) if tapped else None
-    chapters_UTM = take_chapters(bank_CTM, chapter_U, tap_UTM)
+    slot_UTM = torch.zeros(BOUNDS[num_chapters], 2, 3, requires_grad=True) if with_slot else None
+    chapters_UTM = take_chapters(bank_CTM, chapter_U, slot_UTM)
     assert chapters_UTM.shape == (len(chapter_U), 2, 3)
     for place in torch.cartesian_prod(*map(torch.arange, index_BGN.shape)).tolist():
         chapter, row = index_BGN[tuple(place)], row_BGN[tuple(place)]
@@ -57,7 +57,7 @@ def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, tapped, exact
 
 @pytest.mark.parametrize("num_chapters", NUM_CHAPTERS)
 @pytest.mark.parametrize("repeats", [False, True])
-def test_gradients_reach_the_bank_or_its_tap_once_per_reader(num_chapters, repeats, exact):
+def test_gradients_reach_the_bank_or_its_slot_once_per_reader(num_chapters, repeats, exact):
     index_BGN = make_index(num_chapters, repeats)
     expected_CTM = torch.zeros(num_chapters, 1, 2, dtype=torch.float64)
     for chapter in index_BGN.flatten().tolist():
@@ -70,9 +70,9 @@ def test_gradients_reach_the_bank_or_its_tap_once_per_reader(num_chapters, repea
 
     bank_CTM.grad = None
     num_rows = BOUNDS[num_chapters]
-    tap_UTM = torch.zeros(num_rows, 1, 2, dtype=torch.float64, requires_grad=True)
-    take_chapters(bank_CTM, chapter_U, tap_UTM)[row_BGN].sum().backward()
-    assert bank_CTM.grad is None and tap_UTM.grad.shape == tap_UTM.shape
+    slot_UTM = torch.zeros(num_rows, 1, 2, dtype=torch.float64, requires_grad=True)
+    take_chapters(bank_CTM, chapter_U, slot_UTM)[row_BGN].sum().backward()
+    assert bank_CTM.grad is None and slot_UTM.grad.shape == slot_UTM.shape
     # rows beyond the chapters mean nothing
-    assert torch.equal(tap_UTM.grad[: len(chapter_U)], expected_CTM[chapter_U])
+    assert torch.equal(slot_UTM.grad[: len(chapter_U)], expected_CTM[chapter_U])
     assert expected_CTM.sum() == expected_CTM[chapter_U].sum()

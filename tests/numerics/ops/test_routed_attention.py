@@ -2,48 +2,54 @@
 
 What would break for a user: positions reading another group's chapters, or a bank whose gradients
 forget that several groups read the same chapter. Long groups copy chapters to their queries, short
-ones queries to their chapters: both ways must be the same function.
+ones queries to their chapters: all ways must be the same function.
 """
 
 import math
-import sys
 from functools import partial
 
 import pytest
 import torch
 
-from moc.ops import routed_attention, shared_attention_mass
-from moc.ops.grouped_plan import plan_groups
-from moc.ops.reference import reference_attention
+from moc.ops import fused, reference, routed_attention, shared_attention_mass
+from moc.ops.cpu import gathered, grouped
+from moc.ops.cpu.plan import plan_groups
 from moc.ops.shapes import moves_queries
+from tests.support.oracle import naive_attention
 
 torch.set_num_threads(1)
-ATTENTION = sys.modules["moc.ops.routed_attention"]  # the package exports its function's name
 BATCH, LENGTH, NUM_HEADS, HEAD_DIM, NUM_DISTINCT, TOKENS = 2, 7, 4, 3, 6, 2
 MIXINGS = ("joint", "per_chapter", "log_bias", "unweighted")
-WAYS = {"_chapters_to_queries": False, "grouped_attention": True}
+WAYS = {"grouped": grouped, "gathered": gathered, "fused": fused, "reference": reference}
+COPIES = ("gathered", "fused")  # whichever comes first and can do the mixing
 GROUP_TOKENS = [7, 4, 3, 2, 1, 9]  # one group; short last ones; a token each; longer than the text
 
 
 @pytest.fixture
 def forced(request, monkeypatch):
-    """Either way, whatever the shapes; asserts that it was taken."""
-    monkeypatch.setattr(ATTENTION, "moves_queries", lambda *_: WAYS[request.param])
+    """One way, whatever the shapes; asserts that it was taken, where it can do the mixing."""
+    for name in WAYS:
+        if name == request.param:
+            break
+        monkeypatch.setattr(WAYS[name], "supports", lambda *_: False)
+    if request.param == "grouped":
+        monkeypatch.setattr(grouped, "moves_queries", lambda *_: True)
     calls = record_ways(monkeypatch)
     yield request.param
-    assert set(calls) == {request.param}
+    assert set(calls) <= ({*COPIES} if request.param == "gathered" else {request.param})
+    assert calls
 
 
 def record_ways(monkeypatch):
     """The names of the ways taken from now on."""
     calls = []
 
-    def recorded(name, function, *arguments):
+    def recorded(name, function, *arguments, **how):
         calls.append(name)
-        return function(*arguments)
+        return function(*arguments, **how)
 
-    for name in WAYS:
-        monkeypatch.setattr(ATTENTION, name, partial(recorded, name, getattr(ATTENTION, name)))
+    for name, way in WAYS.items():
+        monkeypatch.setattr(way, "attend", partial(recorded, name, way.attend))
     return calls
 
 
@@ -89,7 +95,7 @@ def check(tensors, row_BGN, upstream, mixing, group_tokens):
     """Output and all gradients are the loop's; those of chapters nobody reads are zero."""
     arguments = tensors, row_BGN, upstream, mixing, group_tokens
     out, grads = run(routed_attention, *arguments)
-    expected, expected_grads = run(reference_attention, *arguments)
+    expected, expected_grads = run(naive_attention, *arguments)
     assert ("weight" in expected_grads) == (mixing != "unweighted")
     if mixing == "unweighted":  # no gradient, or none to speak of
         assert not grads.pop("weight", torch.zeros(())).any()
@@ -147,7 +153,7 @@ def test_chapters_may_have_any_number_of_readers_or_none(mixing, monkeypatch):
     calls = record_ways(monkeypatch)
     tensors, upstream = make_inputs(2, row_BGN, length=80, tokens=5)
     check(tensors, row_BGN, upstream, mixing, group_tokens=1)
-    assert calls == ["grouped_attention"]
+    assert calls == ["grouped"]
 
 
 def test_chapters_with_like_numbers_of_readers_share_a_product():
@@ -214,11 +220,11 @@ def test_every_pair_gets_rows_of_its_own_among_those_of_its_chapter(
 @pytest.mark.parametrize(
     ("length", "group_tokens", "tokens", "way"),
     [
-        (32, 32, 5, "_chapters_to_queries"),  # a whole text: 2 x 3 chapters of 5 rows are copied
-        (32, 1, 5, "grouped_attention"),  # a token each: 64 x 3 chapters, or each query 3 times
-        (32, 1, 1, "_chapters_to_queries"),  # ... a chapter of one row is no longer than a query
-        (32, 1, 3, "_chapters_to_queries"),  # ... nor is one of three worth sorting for
-        (31, 1, 5, "_chapters_to_queries"),  # a handful of queries: nobody shares a chapter
+        (32, 32, 5, "gathered"),  # a whole text: 2 x 3 chapters of 5 rows are copied
+        (32, 1, 5, "grouped"),  # a token each: 64 x 3 chapters, or each query 3 times
+        (32, 1, 1, "gathered"),  # ... a chapter of one row is no longer than a query
+        (32, 1, 3, "gathered"),  # ... nor is one of three worth sorting for
+        (31, 1, 5, "gathered"),  # a handful of queries: nobody shares a chapter
     ],
 )
 def test_what_is_copied_is_what_is_shorter(length, group_tokens, tokens, way, monkeypatch):
@@ -228,7 +234,7 @@ def test_what_is_copied_is_what_is_shorter(length, group_tokens, tokens, way, mo
     calls = record_ways(monkeypatch)
     check(tensors, row_BGN, upstream, "joint", group_tokens)
     assert calls == [way]
-    assert moves_queries(BATCH, length, num_groups, tokens) == WAYS[way]
+    assert moves_queries(BATCH, length, num_groups, tokens) == (way == "grouped")
 
 
 # by hand

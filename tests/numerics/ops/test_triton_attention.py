@@ -12,11 +12,12 @@ import sys
 import pytest
 import torch
 
-import moc.ops.triton_attention as triton_attention
-import moc.ops.triton_schedule as triton_schedule
-from moc.ops.reference import reference_attention
-from moc.ops.routed_attention import routed_attention
-from moc.ops.triton_attention import HAS_TRITON, INTERPRETED, is_supported, triton_routed_attention
+from moc.ops import reference
+from moc.ops.mixing import MIXINGS, Mixing, Weighting
+from moc.ops.triton import attention as triton_attention
+from moc.ops.triton import schedule as triton_schedule
+from moc.ops.triton.attention import HAS_TRITON, INTERPRETED, attend, supports
+from tests.support.oracle import naive_attention
 
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -24,9 +25,17 @@ RUNS_HERE = HAS_TRITON and (DEVICE == "cuda" or INTERPRETED)
 needs_kernels = pytest.mark.skipif(not RUNS_HERE, reason="no GPU: a process of its own does it")
 
 BATCH, LENGTH, NUM_HEADS, HEAD_DIM, NUM_DISTINCT, TOKENS = 2, 7, 2, 5, 6, 3
-MIXINGS = ("joint", "per_chapter", "log_bias", "unweighted")
 # the largest error of a tensor, over its largest number; 16 bits round what enters each product
 BOUND = {torch.float32: 5e-6, torch.float16: 4e-3, torch.bfloat16: 3e-2}
+
+
+def in_kernels(q, *arguments, scale=None, **how):
+    """``routed_attention`` that leaves no choice."""
+    return attend(q, *arguments, scale=q.shape[-1] ** -0.5 if scale is None else scale, **how)
+
+
+def in_formulas(q, *arguments, **how):
+    return reference.attend(q, *arguments, scale=q.shape[-1] ** -0.5, **how)
 
 
 @pytest.mark.skipif(RUNS_HERE or not HAS_TRITON, reason="no Triton, or the tests run right here")
@@ -108,11 +117,11 @@ def run(function, tensors, row_BGN, upstream, mixing, group_tokens, *, dtype=Non
     return {"out": out.detach()} | {x: grad for x, grad in grads.items() if grad is not None}
 
 
-def check(tensors, row_BGN, upstream, mixing, group_tokens, *, function=triton_routed_attention):
+def check(tensors, row_BGN, upstream, mixing, group_tokens, *, function=in_kernels):
     """Output and all gradients are the loop's; those of chapters nobody reads are zero."""
     arguments = tensors, row_BGN, upstream, mixing, group_tokens
     result = run(function, *arguments)
-    expected = run(reference_attention, *arguments, dtype=torch.float64, device="cpu")
+    expected = run(naive_attention, *arguments, dtype=torch.float64, device="cpu")
     assert result.keys() == expected.keys()
     dtype = tensors[0].dtype
     for name, exact in expected.items():
@@ -164,9 +173,7 @@ def test_a_chapter_that_many_read_is_shared_out_and_summed_the_same_way_twice(
     row_BGN = make_rows("one_for_all", 4)
     tensors, upstream = make_inputs(row_BGN, length=40, num_heads=1, num_kv_heads=1)
     check(tensors, row_BGN, upstream, mixing, 10)
-    first, second = (
-        run(triton_routed_attention, tensors, row_BGN, upstream, mixing, 10) for _ in range(2)
-    )
+    first, second = (run(in_kernels, tensors, row_BGN, upstream, mixing, 10) for _ in range(2))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
@@ -189,7 +196,7 @@ def test_a_vanished_weight_leaves_finite_gradients(mixing, by_chapter):
     tensors, upstream = make_inputs(row_BGN)
     tensors[3] = torch.tensor([1.0, 0.0, 0.0]).expand(row_BGN.shape)
     arguments = tensors, row_BGN, upstream, mixing, 4
-    result, expected = (run(way, *arguments) for way in (triton_routed_attention, routed_attention))
+    result, expected = (run(way, *arguments) for way in (in_kernels, in_formulas))
     assert [name for name, tensor in result.items() if not tensor.isfinite().all()] == []
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
 
@@ -200,10 +207,10 @@ def test_chapters_that_nobody_reads_may_hold_anything(by_chapter):
     row_BGN = make_rows("random", 1)
     row_BGN[:] = row_BGN[0]
     tensors, upstream = make_inputs(row_BGN)
-    expected = run(triton_routed_attention, tensors, row_BGN, upstream, "joint", 7)
+    expected = run(in_kernels, tensors, row_BGN, upstream, "joint", 7)
     unread = sorted(set(range(NUM_DISTINCT)) - set(row_BGN.flatten().tolist()))
     tensors[1][unread], tensors[2][unread] = float("nan"), float("inf")
-    result = run(triton_routed_attention, tensors, row_BGN, upstream, "joint", 7)
+    result = run(in_kernels, tensors, row_BGN, upstream, "joint", 7)
     assert unread and all(torch.equal(result[name], expected[name]) for name in result)
 
 
@@ -227,8 +234,8 @@ def test_a_scale_of_ones_own():
     row_BGN = make_rows("random", 2).to(DEVICE)
     q, k, v, weight = (tensor.to(DEVICE) for tensor in make_inputs(row_BGN)[0])
     options = {"mixing": "joint", "group_tokens": 4}
-    scaled = triton_routed_attention(q, k, v, row_BGN, weight, scale=1.0, **options)
-    expected = triton_routed_attention(q * HEAD_DIM**0.5, k, v, row_BGN, weight, **options)
+    scaled = in_kernels(q, k, v, row_BGN, weight, scale=1.0, **options)
+    expected = in_kernels(q * HEAD_DIM**0.5, k, v, row_BGN, weight, **options)
     torch.testing.assert_close(scaled, expected)
 
 
@@ -240,11 +247,11 @@ def test_compiled_without_a_graph_break(mixing, by_chapter):
 
     @torch.compile(fullgraph=True, backend="aot_eager")
     def compiled(q, k, v, row_BGN, weight, **options):
-        assert is_supported(q, k)
-        return triton_routed_attention(2 * q, k, v, row_BGN, weight, **options) / 2
+        assert supports(q, k, 2, MIXINGS[mixing])
+        return in_kernels(2 * q, k, v, row_BGN, weight, **options) / 2
 
     def plain(q, k, v, row_BGN, weight, **options):
-        return triton_routed_attention(2 * q, k, v, row_BGN, weight, **options) / 2
+        return in_kernels(2 * q, k, v, row_BGN, weight, **options) / 2
 
     results = (
         run(function, tensors, row_BGN, upstream, mixing, 4) for function in (compiled, plain)
@@ -311,12 +318,12 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(
     dtype, tokens, head_dim, group_tokens, monkeypatch
 ):
     """What the interpreter takes need not compile, or may not fit into shared memory."""
-    from moc.ops import triton_backward, triton_forward
+    from moc.ops.triton import backward, forward
 
     kernels = {}
     for module, names in [
-        (triton_forward, ("group_forward", "chapter_forward", "combine")),
-        (triton_backward, ("group_backward", "chapter_backward", "sum_parts", "row_dots")),
+        (forward, ("group_forward", "chapter_forward", "combine")),
+        (backward, ("group_backward", "chapter_backward", "sum_parts", "row_dots")),
     ]:
         for name in names:
             kernels[name] = Compiled(getattr(module, name))
@@ -325,7 +332,7 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(
     tensors, upstream = make_inputs(
         row_BGN, length=256, num_kv_heads=1, tokens=tokens, head_dim=head_dim, dtype=dtype
     )
-    run(triton_routed_attention, tensors, row_BGN, upstream, "joint", group_tokens, device="cpu")
+    run(in_kernels, tensors, row_BGN, upstream, "joint", group_tokens, device="cpu")
     used = {name for name, kernel in kernels.items() if kernel.shared_bytes}
     way = (
         {"chapter_forward", "combine"} if group_tokens == 1 else {"group_forward", "group_backward"}
@@ -339,16 +346,26 @@ def test_kernels_compile_for_a_gpu_that_is_not_there(
 
 
 def test_what_is_supported():
-    def supported(dtype, tokens, head_dim):
-        return is_supported(
+    def supported(dtype=torch.float32, tokens=64, head_dim=64, num_groups=2, mixing="joint"):
+        return supports(
             torch.empty(1, 1, 1, head_dim, dtype=dtype, device=DEVICE),
             torch.empty(1, tokens, 1, head_dim, dtype=dtype, device=DEVICE),
+            num_groups,
+            MIXINGS.get(mixing, mixing),
         )
 
-    assert supported(torch.float32, 64, 64) == RUNS_HERE
-    assert supported(torch.bfloat16, 64, 64) == (HAS_TRITON and DEVICE == "cuda")
-    assert not supported(torch.float64, 64, 64)
-    assert not supported(torch.float32, 257, 64) and not supported(torch.float32, 16, 1024)
+    assert all(supported(mixing=mixing) == RUNS_HERE for mixing in MIXINGS)
+    assert supported(torch.bfloat16) == (HAS_TRITON and DEVICE == "cuda")
+    assert not supported(torch.float64)
+    assert not supported(tokens=257) and not supported(tokens=16, head_dim=1024)
+    assert not supported(num_groups=1)  # a whole text: fused attention is as fast
+    root = Weighting("root", torch.sqrt, lambda grad, w: grad / (2 * w.sqrt()))
+    weight = MIXINGS["joint"].score_factor
+    for unknown in (
+        Mixing(value_factor=root), Mixing(score_bias=weight),
+        Mixing(score_factor=weight, per_chapter=True),
+    ):  # fmt: skip
+        assert not supported(mixing=unknown)
 
 
 @pytest.mark.parametrize("group_tokens", [1, 7])

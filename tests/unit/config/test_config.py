@@ -165,7 +165,7 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
     [
         ("phasess.ift.tokens=3", "command line: unknown key 'phasess'; did you mean 'phases'?"),
         ("phases.ift.tokns=3", "unknown key 'phases.ift.tokns'; did you mean 'tokens'?"),
-        ("model.memory.router.taps=a", "'model.memory.router.taps'; did you mean 'tap'?"),
+        ("model.memory.router.inputs=a", "memory.router.inputs'; did you mean 'input'?"),
         ("model.memory.mixing=joit", "model.memory.mixing cannot be 'joit'; did you mean 'joint'?"),
         ("phases.ift.loss_on=asistant", "cannot be 'asistant'; did you mean 'assistant'?"),
         ("model.preset=papr", "command line: model.preset cannot be 'papr'; did you mean 'paper'?"),

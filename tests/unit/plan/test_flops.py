@@ -310,7 +310,7 @@ def check_activation_estimate(config, bf16=False):
         torch.autocast("cpu", torch.bfloat16, enabled=bf16),
         torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor),
     ):
-        model(tokens, targets_BL=tokens, counted_BL=tokens == 0, taps=model.taps(4, 64))
+        model(tokens, targets_BL=tokens, counted_BL=tokens == 0, slots=model.gradient_slots(4, 64))
     num_bytes = sum(
         tensor.untyped_storage().nbytes()
         for pointer, tensor in saved.items()

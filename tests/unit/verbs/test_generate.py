@@ -56,9 +56,11 @@ def forward_loop(model, prompt, max_new_tokens, stop_ids=()):
     """
     tokens = list(prompt)
     for _ in range(max_new_tokens):
-        pooled_BL = (torch.arange(len(tokens)) < len(prompt))[None]
+        pool_BL = (torch.arange(len(tokens)) < len(prompt))[None]
         with torch.no_grad():
-            likeliest = int(model(torch.tensor([tokens]), pooled_BL).logits_BLV[0, -1].argmax())
+            likeliest = int(
+                model(torch.tensor([tokens]), pool_BL=pool_BL).logits_BLV[0, -1].argmax()
+            )
         if likeliest in stop_ids:
             break
         tokens.append(likeliest)

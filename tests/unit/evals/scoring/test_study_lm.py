@@ -53,7 +53,7 @@ def greedy_loop(model, prompt, count):
     for _ in range(count):
         pooled = torch.arange(len(ids))[None] < len(prompt)
         with torch.no_grad():
-            ids.append(int(model(torch.tensor([ids]), pooled).logits_BLV[0, -1].argmax()))
+            ids.append(int(model(torch.tensor([ids]), pool_BL=pooled).logits_BLV[0, -1].argmax()))
     return ids[-count:]
 
 
@@ -160,17 +160,17 @@ def chain_rule_errors(model):
 
 
 @pytest.mark.parametrize("variant", ["A", "B"])
-@pytest.mark.parametrize("tap", ["block_input", "post_attention"])
+@pytest.mark.parametrize("router_input", ["block_input", "post_attention"])
 @pytest.mark.parametrize("mixing", MIXINGS)
 @pytest.mark.parametrize(
     ("scope", "window"), [("segment", None), ("segment", 3), ("token", None), ("sequence", None)]
 )
 def test_scores_obey_the_chain_rule_if_and_only_if_routing_is_causal(
-    scope, window, mixing, tap, variant
+    scope, window, mixing, router_input, variant
 ):
     """The gate through the adapter: what follows in a request must not move what comes before.
     Cuts lie on both sides of segment borders; scope sequence is the positive control."""
-    errors = chain_rule_errors(routed_model(scope, mixing, window, tap, variant))
+    errors = chain_rule_errors(routed_model(scope, mixing, window, router_input, variant))
     assert max(errors) > 1e-2 if scope == "sequence" else max(errors) < 1e-4
 
 
@@ -179,7 +179,7 @@ def test_padding_would_change_scores_if_it_were_not_marked(model):
     ids = torch.tensor([list(b"Who?") + [EOS] * 20])
     valid = torch.arange(24)[None] < 4
     with torch.no_grad():
-        marked, unmarked = model(ids, valid).logits_BLV, model(ids).logits_BLV
+        marked, unmarked = model(ids, pool_BL=valid).logits_BLV, model(ids).logits_BLV
     assert (marked[0, 3] - unmarked[0, 3]).abs().max() > 1e-2
 
 

@@ -1,6 +1,6 @@
 """Where grouped attention takes a bucket's keys and values from, and leaves their gradients.
 
-Letters as in ``moc.ops.grouped_attention``.
+Letters as in ``moc.ops.cpu.grouped``.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from moc.ops.grouped_plan import Bucket, Plan
+from moc.ops.cpu.plan import Bucket, Plan
 from moc.ops.norm import inverse_rms, to_input_gradient_
 
 
@@ -22,7 +22,7 @@ class Source(Protocol):
     def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None: ...
 
 
-class ProjectedChapters:
+class ProjectedSource:
     """Keys and values of all chapters lie there."""
 
     def __init__(self, k_UTJE: Tensor, v_UTJE: Tensor | None, plan: Plan) -> None:
@@ -48,16 +48,16 @@ class ProjectedChapters:
             grad_UTJE.index_copy_(0, self.plan.members(bucket), grad_ATJE)
 
 
-class BankChapters:
+class BankSource:
     """Tokens of a bank, for one head that all share."""
 
     def __init__(
-        self, bank_CTM: Tensor, chapter_U: Tensor, num_taps: int, eps: float | None, plan: Plan
+        self, bank_CTM: Tensor, chapter_U: Tensor, slot_rows: int, eps: float | None, plan: Plan
     ) -> None:
         self.bank_CTM, self.chapter_U, self.eps, self.plan = bank_CTM, chapter_U, eps, plan
         self.normed_ATM = self.inverse_AT1 = bank_CTM[:0]
-        # every one of chapter_U has a reader; taps beyond them mean nothing; a frozen bank has none
-        self.grad_UTM = bank_CTM.new_empty(num_taps, *bank_CTM.shape[1:]) if num_taps else None
+        # every one of chapter_U has a reader; rows beyond them mean nothing; a frozen bank has none
+        self.grad_UTM = bank_CTM.new_empty(slot_rows, *bank_CTM.shape[1:]) if slot_rows else None
 
     def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
         taken_ATM = self.bank_CTM.index_select(0, self.chapter_U[self.plan.members(bucket)])

@@ -1,4 +1,4 @@
-"""Keys and values of a bank's chapters, on a CPU.
+"""Keys and values of a bank's chapters.
 
 C chapters of the bank, U of them read, T tokens per chapter, M memory width, X width of keys.
 """
@@ -12,19 +12,27 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moc.ops.norm import inverse_rms, to_input_gradient_
+from moc.ops.shards import is_sharded
 
 
-def project_chapters(
-    bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor, weight: Tensor, norm_eps: float | None
+def supports(bank_CTM: Tensor, slot_UTM: Tensor | None) -> bool:
+    """Gradients that go to a slot, products in the bank's precision, and all of the bank here."""
+    if bank_CTM.device.type != "cpu" or torch.compiler.is_compiling():
+        return False
+    return not (slot_UTM is None or is_sharded(bank_CTM) or torch.is_autocast_enabled("cpu"))
+
+
+def project(
+    bank_CTM: Tensor, chapter_U: Tensor, slot_UTM: Tensor, weight: Tensor, norm_eps: float | None
 ) -> tuple[Tensor, Tensor]:
     """Keys and values (U, T, X) of the chapters ``chapter_U``, RMS-normalised if ``norm_eps`` is
     given. Chapters are taken from the bank again in the backward pass instead of being kept, and
-    their gradient is made where it belongs, in the tap's (see ``moc.ops.bank_rows``).
+    their gradient is made where it belongs, in the slot's (see ``moc.ops.rows``).
 
     Args:
         weight: (2 X, M), the map to keys and that to values.
     """
-    k_UTX, v_UTX = _Project.apply(bank_CTM.detach(), chapter_U, tap_UTM, weight, norm_eps)
+    k_UTX, v_UTX = _Project.apply(bank_CTM.detach(), chapter_U, slot_UTM, weight, norm_eps)
     return k_UTX, v_UTX
 
 
@@ -34,7 +42,7 @@ class _Project(torch.autograd.Function):
         ctx: Any,
         bank_CTM: Tensor,
         chapter_U: Tensor,
-        tap_UTM: Tensor,
+        slot_UTM: Tensor,
         weight: Tensor,
         norm_eps: float | None,
     ) -> tuple[Tensor, Tensor]:
@@ -43,7 +51,7 @@ class _Project(torch.autograd.Function):
             inverse_UT1 = inverse_rms(tokens_UTM, norm_eps)
             tokens_UTM.mul_(inverse_UT1)
         ctx.save_for_backward(bank_CTM, chapter_U, weight, inverse_UT1)
-        ctx.num_taps = len(tap_UTM)
+        ctx.slot_rows = len(slot_UTM)
         of_k_XM, of_v_XM = weight.chunk(2)
         return F.linear(tokens_UTM, of_k_XM), F.linear(tokens_UTM, of_v_XM)
 
@@ -60,10 +68,12 @@ class _Project(torch.autograd.Function):
         torch.mm(grad_k_RX.T, tokens_RM, out=into_k_XM)
         torch.mm(grad_v_RX.T, tokens_RM, out=into_v_XM)
         of_k_XM, of_v_XM = weight.chunk(2)
-        grad_tap = bank_CTM.new_empty(ctx.num_taps, *bank_CTM.shape[1:])  # further rows: undefined
-        grad_UTM = grad_tap[: len(chapter_U)]
+        grad_slot = bank_CTM.new_empty(
+            ctx.slot_rows, *bank_CTM.shape[1:]
+        )  # further rows: undefined
+        grad_UTM = grad_slot[: len(chapter_U)]
         grad_RM = torch.mm(grad_k_RX, of_k_XM, out=grad_UTM.view(tokens_RM.shape))
         grad_RM.addmm_(grad_v_RX, of_v_XM)
         if inverse_UT1 is not None:
             to_input_gradient_(grad_UTM, tokens_UTM, inverse_UT1)
-        return None, None, grad_tap, grad_weight, None
+        return None, None, grad_slot, grad_weight, None

@@ -1,6 +1,6 @@
 """Triton kernels of routed attention: outputs.
 
-Letters as in ``moc.ops.triton_parts``.
+Letters as in ``moc.ops.triton.parts``.
 """
 
 from __future__ import annotations
@@ -8,12 +8,13 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from moc.ops.triton_parts import (
+from moc.ops.triton.parts import (
     VARYING,
     chapter_rows,
     group_rows,
     load_rows,
     scores,
+    shares_of_values,
     slots_of_run,
     store_rows,
 )
@@ -23,7 +24,8 @@ from moc.ops.triton_parts import (
 def group_forward(
     q_ptr, k_ptr, v_ptr, row_ptr, weight_ptr, out_ptr, lse_ptr, num_groups, length, group_tokens,
     num_read, num_tiles, scale,
-    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr, MIXING: tl.constexpr,
+    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
+    PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     TINY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A tile of one group's rows reads the group's chapters in turn: one program of X * J * tiles.
@@ -47,11 +49,13 @@ def group_forward(
         memory_T = (chapter.to(tl.int64) * T + token_T) * J + kv_head
         k_TE = load_rows(k_ptr, memory_T, token_T < T, E, BLOCK_E)
         v_TE = load_rows(v_ptr, memory_T, token_T < T, E, BLOCK_E)
-        _, score_MT = scores(q_ME, k_TE, weight_M, scale, T, MIXING, TINY, BLOCK_T)
+        _, score_MT = scores(q_ME, k_TE, weight_M, scale, T, A, B, TINY, BLOCK_T)
         highest_M = tl.max(score_MT, 1)
-        if MIXING == "per_chapter":
+        if PER_CHAPTER:
             share_MT = tl.exp2(score_MT - highest_M[:, None])
-            share_MT = share_MT * (weight_M / tl.sum(share_MT, 1))[:, None]
+            one_M = tl.full((BLOCK_M,), 1.0, tl.float32)
+            share_M = shares_of_values(one_M, weight_M, C) / tl.sum(share_MT, 1)
+            share_MT = share_MT * share_M[:, None]
         else:
             new_top_M = tl.maximum(top_M, highest_M)
             shrink_M = tl.exp2(top_M - new_top_M)
@@ -59,10 +63,9 @@ def group_forward(
             total_M = total_M * shrink_M + tl.sum(share_MT, 1)
             out_ME = out_ME * shrink_M[:, None]
             top_M = new_top_M
-            if MIXING == "joint":
-                share_MT = share_MT * weight
+            share_MT = shares_of_values(share_MT, weight, C)
         out_ME += tl.dot(share_MT.to(v_TE.dtype), v_TE, input_precision="ieee")
-    if MIXING != "per_chapter":
+    if not PER_CHAPTER:
         out_ME = out_ME / total_M[:, None]
         tl.store(lse_ptr + query_M, top_M + tl.log2(total_M), mask=valid_M)
     store_rows(out_ptr, query_M, valid_M, out_ME, E, BLOCK_E)
@@ -72,7 +75,8 @@ def group_forward(
 def chapter_forward(
     q_ptr, k_ptr, v_ptr, weight_ptr, order_ptr, offset_ptr, first_run_ptr, chapter_ptr, out_ptr,
     lse_ptr, num_groups, length, group_tokens, num_read, num_chapters, run_slots, scale,
-    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr, MIXING: tl.constexpr,
+    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
+    PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
     TINY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """A run of the pairs that read one chapter, tile by tile: one program of runs * J.
@@ -97,13 +101,13 @@ def chapter_forward(
         )  # fmt: skip
         q_ME = load_rows(q_ptr, query_M, valid_M, E, BLOCK_E)
         weight_M = tl.load(weight_ptr + entry_M, mask=valid_M, other=0.0).to(tl.float32)
-        _, score_MT = scores(q_ME, k_TE, weight_M, scale, T, MIXING, TINY, BLOCK_T)
+        _, score_MT = scores(q_ME, k_TE, weight_M, scale, T, A, B, TINY, BLOCK_T)
         highest_M = tl.max(score_MT, 1)
         share_MT = tl.exp2(score_MT - highest_M[:, None])
         total_M = tl.sum(share_MT, 1)
         out_ME = tl.dot(share_MT.to(v_TE.dtype), v_TE, input_precision="ieee")
         store_rows(out_ptr, pair_M, valid_M, out_ME / total_M[:, None], E, BLOCK_E)
-        if MIXING != "per_chapter":
+        if not PER_CHAPTER:
             tl.store(lse_ptr + pair_M, highest_M + tl.log2(total_M), mask=valid_M)
 
 
@@ -111,8 +115,8 @@ def chapter_forward(
 def combine(
     pair_out_ptr, pair_lse_ptr, weight_ptr, out_ptr, lse_ptr, num_groups, length, group_tokens,
     num_read,
-    H: tl.constexpr, E: tl.constexpr, MIXING: tl.constexpr, BLOCK_H: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    H: tl.constexpr, E: tl.constexpr, PER_CHAPTER: tl.constexpr, C: tl.constexpr,
+    BLOCK_H: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """One position's pairs, from ``chapter_forward``, into its output: one program of B * L."""
     position = tl.program_id(0).to(tl.int64)
@@ -126,8 +130,8 @@ def combine(
         pair_H = (position * num_read + n) * H + head_H
         weight = tl.load(weight_ptr + group * num_read + n).to(tl.float32)
         chapter_HE = load_rows(pair_out_ptr, pair_H, valid_H, E, BLOCK_E).to(tl.float32)
-        if MIXING == "per_chapter":
-            out_HE += chapter_HE * weight
+        if PER_CHAPTER:
+            out_HE += shares_of_values(chapter_HE, weight, C)
         else:
             lse_H = tl.load(pair_lse_ptr + pair_H, mask=valid_H, other=0.0)
             new_top_H = tl.maximum(top_H, lse_H)
@@ -135,11 +139,10 @@ def combine(
             share_H = tl.exp2(lse_H - new_top_H)
             total_H = total_H * shrink_H + share_H
             top_H = new_top_H
-            if MIXING == "joint":
-                share_H = share_H * weight
+            share_H = shares_of_values(share_H, weight, C)
             out_HE = out_HE * shrink_H[:, None] + chapter_HE * share_H[:, None]
     query_H = position * H + head_H
-    if MIXING != "per_chapter":
+    if not PER_CHAPTER:
         out_HE = out_HE / total_H[:, None]
         tl.store(lse_ptr + query_H, top_H + tl.log2(total_H), mask=valid_H)
     store_rows(out_ptr, query_H, valid_H, out_HE, E, BLOCK_E)

@@ -12,52 +12,52 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from moc.ops.bank_shards import fetch_rows, is_sharded
+from moc.ops.shards import fetch_rows, is_sharded
 
 _DOT_ROWS = 64  # rows that are taken once more at a time, to stay in a CPU's caches
 
 
-def take_chapters(bank_CTM: Tensor, chapter_U: Tensor, tap_UTM: Tensor | None = None) -> Tensor:
+def take_chapters(bank_CTM: Tensor, chapter_U: Tensor, slot_UTM: Tensor | None = None) -> Tensor:
     """The chapters ``chapter_U``, each at most once and ascending where that is all: (U, T, M).
 
     A sharded bank is a DTensor, and this a collective call; ``chapter_U`` is then ascending.
 
     Args:
-        tap_UTM: takes the gradient in the bank's place, in its first rows; the further ones are
+        slot_UTM: takes the gradient in the bank's place, in its first rows; the further ones are
             left undefined.
     """
     if is_sharded(bank_CTM):
-        for_bank = tap_UTM is None and torch.is_grad_enabled() and bank_CTM.requires_grad
+        for_bank = slot_UTM is None and torch.is_grad_enabled() and bank_CTM.requires_grad
         assert not for_bank, (
-            "gradients of a sharded bank go to taps: pass those of Transformer.taps, freeze the "
+            "gradients of a sharded bank go to slots: pass Transformer.gradient_slots, freeze the "
             "bank, or call under torch.no_grad"
         )
         taken_UTM = fetch_rows(bank_CTM, chapter_U)
-        return taken_UTM if tap_UTM is None else _tapped(taken_UTM, None, tap_UTM)
-    if tap_UTM is None:
+        return taken_UTM if slot_UTM is None else _into_slot(taken_UTM, None, slot_UTM)
+    if slot_UTM is None:
         return bank_CTM if len(chapter_U) == len(bank_CTM) else bank_CTM.index_select(0, chapter_U)
-    return _tapped(bank_CTM.detach(), chapter_U, tap_UTM)
+    return _into_slot(bank_CTM.detach(), chapter_U, slot_UTM)
 
 
-def _tapped(rows_RTM: Tensor, row_U: Tensor | None, tap_UTM: Tensor) -> Tensor:
-    """Rows ``row_U``, or all, whose gradient goes to the tap."""
-    tokens_UTM: Tensor = _Tapped.apply(rows_RTM, row_U, tap_UTM)
+def _into_slot(rows_RTM: Tensor, row_U: Tensor | None, slot_UTM: Tensor) -> Tensor:
+    """Rows ``row_U``, or all, whose gradient goes to the slot."""
+    tokens_UTM: Tensor = _IntoSlot.apply(rows_RTM, row_U, slot_UTM)
     return tokens_UTM
 
 
-class _Tapped(torch.autograd.Function):
+class _IntoSlot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_RTM: Tensor, row_U: Tensor | None, tap_UTM: Tensor) -> Tensor:
-        ctx.num_rows = len(tap_UTM)
+    def forward(ctx: Any, rows_RTM: Tensor, row_U: Tensor | None, slot_UTM: Tensor) -> Tensor:
+        ctx.num_rows = len(slot_UTM)
         return rows_RTM.view_as(rows_RTM) if row_U is None else rows_RTM.index_select(0, row_U)
 
     @staticmethod
     def backward(ctx: Any, grad_UTM: Tensor) -> tuple[None, None, Tensor]:
         if len(grad_UTM) == ctx.num_rows:
             return None, None, grad_UTM
-        grad_tap_UTM = grad_UTM.new_empty(ctx.num_rows, *grad_UTM.shape[1:])
-        grad_tap_UTM[: len(grad_UTM)] = grad_UTM
-        return None, None, grad_tap_UTM
+        grad_slot_UTM = grad_UTM.new_empty(ctx.num_rows, *grad_UTM.shape[1:])
+        grad_slot_UTM[: len(grad_UTM)] = grad_UTM
+        return None, None, grad_slot_UTM
 
 
 def take(chapters_UTJE: Tensor, row_XN: Tensor, weight_XN: Tensor | None = None) -> Tensor:

@@ -6,18 +6,11 @@ product. Chapters with like numbers of readers share a batched product, padded t
 
 X positions, H heads, J key/value heads, R = H / J, E head dim, U chapters, T tokens per chapter,
 N chapters per position, P = X * N pairs of a position and a chapter, A chapters of a bucket, I its
-readers per chapter, Z = A * J, Y = I * R; M memory width, where a bank's tokens are both.
+readers per chapter, Z = A * J, Y = I * R.
 
-With weights w, r_nt = scale q.k_nt, and softmax p_nt and log-sum-exp l_n of the scores s_nt over
-one chapter, every mixing is sum_n f_n u_n sum_t p_nt v_nt, and f and u depend on w and l alone:
-
-    joint        s = w r   f = softmax_n(l)           u = w
-    log_bias     s = r     f = softmax_n(l + log w)   u = 1
-    unweighted   s = r     f = softmax_n(l)           u = 1
-    per_chapter  s = r     f = 1                      u = w
-
-So one pass over the pairs gives partial outputs and l, and a weighted sum of rows the rest. The
-backward pass recomputes the scores; none are kept.
+As ``moc.ops.mixing`` says, how a position's chapters share depends on their log-sum-exps alone. So
+one pass over the pairs gives partial outputs and these, and a weighted sum of rows the rest. The
+backward pass recomputes the scores; none are kept. Runs on any device, but waits for it.
 """
 
 from __future__ import annotations
@@ -27,54 +20,46 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from moc.ops.grouped_passes import backward_pass, forward_pass
-from moc.ops.grouped_plan import Plan, plan_groups
-from moc.ops.grouped_sources import BankChapters, ProjectedChapters
+from moc.ops.cpu.passes import backward_pass, forward_pass
+from moc.ops.cpu.plan import Plan, plan_groups
+from moc.ops.cpu.sources import ProjectedSource
+from moc.ops.mixing import MIXINGS, Mixing, differentiable
+from moc.ops.shapes import moves_queries
 
 
-def grouped_attention(
-    q_XHE: Tensor,
+def supports(q_BLHE: Tensor, k_UTJE: Tensor, num_groups: int, mixing: Mixing) -> bool:
+    """Short groups, and gradients that are written down."""
+    batch, length = q_BLHE.shape[:2]
+    return moves_queries(batch, length, num_groups, k_UTJE.shape[1]) and differentiable(mixing)
+
+
+def attend(
+    q_BLHE: Tensor,
     k_UTJE: Tensor,
-    v_UTJE: Tensor | None,
-    row_XN: Tensor,
-    weight_XN: Tensor,
+    v_UTJE: Tensor,
+    row_BGN: Tensor,
+    weight_BGN: Tensor,
+    *,
     mixing: str,
+    group_tokens: int,
     scale: float,
 ) -> Tensor:
-    """Outputs (X, H, E): position x reads the chapters ``row_XN[x]``.
-
-    Without ``v_UTJE`` the keys are the values too.
-    """
+    """``routed_attention``, where ``supports``."""
+    row_XN, weight_XN = by_position(q_BLHE, row_BGN, weight_BGN, group_tokens)
+    values = None if v_UTJE is k_UTJE else v_UTJE
+    arguments = q_BLHE.flatten(0, 1), k_UTJE, values, row_XN, weight_XN, mixing, scale
     if torch.compiler.is_compiling():
-        return opaque_grouped_attention(q_XHE, k_UTJE, v_UTJE, row_XN, weight_XN, mixing, scale)[0]
-    out_XHE: Tensor = _Grouped.apply(q_XHE, k_UTJE, v_UTJE, row_XN, weight_XN, mixing, scale)
-    return out_XHE
+        return opaque_grouped_attention(*arguments)[0].view(q_BLHE.shape)
+    out_XHE: Tensor = _Grouped.apply(*arguments)
+    return out_XHE.view(q_BLHE.shape)
 
 
-def grouped_bank_attention(
-    q_XHM: Tensor,
-    bank_CTM: Tensor,
-    chapter_U: Tensor,
-    tap_UTM: Tensor | None,
-    row_XN: Tensor,
-    weight_XN: Tensor,
-    mixing: str,
-    scale: float,
-    norm_eps: float | None,
-) -> Tensor:
-    """``grouped_attention`` to the tokens of a bank, RMS-normalised if ``norm_eps`` is given: both
-    keys and values, for every head, (X, H, M).
-
-    Chapters are fetched and normalised a bucket at a time, and so are their gradients made, which
-    go to ``tap_UTM`` (see ``Transformer.taps``): nothing of the bank's size comes into being.
-
-    Args:
-        chapter_U: what ``row_XN`` counts, as chapters of the bank.
-    """
-    out_XHM: Tensor = _GroupedBank.apply(
-        q_XHM, bank_CTM.detach(), chapter_U, tap_UTM, row_XN, weight_XN, mixing, scale, norm_eps
-    )
-    return out_XHM
+def by_position(
+    q_BLHE: Tensor, row_BGN: Tensor, weight_BGN: Tensor, group_tokens: int
+) -> tuple[Tensor, Tensor]:
+    """The chapters of every position and their weights, (X, N) each."""
+    group_L = torch.arange(q_BLHE.shape[1], device=q_BLHE.device) // group_tokens
+    return row_BGN[:, group_L].flatten(0, 1), weight_BGN[:, group_L].flatten(0, 1)
 
 
 class _Grouped(torch.autograd.Function):
@@ -114,49 +99,6 @@ class _Grouped(torch.autograd.Function):
         return grad_q, grad_k, grad_v, None, grad_weight, None, None
 
 
-class _GroupedBank(torch.autograd.Function):
-    @staticmethod
-    def forward(
-        ctx: Any,
-        q_XHM: Tensor,
-        bank_CTM: Tensor,
-        chapter_U: Tensor,
-        tap_UTM: Tensor | None,
-        row_XN: Tensor,
-        weight_XN: Tensor,
-        mixing: str,
-        scale: float,
-        norm_eps: float | None,
-    ) -> Tensor:
-        plan = _bank_plan(q_XHM, bank_CTM, chapter_U, row_XN)
-        source = BankChapters(bank_CTM, chapter_U, 0, norm_eps, plan)
-        out_XHM, lse_XHN = forward_pass(q_XHM, source, plan, weight_XN, mixing, scale)
-        ctx.save_for_backward(q_XHM, bank_CTM, chapter_U, row_XN, weight_XN, out_XHM, lse_XHN)
-        ctx.settings = mixing, scale, norm_eps, 0 if tap_UTM is None else len(tap_UTM)
-        return out_XHM
-
-    @staticmethod
-    def backward(ctx: Any, grad_XHM: Tensor) -> tuple[Tensor | None, ...]:
-        q_XHM, bank_CTM, chapter_U, row_XN, weight_XN, out_XHM, lse_XHN = ctx.saved_tensors
-        mixing, scale, norm_eps, num_taps = ctx.settings
-        plan = _bank_plan(q_XHM, bank_CTM, chapter_U, row_XN)
-        source = BankChapters(bank_CTM, chapter_U, num_taps, norm_eps, plan)
-        grad_q, grad_weight = backward_pass(
-            grad_XHM, q_XHM, source, plan, weight_XN, out_XHM, lse_XHN, mixing, scale
-        )
-        return grad_q, None, None, source.grad_UTM, None, grad_weight, None, None, None
-
-
-def _bank_plan(q_XHM: Tensor, bank_CTM: Tensor, chapter_U: Tensor, row_XN: Tensor) -> Plan:
-    return plan_groups(
-        row_XN,
-        num_chapters=len(chapter_U),
-        num_tokens=bank_CTM.shape[1],
-        num_heads=q_XHM.shape[1],
-        num_kv_heads=1,
-    )
-
-
 def _projected_plan(q_XHE: Tensor, k_UTJE: Tensor, row_XN: Tensor) -> Plan:
     num_chapters, num_tokens, num_kv_heads, _ = k_UTJE.shape
     return plan_groups(
@@ -178,9 +120,8 @@ def _projected_forward(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     plan = _projected_plan(q_XHE, k_UTJE, row_XN)
-    return forward_pass(
-        q_XHE, ProjectedChapters(k_UTJE, v_UTJE, plan), plan, weight_XN, mixing, scale
-    )
+    source = ProjectedSource(k_UTJE, v_UTJE, plan)
+    return forward_pass(q_XHE, source, plan, weight_XN, MIXINGS[mixing], scale)
 
 
 def _projected_backward(
@@ -197,9 +138,9 @@ def _projected_backward(
 ) -> tuple[Tensor, Tensor, Tensor | None, Tensor]:
     """Gradients of queries, keys, values and weights."""
     plan = _projected_plan(q_XHE, k_UTJE, row_XN)
-    source = ProjectedChapters(k_UTJE, v_UTJE, plan)
+    source = ProjectedSource(k_UTJE, v_UTJE, plan)
     grad_q, grad_weight = backward_pass(
-        grad_XHE, q_XHE, source, plan, weight_XN, out_XHE, lse_XHN, mixing, scale
+        grad_XHE, q_XHE, source, plan, weight_XN, out_XHE, lse_XHN, MIXINGS[mixing], scale
     )
     return grad_q, source.grads[0], None if v_UTJE is None else source.grads[1], grad_weight
 

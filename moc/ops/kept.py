@@ -9,10 +9,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from moc.ops.grouped_passes import finite_log
+from moc.ops.mixing import MIXINGS, value_shares
 
 
-def copied_attention(
+def kept_attention(
     q_BHE: Tensor,
     k_BJIE: Tensor,
     v_BJIE: Tensor,
@@ -25,19 +25,10 @@ def copied_attention(
 
     With one query the scores are a row a head: weights are applied to these, and nothing is fused.
     """
-    num_read = weight_BN.shape[1]
     q_BJRE = q_BHE.unflatten(1, (k_BJIE.shape[1], -1))
     wide = torch.promote_types(q_BHE.dtype, torch.float32)
-    scores_BJRI = (scale * q_BJRE @ k_BJIE.transpose(-1, -2)).to(wide)
-    scores_BJRNT = scores_BJRI.unflatten(-1, (num_read, -1))
+    raw_BJRI = (scale * q_BJRE @ k_BJIE.transpose(-1, -2)).to(wide)
+    raw_BJRNT = raw_BJRI.unflatten(-1, (weight_BN.shape[1], -1))
     weight_B11N1 = weight_BN.to(wide)[:, None, None, :, None]
-    match mixing:
-        case "joint":
-            joint_BJRI = (scores_BJRNT * weight_B11N1).flatten(-2).softmax(-1)
-            probs_BJRI = (joint_BJRI.view_as(scores_BJRNT) * weight_B11N1).flatten(-2)
-        case "per_chapter":
-            probs_BJRI = (scores_BJRNT.softmax(-1) * weight_B11N1).flatten(-2)
-        case _:
-            assert mixing == "log_bias"
-            probs_BJRI = (scores_BJRNT + finite_log(weight_B11N1)).flatten(-2).softmax(-1)
-    return (probs_BJRI.to(v_BJIE.dtype) @ v_BJIE).flatten(1, 2)
+    share_BJRI = value_shares(raw_BJRNT, weight_B11N1, MIXINGS[mixing]).flatten(-2)
+    return (share_BJRI.to(v_BJIE.dtype) @ v_BJIE).flatten(1, 2)

@@ -15,24 +15,60 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from moc.ops.groups import over_groups
+from moc.ops.mixing import MIXINGS, Mixing
+
 _COPIED = 2**20  # values of keys that are copied at a time: 4 MB in float32
 
 _attend = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
-def gathered_attention(
+def supports(q_BLHE: Tensor, mixing: Mixing) -> bool:
+    """One factor for keys and values, or none; a softmax for each chapter only of plain scores."""
+    if q_BLHE.device.type != "cpu" or torch.compiler.is_compiling() or mixing.score_bias:
+        return False
+    return mixing.score_factor is (None if mixing.per_chapter else mixing.value_factor)
+
+
+def attend(
+    q_BLHE: Tensor,
+    k_UTJE: Tensor,
+    v_UTJE: Tensor,
+    row_BGN: Tensor,
+    weight_BGN: Tensor,
+    *,
+    mixing: str,
+    group_tokens: int,
+    scale: float,
+) -> Tensor:
+    """``routed_attention``, where ``supports``."""
+    return over_groups(
+        _attend_gathered,
+        q_BLHE,
+        k_UTJE,
+        v_UTJE,
+        row_BGN,
+        weight_BGN,
+        mixing=MIXINGS[mixing],
+        group_tokens=group_tokens,
+        scale=scale,
+    )
+
+
+def _attend_gathered(
     q_XJYE: Tensor,
     k_UTJE: Tensor,
     v_UTJE: Tensor,
     row_XN: Tensor,
-    weight_XN: Tensor | None,
+    weight_XN: Tensor,
+    mixing: Mixing,
     scale: float,
 ) -> Tensor:
-    """Outputs (X, J, Y, E): one softmax over the N * T tokens of the chapters ``row_XN``, whose
-    keys and values are multiplied by ``weight_XN``, if given."""
+    """One softmax over a group's chapters, whose keys and values are times the factor."""
     values = None if v_UTJE is k_UTJE else v_UTJE
-    out_XJYE: Tensor = _Gathered.apply(q_XJYE, k_UTJE, values, row_XN, weight_XN, scale)
+    factor_XN = mixing.value_factor.of(weight_XN) if mixing.value_factor else None
+    out_XJYE: Tensor = _Gathered.apply(q_XJYE, k_UTJE, values, row_XN, factor_XN, scale)
     return out_XJYE
 
 
@@ -44,28 +80,28 @@ class _Gathered(torch.autograd.Function):
         k_UTJE: Tensor,
         v_UTJE: Tensor | None,
         row_XN: Tensor,
-        weight_XN: Tensor | None,
+        factor_XN: Tensor | None,
         scale: float,
     ) -> Tensor:
         outs, lses = [], []
-        copies = _Copies(row_XN, weight_XN, k_UTJE, v_UTJE)
+        copies = _Copies(row_XN, factor_XN, k_UTJE, v_UTJE)
         for here in copies.pieces():
             _, (k_ZJIE, *v_ZJIE) = copies.take(here)
             out_ZJYE, lse_ZJY = _attend(q_XJYE[here], k_ZJIE, *v_ZJIE or [k_ZJIE], scale=scale)
             outs.append(out_ZJYE)
             lses.append(lse_ZJY)
-        ctx.save_for_backward(q_XJYE, k_UTJE, v_UTJE, row_XN, weight_XN, *outs, *lses)
+        ctx.save_for_backward(q_XJYE, k_UTJE, v_UTJE, row_XN, factor_XN, *outs, *lses)
         ctx.scale = scale
         return torch.cat(outs)
 
     @staticmethod
     def backward(ctx: Any, grad_XJYE: Tensor) -> tuple[Tensor | None, ...]:
-        q_XJYE, k_UTJE, v_UTJE, row_XN, weight_XN, *saved = ctx.saved_tensors
+        q_XJYE, k_UTJE, v_UTJE, row_XN, factor_XN, *saved = ctx.saved_tensors
         outs, lses = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         grad_q = torch.empty_like(q_XJYE)
         into = [torch.zeros_like(x) for x in (k_UTJE, v_UTJE) if x is not None]
-        grad_weight = torch.zeros_like(row_XN, dtype=q_XJYE.dtype)
-        copies = _Copies(row_XN, weight_XN, k_UTJE, v_UTJE)
+        grad_factor = torch.zeros_like(row_XN, dtype=q_XJYE.dtype)
+        copies = _Copies(row_XN, factor_XN, k_UTJE, v_UTJE)
         for here, out_ZJYE, lse_ZJY in zip(copies.pieces(), outs, lses, strict=True):
             raw, (k_ZJIE, *v_ZJIE) = copies.take(here)
             grad_q[here], *grads = _attend_backward(
@@ -84,45 +120,45 @@ class _Gathered(torch.autograd.Function):
             row_P = row_XN[here].flatten()
             for grad_ZJIE, raw_PF, into_UTJE in zip(grads, raw, into, strict=True):
                 grad_PF = grad_ZJIE.transpose(1, 2).reshape(raw_PF.shape)
-                if weight_XN is not None:
+                if factor_XN is not None:
                     dot_P = torch.linalg.vecdot(grad_PF, raw_PF)
-                    grad_weight[here] += dot_P.view(row_XN[here].shape)
-                    grad_PF = grad_PF.mul_(weight_XN[here].reshape(-1, 1))
+                    grad_factor[here] += dot_P.view(row_XN[here].shape)
+                    grad_PF = grad_PF.mul_(factor_XN[here].reshape(-1, 1))
                 into_UTJE.flatten(1).index_add_(0, row_P, grad_PF)
         grad_k, grad_v = into[0], into[1] if len(into) == 2 else None
-        return grad_q, grad_k, grad_v, None, None if weight_XN is None else grad_weight, None
+        return grad_q, grad_k, grad_v, None, None if factor_XN is None else grad_factor, None
 
 
 class _Copies:
     """Room for the chapters of a piece, used for one piece after another."""
 
     def __init__(
-        self, row_XN: Tensor, weight_XN: Tensor | None, k_UTJE: Tensor, v_UTJE: Tensor | None
+        self, row_XN: Tensor, factor_XN: Tensor | None, k_UTJE: Tensor, v_UTJE: Tensor | None
     ) -> None:
-        self.row_XN, self.weight_XN = row_XN, weight_XN
+        self.row_XN, self.factor_XN = row_XN, factor_XN
         self.tables = [k_UTJE] if v_UTJE is None else [k_UTJE, v_UTJE]
         num_read, num_values = row_XN.shape[1], k_UTJE[0].numel()
         self.size = min(len(row_XN), max(1, _COPIED // (num_read * num_values)))  # groups
         shape = (len(self.tables), self.size * num_read, num_values)
         self.raw = k_UTJE.new_empty(shape)
-        self.weighted = None if weight_XN is None else k_UTJE.new_empty(shape)
+        self.scaled = None if factor_XN is None else k_UTJE.new_empty(shape)
 
     def pieces(self) -> Iterator[slice]:
         starts = range(0, len(self.row_XN), self.size)
         return (slice(start, start + self.size) for start in starts)
 
     def take(self, here: slice) -> tuple[list[Tensor], list[Tensor]]:
-        """Keys (and values) as they are, (P, F), and weighted, side by side: (Z, J, N * T, E)."""
+        """Keys (and values) as they are, (P, F), and scaled, side by side: (Z, J, N * T, E)."""
         row_ZN = self.row_XN[here]
         row_P = row_ZN.flatten()
-        raw, weighted = [], []
+        raw, scaled = [], []
         for i, table_UTJE in enumerate(self.tables):
             taken_PF = self.raw[i, : len(row_P)]
             torch.index_select(table_UTJE.flatten(1), 0, row_P, out=taken_PF)
             raw.append(taken_PF)
-            if self.weighted is not None and self.weight_XN is not None:
-                weight_P1 = self.weight_XN[here].reshape(-1, 1)
-                taken_PF = torch.mul(taken_PF, weight_P1, out=self.weighted[i, : len(row_P)])
+            if self.scaled is not None and self.factor_XN is not None:
+                factor_P1 = self.factor_XN[here].reshape(-1, 1)
+                taken_PF = torch.mul(taken_PF, factor_P1, out=self.scaled[i, : len(row_P)])
             taken_ZIJE = taken_PF.view(len(row_ZN), -1, *table_UTJE.shape[2:])
-            weighted.append(taken_ZIJE.transpose(1, 2))
-        return raw, weighted
+            scaled.append(taken_ZIJE.transpose(1, 2))
+        return raw, scaled

@@ -14,7 +14,7 @@ from torch import Tensor
 from moc.ops import take_chapters
 
 
-class ProjectedChapters:
+class KeptChapters:
     """Keys and values of the chapters read so far; a chapter is projected once."""
 
     def __init__(self) -> None:

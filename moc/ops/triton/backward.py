@@ -1,6 +1,6 @@
 """Triton kernels of routed attention: gradients.
 
-Letters as in ``moc.ops.triton_parts``.
+Letters as in ``moc.ops.triton.parts``.
 """
 
 from __future__ import annotations
@@ -8,7 +8,7 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from moc.ops.triton_parts import (
+from moc.ops.triton.parts import (
     VARYING,
     chapter_rows,
     gradients,
@@ -24,8 +24,10 @@ from moc.ops.triton_parts import (
 def group_backward(
     q_ptr, k_ptr, v_ptr, row_ptr, weight_ptr, lse_ptr, delta_ptr, dout_ptr, dq_ptr, dweight_ptr,
     num_groups, length, group_tokens, num_read, num_tiles, scale,
-    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr, MIXING: tl.constexpr,
-    TINY: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
+    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
+    PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    WEIGHTED: tl.constexpr, TINY: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Programs as in ``group_forward``; dq (B, L, H, E), and dweight (X, J, tiles, N) to be summed
     over heads and tiles."""
@@ -36,7 +38,7 @@ def group_backward(
     )
     q_ME = load_rows(q_ptr, query_M, valid_M, E, BLOCK_E)
     dout_ME = load_rows(dout_ptr, query_M, valid_M, E, BLOCK_E)
-    lse_M, delta_M = statistics(lse_ptr, delta_ptr, query_M, valid_M, MIXING, BLOCK_M)
+    lse_M, delta_M = statistics(lse_ptr, delta_ptr, query_M, valid_M, PER_CHAPTER, BLOCK_M)
     token_T = tl.arange(0, BLOCK_T)
     dq_ME = tl.zeros((BLOCK_M, BLOCK_E), tl.float32)
     for n in range(num_read):
@@ -47,10 +49,11 @@ def group_backward(
         k_TE = load_rows(k_ptr, memory_T, token_T < T, E, BLOCK_E)
         v_TE = load_rows(v_ptr, memory_T, token_T < T, E, BLOCK_E)
         _, dscore_MT, dweight_M = gradients(
-            q_ME, k_TE, v_TE, dout_ME, weight_M, lse_M, delta_M, scale, T, MIXING, TINY, BLOCK_T
-        )
+            q_ME, k_TE, v_TE, dout_ME, weight_M, lse_M, delta_M, scale,
+            T, PER_CHAPTER, A, B, C, TINY, BLOCK_T,
+        )  # fmt: skip
         dq_ME += tl.dot(dscore_MT.to(k_TE.dtype), k_TE, input_precision="ieee")
-        if MIXING != "unweighted":
+        if WEIGHTED:
             dweight = tl.sum(tl.where(valid_M, dweight_M, 0.0), 0)
             tl.store(dweight_ptr + program.to(tl.int64) * num_read + n, dweight)
     store_rows(dq_ptr, query_M, valid_M, dq_ME * scale, E, BLOCK_E)
@@ -62,9 +65,10 @@ def chapter_backward(
     chapter_ptr, lse_ptr, delta_ptr, dout_ptr, dk_ptr, dv_ptr, dk_part_ptr, dv_part_ptr,
     pair_dq_ptr, pair_dweight_ptr, num_groups, length, group_tokens, num_read, num_chapters,
     run_slots, scale,
-    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr, MIXING: tl.constexpr,
-    TINY: tl.constexpr, WITH_PAIRS: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr,
-    BLOCK_E: tl.constexpr,
+    T: tl.constexpr, J: tl.constexpr, R: tl.constexpr, E: tl.constexpr,
+    PER_CHAPTER: tl.constexpr, A: tl.constexpr, B: tl.constexpr, C: tl.constexpr,
+    WEIGHTED: tl.constexpr, TINY: tl.constexpr, WITH_PAIRS: tl.constexpr,
+    BLOCK_M: tl.constexpr, BLOCK_T: tl.constexpr, BLOCK_E: tl.constexpr,
 ):  # fmt: skip
     """Programs as in ``chapter_forward``; what a chapter's keys and values get from its readers.
 
@@ -91,17 +95,18 @@ def chapter_backward(
         q_ME = load_rows(q_ptr, query_M, valid_M, E, BLOCK_E)
         dout_ME = load_rows(dout_ptr, query_M, valid_M, E, BLOCK_E)
         weight_M = tl.load(weight_ptr + entry_M, mask=valid_M, other=0.0).to(tl.float32)
-        lse_M, delta_M = statistics(lse_ptr, delta_ptr, query_M, valid_M, MIXING, BLOCK_M)
+        lse_M, delta_M = statistics(lse_ptr, delta_ptr, query_M, valid_M, PER_CHAPTER, BLOCK_M)
         share_MT, dscore_MT, dweight_M = gradients(
-            q_ME, k_TE, v_TE, dout_ME, weight_M, lse_M, delta_M, scale, T, MIXING, TINY, BLOCK_T
-        )
+            q_ME, k_TE, v_TE, dout_ME, weight_M, lse_M, delta_M, scale,
+            T, PER_CHAPTER, A, B, C, TINY, BLOCK_T,
+        )  # fmt: skip
         dscore_MT = dscore_MT.to(k_TE.dtype)
         dv_TE += tl.dot(tl.trans(share_MT.to(k_TE.dtype)), dout_ME, input_precision="ieee")
         dk_TE += tl.dot(tl.trans(dscore_MT), q_ME, input_precision="ieee")
         if WITH_PAIRS:
             dq_ME = tl.dot(dscore_MT, k_TE, input_precision="ieee") * scale
             store_rows(pair_dq_ptr, pair_M, valid_M, dq_ME, E, BLOCK_E)
-            if MIXING != "unweighted":
+            if WEIGHTED:
                 tl.store(pair_dweight_ptr + pair_M, dweight_M, mask=valid_M)
     dk_TE *= scale
     first_run = tl.load(first_run_ptr + chapter)

@@ -13,6 +13,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from moc.ops.mixing import Mixing
+
 # T * E of a program's keys, padded: 128 x 128 or 64 x 256 numbers of 16 bits, half that of 32
 MAX_CHAPTER_BYTES = 32768
 HOPPER_SHARED_BYTES = 227 * 1024
@@ -83,7 +85,7 @@ def compile_sizes(
     q_BLHE: Tensor,
     k_UTJE: Tensor,
     weight_BGN: Tensor,
-    mixing: str,
+    mixing: Mixing,
     by_chapter: bool,
     group_tokens: int,
 ) -> dict:
@@ -111,7 +113,8 @@ def compile_sizes(
         "J": num_kv_heads,
         "R": rows_per_head,
         "E": head_dim,
-        "MIXING": mixing,
+        "PER_CHAPTER": mixing.per_chapter,
+        **weighting_names(mixing),
         "TINY": max(torch.finfo(dtype).tiny for dtype in (weight_BGN.dtype, torch.float32)),
         "BLOCK_M": block_m,
         "BLOCK_T": block_t,
@@ -119,6 +122,12 @@ def compile_sizes(
         "num_warps": num_warps,
         "num_stages": 3 if area * k_UTJE.element_size() <= 64 * 64 * 2 and not by_chapter else 2,
     }
+
+
+def weighting_names(mixing: Mixing) -> dict[str, str]:
+    """What the kernels' A, B and C stand for: the weightings a, b and c by name, "" for none."""
+    of = {"A": mixing.score_factor, "B": mixing.score_bias, "C": mixing.value_factor}
+    return {constant: weighting.name if weighting else "" for constant, weighting in of.items()}
 
 
 def num_row_tiles(sizes: dict, group_tokens: int) -> int:

@@ -1,4 +1,4 @@
-"""What a memory layer remembers of an unfinished batch: its choice in force, and its chapters.
+"""What a memory layer keeps of an unfinished batch: its current choice, and its chapters.
 
 B batch, L new positions, M positions kept at most, D model dim, H heads, J key/value heads, E head
 dim, C chapters, T tokens per chapter, N chapters read, P parts of a row's new positions, Y
@@ -8,14 +8,15 @@ positions per part, R rows whose choice has changed.
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Literal, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from moc.model.config import MemoryConfig
-from moc.model.decode.kept_chapters import ProjectedChapters
-from moc.model.decode.positions import Places
+from moc.model.decode.cache import DecodePolicy
+from moc.model.decode.positions import Positions
+from moc.model.memory.kept_chapters import KeptChapters
 from moc.model.memory.router import (
     Router,
     Routing,
@@ -24,9 +25,7 @@ from moc.model.memory.router import (
     read_everything,
     running_sums,
 )
-from moc.ops import copied_attention, routed_attention
-
-DecodePolicy = Literal["prompt", "running"]
+from moc.ops import kept_attention, routed_attention
 
 
 class Choices(NamedTuple):
@@ -48,26 +47,26 @@ class Choices(NamedTuple):
         return (step_BL if self.offset_B1 is None else step_BL + self.offset_B1) // self.width
 
 
-class Recall:
-    """One memory layer: what its router has pooled, its choice in force, its chapters.
+class MemoryState:
+    """Of one memory layer: what its router has pooled, its current choice, its chapters.
 
-    While tokens come one by one, keys and values of the chapters in force are also kept side by
-    side for every row: 2 * B * N * T * J * E numbers in every layer.
+    While tokens come one by one, keys and values of the current chapters are also kept side by side
+    for every row: 2 * B * N * T * J * E numbers in every layer.
     """
 
     def __init__(
         self,
         config: MemoryConfig,
-        places: Places,
+        positions: Positions,
         policy: DecodePolicy,
         window_tokens: int | None,
     ) -> None:
-        self.config, self.places, self.policy = config.router, places, policy
+        self.config, self.positions, self.policy = config.router, positions, policy
         self.routed = config.num_routed is not None
         self.window = window_tokens
         if config.router.scope == "segment":
             self.window = config.router.window_tokens
-        self.chapters = ProjectedChapters()
+        self.chapters = KeptChapters()
         self.copies: tuple[Tensor, Tensor] | None = None  # (B, J, N * T, E) each
         self.sums_BMD: Tensor | None = None  # over the positions up to and including each
         self.index_BN: Tensor | None = None  # of the last real position
@@ -90,10 +89,10 @@ class Recall:
         """The choices as index and weights of every new position."""
         index_BLN, weight_BLN = choices.index_BPN, choices.weight_BPN
         if index_BLN.shape[1] == 1:
-            index_BLN = index_BLN.expand(-1, self.places.num_new, -1)
-            weight_BLN = weight_BLN.expand(-1, self.places.num_new, -1)
+            index_BLN = index_BLN.expand(-1, self.positions.num_new, -1)
+            weight_BLN = weight_BLN.expand(-1, self.positions.num_new, -1)
         else:
-            part_BL = choices.part_BL(self.places.position_BL)
+            part_BL = choices.part_BL(self.positions.position_BL)
             part_BLN = part_BL[..., None].expand(-1, -1, index_BLN.shape[-1])
             index_BLN, weight_BLN = index_BLN.gather(1, part_BLN), weight_BLN.gather(1, part_BLN)
         none_BGC = weight_BLN[..., :0]
@@ -115,7 +114,7 @@ class Recall:
         weight_BPN = choices.weight_BPN.to(q_BLHE.dtype)
         if self._keeps_copies(choices):
             copies = self._copies(choices.chosen_rows)
-            out_BHE = copied_attention(
+            out_BHE = kept_attention(
                 q_BLHE[:, 0], *copies, weight_BPN[:, 0], mixing=mixing, scale=scale
             )
             return out_BHE[:, None]
@@ -139,7 +138,7 @@ class Recall:
             scale=scale,
         )
         if offset_B1 is not None:
-            part_BL = choices.part_BL(self.places.position_BL)
+            part_BL = choices.part_BL(self.positions.position_BL)
             step_L = torch.arange(length, device=q_BLHE.device)
             out_BLHE = out_BLHE[row_B1, part_BL * width + step_L - first_BP.gather(1, part_BL)]
         return out_BLHE
@@ -152,48 +151,48 @@ class Recall:
             self.index_BN, self.weight_BN = self.index_BN[row_R], self.weight_BN[row_R]
 
     def _everything(self, x_BLD: Tensor, num_chapters: int) -> Choices:
-        if self.places.started:
-            return self._in_force()
+        if self.positions.started:
+            return self._current()
         routing = read_everything(num_chapters, len(x_BLD), x_BLD.shape[1], x_BLD)
-        return Choices(routing.index_BGN, routing.weight_BGN, self.places.max_length)
+        return Choices(routing.index_BGN, routing.weight_BGN, self.positions.max_length)
 
-    def _in_force(self) -> Choices:
+    def _current(self) -> Choices:
         assert self.index_BN is not None and self.weight_BN is not None
         index_B1N, weight_B1N = self.index_BN[:, None], self.weight_BN[:, None]
-        return Choices(index_B1N, weight_B1N, self.places.max_length, chosen_rows=[])
+        return Choices(index_B1N, weight_B1N, self.positions.max_length, chosen_rows=[])
 
     def _route(self, router: Router, x_BLD: Tensor) -> Choices:
-        places, position_BL = self.places, self.places.position_BL
+        positions, position_BL = self.positions, self.positions.position_BL
         match self.config.scope:
             case "token":
                 return self._parts(router.choose(x_BLD, position_BL, 1), 1)
             case "segment":
                 return self._route_segments(router, x_BLD)
-            case "sequence" if places.started and self.policy == "prompt":
-                return self._in_force()
+            case "sequence" if positions.started and self.policy == "prompt":
+                return self._current()
         if self.policy == "running":
             self._add(x_BLD)
-        if places.started:
+        if positions.started:
             assert self.sums_BMD is not None
             pooled_BLD = mean_of_last(self.sums_BMD, position_BL, self.window).to(x_BLD.dtype)
             return self._parts(router.choose(pooled_BLD, torch.zeros_like(position_BL), 1), 1)
-        whole_B1D = pool_groups(x_BLD, places.real_BL, self.config)
+        whole_B1D = pool_groups(x_BLD, positions.real_BL, self.config)
         fresh = router.choose(whole_B1D, torch.zeros_like(position_BL[:, :1]), 1)
-        return Choices(fresh.index_BGN, fresh.weight_BGN, places.max_length)
+        return Choices(fresh.index_BGN, fresh.weight_BGN, positions.max_length)
 
     def _route_segments(self, router: Router, x_BLD: Tensor) -> Choices:
-        places, width, length = self.places, self.config.segment_tokens, x_BLD.shape[1]
+        positions, width, length = self.positions, self.config.segment_tokens, x_BLD.shape[1]
         sums_BMD = self._add(x_BLD)
-        offsets = [n % width for n in places.lengths]
+        offsets = [n % width for n in positions.lengths]
         chosen_rows = [
             b for b, offset in enumerate(offsets) if not offset or offset + length > width
         ]
         if not chosen_rows:
-            return self._in_force()
+            return self._current()
         num_parts = (max(offsets) + length - 1) // width + 1
         offset_B1 = torch.tensor(offsets, device=x_BLD.device)[:, None]
         first_BP = _first_BP(num_parts, width, offset_B1).clamp(max=length - 1)
-        position_BP = places.position_BL.gather(1, first_BP)
+        position_BP = positions.position_BL.gather(1, first_BP)
         pooled_BPD = mean_of_last(sums_BMD, position_BP, self.window).to(x_BLD.dtype)
         fresh = router.choose(pooled_BPD, position_BP // width, 1)
         if any(offsets):
@@ -212,7 +211,7 @@ class Recall:
     def _parts(self, routing: Routing, width: int, offsets: list[int] | None = None) -> Choices:
         """A choice for each part; what begins past a row's last real position is not wanted."""
         index_BPN, weight_BPN = routing.index_BGN, routing.weight_BGN
-        counts = self.places.counts
+        counts = self.positions.counts
         pairs = zip(offsets or [0] * len(counts), counts, strict=True)
         last = [(offset + max(count - 1, 0)) // width for offset, count in pairs]
         num_parts = index_BPN.shape[1]
@@ -227,17 +226,17 @@ class Recall:
         """Sums over the positions up to and including each, the new ones added: (B, M, D)."""
         sums_BLD = running_sums(x_BLD, self.window)
         if self.sums_BMD is not None:
-            sums_BLD = sums_BLD + self.places.last(self.sums_BMD)
-        self.sums_BMD = self.places.store(self.sums_BMD, sums_BLD)
+            sums_BLD = sums_BLD + self.positions.last(self.sums_BMD)
+        self.sums_BMD = self.positions.store(self.sums_BMD, sums_BLD)
         return self.sums_BMD
 
     def _keeps_copies(self, choices: Choices) -> bool:
         """Not for a choice of one position, nor of all chapters, of which a copy per row is much;
         nor before there are signs of more single tokens to come."""
-        return self.places.one_by_one and self.routed and choices.width > 1
+        return self.positions.one_by_one and self.routed and choices.width > 1
 
     def _copies(self, chosen_rows: list[int] | None) -> tuple[Tensor, Tensor]:
-        """Keys and values of the chapters in force, new where there is a new choice."""
+        """Keys and values of the current chapters, new where there is a new choice."""
         assert self.index_BN is not None
         if self.copies is None or chosen_rows is None or len(chosen_rows) == len(self.index_BN):
             self.copies = self.chapters.copy(self.index_BN)

@@ -1,0 +1,145 @@
+"""A run through all phases, whichever process does it: each phase resumable, each boundary scored.
+
+``execute(ArmSeed.open(study_file, arm, seed), ...)`` is the unit of work that a machine takes.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from contextlib import nullcontext
+from datetime import UTC, datetime
+from uuid import uuid4
+
+import torch
+
+from moc.errors import CheckpointError, RunHeld, StudyInterrupted
+from moc.model.config import is_causal, routing_scope
+from moc.model.files import load_model
+from moc.run.arm_seed import ArmSeed
+from moc.run.phase import train_phase
+from moc.run.probe import run_probe
+from moc.run.shared_start import begin_as_sibling
+from moc.run.tools import Tools
+from moc.store.files import read_json, write_json
+from moc.store.lock import run_lock
+from moc.store.manifest import FORMAT, check_manifest
+from moc.train.checkpoints import prune_checkpoints
+from moc.train.distributed import is_main_process
+from moc.train.strategies import device_of
+
+
+def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> None:
+    """Do what is missing of ``run``, and nobody else meanwhile.
+
+    Args:
+        siblings: of the same seed; a new run takes over the phases that it shares with one.
+
+    Raises:
+        RunHeld: if another process works on it.
+        CheckpointError: if what is on disk is damaged beyond what can be passed over.
+        StudyInterrupted: when asked to stop; the state is on disk.
+        TrainingDiverged: after several updates in a row that were not finite.
+    """
+    with run_lock(run.dir.path) if is_main_process() else nullcontext():
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        _mark(run, "running", tools)
+        begin_as_sibling(run, siblings)
+        try:
+            for index in range(len(run.phases)):
+                _bring_to_its_end(run, index, tools)
+            _probe(run, tools)
+        except StudyInterrupted:
+            raise  # still running, as far as anyone can tell: the same command goes on
+        except Exception:
+            _mark(run, "failed", tools)
+            raise
+        _mark(run, "finished", tools)
+
+
+def rescore(run: ArmSeed, tools: Tools) -> None:
+    """Score the boundaries that exist and were last scored in another way; train nothing, and leave
+    alone what another process works on."""
+    boundaries = range(len(run.phases) + 1)
+    there = [index for index in boundaries if run.dir.boundary(index).is_dir()]
+    if not is_main_process() or all(tools.evaluator.is_done(run.dir.boundary(i)) for i in there):
+        return
+    try:
+        with run_lock(run.dir.path):
+            for index in there:
+                _evaluate_from_disk(run, index, tools)
+    except RunHeld:
+        return  # whoever trains it scores it
+
+
+def _bring_to_its_end(run: ArmSeed, index: int, tools: Tools) -> None:
+    """Phase ``index``, trained and evaluated at its boundaries."""
+    if not _is_trained(run, index):
+        train_phase(run, index, tools)
+    if is_main_process():
+        # scores that a kill or other tasks left open; under way, the callback makes them
+        for boundary in (0, 1) if index == 0 else (index + 1,):
+            _evaluate_from_disk(run, boundary, tools)
+        prune_checkpoints(run.dir.checkpoints, run.dir.phases[index], keep=0)
+    tools.sync()
+
+
+def _is_trained(run: ArmSeed, index: int) -> bool:
+    folder = run.dir.boundary(index + 1)
+    if not folder.is_dir():
+        return False
+    try:
+        check_manifest(folder)
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove {folder} to train that phase again") from error
+    return True
+
+
+def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
+    """Score a boundary whose weights exist but whose scores do not, or are of other tasks."""
+    folder = run.dir.boundary(index)
+    if tools.evaluator.is_done(folder):
+        return
+    manifest = check_manifest(folder)
+    tools.evaluator.evaluate(
+        load_model(folder).to(device_of(run.study.trainer)),
+        folder,
+        index=index,
+        step=manifest["step"],
+        tokens=manifest["tokens"],
+        journal=run.dir.journal(),
+    )
+
+
+def _probe(run: ArmSeed, tools: Tools) -> None:
+    """Train and score the study's probes, on copies of this run's boundaries."""
+    for name, probe in run.study.probes.items():
+        for after in probe.after or run.dir.phases[-1:]:
+            run_probe(run, name, run.dir.phases.index(after) + 1, tools)
+
+
+def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
+    if not is_main_process():
+        return
+    path = run.dir.info
+    now = datetime.now(UTC).isoformat(timespec="seconds")
+    known = read_json(path)
+    # of a GPU, by this process; a CPU does not say
+    peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
+    write_json(
+        path,
+        {
+            "format": FORMAT,
+            "study": run.study.name,
+            "arm": run.name,
+            "seed": run.seed,
+            "run_uuid": known.get("run_uuid", uuid4().hex),
+            "scope": routing_scope(run.arm.model),
+            "causal": is_causal(run.arm.model),
+            "config_hash": run.hashes[-1],
+            "started": known.get("started", now),
+            "status": status,
+            "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
+        },
+    )
+    tools.sync()

@@ -1,0 +1,76 @@
+"""What is in a checkpoint or boundary: checksums, and the format that it was written in.
+
+``torch.load`` and safetensors load flipped bits without complaint.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from moc.errors import CheckpointError, FormatError
+from moc.store.files import read_json, write_json
+
+FORMAT = 2  # of run directories and boundaries; 1 had no number and other names for its weights
+
+
+def write_manifest(folder: Path, **facts: Any) -> None:
+    """Record ``facts``, the format and the SHA-256 of every file in ``folder``."""
+    files = {path.name: sha256(path) for path in sorted(folder.iterdir())}
+    write_json(folder / "manifest.json", {"format": FORMAT, **facts, "sha256": files})
+
+
+def check_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``, once every file it names has been verified.
+
+    Raises:
+        CheckpointError: naming the missing or damaged file, or another format.
+    """
+    manifest = read_manifest(folder)
+    for name, expected in manifest["sha256"].items():
+        path = folder / name
+        if not path.is_file() or sha256(path) != expected:
+            raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
+    return manifest
+
+
+def read_manifest(folder: Path) -> dict[str, Any]:
+    """The manifest of ``folder``, its files not verified.
+
+    Raises:
+        CheckpointError: if it cannot be read, or is of another format.
+    """
+    try:
+        manifest = read_json(folder / "manifest.json")
+    except (OSError, ValueError):
+        manifest = {}
+    if not manifest:
+        raise CheckpointError(f"{folder}: manifest.json is missing or unreadable")
+    check_format(manifest, folder)
+    return manifest
+
+
+def check_format(record: Mapping[str, Any], where: Path) -> None:
+    """
+    Raises:
+        FormatError: if ``record`` was written in another format than this version's.
+    """
+    found = record.get("format", 1)
+    if found != FORMAT:
+        remedy = (
+            "run the study again under another name (name=...), or go on with the version that "
+            "wrote it"
+            if found < FORMAT
+            else "update moc"
+        )
+        raise FormatError(
+            f"{where} is in format {found}; this version of moc reads and writes format {FORMAT}: "
+            f"{remedy}"
+        )
+
+
+def sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -14,7 +13,7 @@ from moc.data.facts import POOL_SIZES, fact_questions
 from moc.data.skills import skill_examples
 from moc.data.tokenizer import used_sources
 from moc.errors import ConfigError, nearest
-from moc.store.files import write_text
+from moc.store.files import write_lines
 
 _KIND = {"facts_choice": "facts", "facts_answer": "facts", "skills_answer": "skills"}
 
@@ -74,7 +73,7 @@ def write_task_items(study: StudyConfig, folder: Path) -> None:
         found = list(itertools.islice(items, study.evals.num_items))
         if not found:
             raise ConfigError(f"data.{source} has no items for {task}; lower its question_share")
-        write_text(folder / f"{task}.jsonl", "".join(json.dumps(item) + "\n" for item in found))
+        write_lines(folder / f"{task}.jsonl", found)
 
 
 def _sources(study: StudyConfig, kind: str) -> list[str]:

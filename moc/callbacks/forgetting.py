@@ -76,7 +76,6 @@ class Forgetting(L.Callback):
         self.evaluator.evaluate(
             pl_module.model,
             self.run.boundary(index),
-            index=index,
             step=pl_module.step,
             tokens=trainer.logger.tokens_at(pl_module.step),
             journal=trainer.logger.journal,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shutil
 import time
 from collections.abc import Sequence
@@ -34,9 +33,10 @@ from moc.evaluate.record import (
 )
 from moc.model.config import routing_scope
 from moc.model.transformer import Transformer
-from moc.store.files import write_json
+from moc.store.files import read_json, write_json
 from moc.store.journal import Journal, read
 from moc.store.manifest import sha256
+from moc.store.rundir import Boundary
 from moc.train.distributed import rank
 
 EVALUATION = 7  # counts up when the same model and settings give other records
@@ -119,8 +119,7 @@ class BoundaryEvaluator:
 
     def is_done(self, folder: Path) -> bool:
         """Whether ``folder`` holds this evaluation's result already."""
-        path = folder / "evals.json"
-        return path.is_file() and json.loads(path.read_text())["eval_hash"] == self.eval_hash
+        return read_json(Boundary(folder).evals).get("eval_hash") == self.eval_hash
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
         """Task scores of ``model``, its bits per byte, its leakage and which chapters it reads; and
@@ -195,16 +194,16 @@ class BoundaryEvaluator:
         return found
 
     def _controls(
-        self, model: Transformer, folder: Path, index: int, routing: dict[str, Any]
+        self, model: Transformer, boundary: Boundary, routing: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Samples]]:
         """What the model scores with another bank, or without one; and the samples, by control."""
-        if index == 0:
+        if boundary.index == 0:
             return {}, {}
         chosen = self.study.evals.controls
         banks = {
-            path.name.partition("-")[2]: path / "model.safetensors"
-            for path in earlier_boundaries(folder, index)
-            if not path.name.startswith("0-")  # an untrained bank says nothing
+            each.name: each.weights
+            for each in earlier_boundaries(boundary)
+            if each.index  # an untrained bank says nothing
         }
         records, samples = {}, {}
         for name in control_names(chosen, list(banks), model.config):
@@ -232,43 +231,42 @@ class BoundaryEvaluator:
         model: Transformer,
         folder: Path,
         *,
-        index: int,
         step: int,
         tokens: int,
         journal: Journal,
     ) -> None:
         """Score the boundary in ``folder`` and record the result; ``evals.json`` comes last."""
+        boundary = Boundary(folder)
         scores, samples = self.score(model)
         begun = time.monotonic()
-        scores["controls"], others = self._controls(model, folder, index, scores["routing"])
+        scores["controls"], others = self._controls(model, boundary, scores["routing"])
         metrics = self.glance(model) if self.study.evals.in_phase.every_tokens else {}
         scores["elapsed_sec"] = round(scores["elapsed_sec"] + time.monotonic() - begun, 3)
         if rank():
             return
-        name = folder.name.partition("-")[2]
-        shutil.rmtree(folder / "samples", ignore_errors=True)  # of another evaluation
-        write_samples(folder / "samples", samples)
+        shutil.rmtree(boundary.samples, ignore_errors=True)  # of another evaluation
+        write_samples(boundary.samples, samples)
         for control, found in others.items():
-            write_samples(folder / "samples" / control, found)
-        earlier = earlier_records(folder, index, self.eval_hash)
-        metrics |= logged(scores) | compare_routing(folder, scores, earlier)
-        records = [*earlier, {"boundary": name, "index": index, **scores}]
+            write_samples(boundary.samples / control, found)
+        earlier = earlier_records(boundary, self.eval_hash)
+        metrics |= logged(scores) | compare_routing(boundary, scores, earlier)
+        place = {"boundary": boundary.name, "index": boundary.index}
+        records = [*earlier, place | scores]
         for task, value in forgetting_so_far(records).items():
             metrics[f"forgetting/{task}"] = value
-        entry = {"phase": name, "step": step, "tokens": tokens, "metrics": metrics}
+        entry = {"phase": boundary.name, "step": step, "tokens": tokens, "metrics": metrics}
         # it is there already if an earlier try was killed before evals.json
         if not any(entry.items() <= known.items() for known in read(journal.path)):
             journal.append(entry)
         journal.commit()
         record = {
-            "boundary": name,
-            "index": index,
+            **place,
             "tokens": tokens,
-            "fingerprint": sha256(folder / "model.safetensors"),
+            "fingerprint": sha256(boundary.weights),
             "eval_hash": self.eval_hash,
             **scores,
         }
-        write_json(folder / "evals.json", record)
+        write_json(boundary.evals, record)
 
     def _comparable_texts(self) -> Any:
         if not self._texts:

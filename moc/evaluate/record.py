@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -11,28 +10,25 @@ from typing import Any
 from evals.measures.chapter_use import router_drift
 from evals.measures.picks import overlap
 from moc.model.files import read_safetensors
-from moc.store.files import write_text
+from moc.store.files import read_json, write_lines
+from moc.store.rundir import Boundary
 
 
 def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]]]) -> None:
     """One file of JSON lines per task."""
     for task, items in samples.items():
-        text = "".join(json.dumps(item) + "\n" for item in items)
-        write_text(folder / f"{task}.jsonl", text)
+        write_lines(folder / f"{task}.jsonl", items)
 
 
-def earlier_boundaries(folder: Path, index: int) -> list[Path]:
-    """The boundaries of the same run with a number below ``index``, in order."""
-    found = [path.parent for path in folder.parent.glob("*/model.safetensors")]
-    numbered = {_number(path): path for path in found if path.suffix != ".partial"}
-    return [numbered[number] for number in sorted(numbered) if number < index]
+def earlier_boundaries(boundary: Boundary) -> list[Boundary]:
+    """The boundaries of the same run before this one, in order."""
+    return [each for each in boundary.run.boundaries() if each.index < boundary.index]
 
 
-def earlier_records(folder: Path, index: int, eval_hash: str) -> list[dict[str, Any]]:
+def earlier_records(boundary: Boundary, eval_hash: str) -> list[dict[str, Any]]:
     """Those of their records that the same evaluation made, in order."""
-    files = [path / "evals.json" for path in earlier_boundaries(folder, index)]
-    records = [json.loads(path.read_text()) for path in files if path.is_file()]
-    return [record for record in records if record["eval_hash"] == eval_hash]
+    records = [read_json(each.evals) for each in earlier_boundaries(boundary)]
+    return [record for record in records if record.get("eval_hash") == eval_hash]
 
 
 def logged(scores: Mapping[str, Any]) -> dict[str, float]:
@@ -54,7 +50,7 @@ def logged(scores: Mapping[str, Any]) -> dict[str, float]:
 
 
 def compare_routing(
-    folder: Path, scores: dict[str, Any], earlier: Sequence[Mapping[str, Any]]
+    boundary: Boundary, scores: dict[str, Any], earlier: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
     """How far routing has moved since the boundary before, by metric name.
 
@@ -63,9 +59,8 @@ def compare_routing(
     if not scores["routing"] or not earlier:
         return {}
     last = earlier[-1]
-    before = folder.parent / f"{last['index']}-{last['boundary']}"
-    weights = [read_safetensors(path / "model.safetensors") for path in (before, folder)]
-    drift = router_drift(*weights)
+    (before,) = [each for each in boundary.run.boundaries() if each.index == last["index"]]
+    drift = router_drift(*(read_safetensors(each.weights) for each in (before, boundary)))
     scores["routing"]["drift"] = {str(layer): value for layer, value in drift.items()}
     metrics = {"router/drift": fmean(drift.values())}
     for source, now in scores["routing"]["sources"].items():
@@ -73,7 +68,3 @@ def compare_routing(
         shared = [overlap(then[layer], load)["mass"] for layer, load in now["load"].items()]
         metrics[f"eval/{source}/chapter_overlap"] = fmean(shared)
     return metrics
-
-
-def _number(boundary: Path) -> int:
-    return int(boundary.name.partition("-")[0])

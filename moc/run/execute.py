@@ -104,7 +104,6 @@ def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
     tools.evaluator.evaluate(
         load_model(folder).to(device_of(run.study.trainer)),
         folder,
-        index=index,
         step=manifest["step"],
         tokens=manifest["tokens"],
         journal=run.dir.journal(),

@@ -10,6 +10,7 @@ from typing import Any
 from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
 from moc.data.files import matching_files
 from moc.errors import ConfigError, nearest
+from moc.store.rundir import Boundary
 from moc.text import table
 from moc.verbs.stored import find_stored
 
@@ -70,7 +71,7 @@ def leakage_of_stored(
         model,
         tokenizer,
         tasks=[] if is_causal(model.config) else all_tasks(study, own),
-        task_dir=stored.study_dir / "tasks",
+        task_dir=stored.study_dir.tasks,
         context_length=length,
         batch_size=evals.batch_size,
         num_items=evals.num_items,
@@ -94,12 +95,12 @@ def leakage_of_stored(
                 f"leakage on {source!r}: needs two whole windows of {length} tokens, one for "
                 "another future; give it more text"
             )
-    run = folder.resolve().parents[1]
+    boundary = Boundary(folder.resolve())
     return {
         "checkpoint": str(folder),
-        "arm": run.parent.name,
-        "seed": int(run.name.removeprefix("seed-")),
-        "boundary": folder.resolve().name.partition("-")[2],
+        "arm": boundary.run.arm,
+        "seed": boundary.run.seed,
+        "boundary": boundary.name,
         "scope": routing_scope(model.config),
         **record,
     }

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 from moc.config.schema import StudyConfig
 from moc.store.find import boundary_folders, study_of
+from moc.store.rundir import StudyDir
 
 if TYPE_CHECKING:
     from moc.data.tokenizer import Tokenizer
@@ -18,14 +19,14 @@ class Stored(NamedTuple):
     """The boundaries that a path stands for, and the study that they belong to."""
 
     study: StudyConfig
-    study_dir: Path
+    study_dir: StudyDir
     boundaries: list[Path]  # folders, in order; the last is what a run's folder stands for
 
     def tokenizer(self) -> Tokenizer:
         """The tokenizer that the study was trained with."""
         from moc.data.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.study_dir / "tokenizer")
+        return Tokenizer.load(self.study_dir.tokenizer)
 
     def load(self, boundary: Path) -> tuple[Transformer, str]:
         """The model of one of ``boundaries``, on the study's device, and its weights' SHA-256.
@@ -51,4 +52,5 @@ def find_stored(path: Path, overrides: Sequence[str] = ()) -> Stored:
         ConfigError: if there is no model, or an override cannot be used.
     """
     boundaries = boundary_folders(path)
-    return Stored(*study_of(path, overrides), boundaries)
+    study, folder = study_of(path, overrides)
+    return Stored(study, StudyDir(folder), boundaries)

@@ -15,6 +15,7 @@ from evals.measures.chapter_use import chapter_use
 from evals.measures.controls import apply_control, control_names
 from evals.measures.leakage import leakage_record
 from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
+from evals.scoring.loading import load
 from evals.scoring.study_tasks import study_tasks
 from evals.scoring.task_names import expand_tasks
 from evals.scoring.user_tasks import UserTasks
@@ -51,7 +52,8 @@ def check_evals(study: StudyConfig) -> None:
     """
     own = user_tasks(study)
     known = all_tasks(study, own)
-    own.fingerprint(known)
+    for name in own.names.intersection(known):
+        load(name, study.dir, None, study.evals.num_fewshot.get(name), user_tasks=own)
     asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
     asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
     asked["evals.num_fewshot"] = list(study.evals.num_fewshot)

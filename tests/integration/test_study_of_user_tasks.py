@@ -52,12 +52,14 @@ def eval_hash(study: StudyConfig) -> str:
         (["evals.task_paths=[gone]"], "evals.task_paths: "),
         (["evals.tasks=[quizz]"], "no task 'quizz'; did you mean 'quiz'"),
         (["evals.task_paths=[code]"], "!function code.ask', code that would be run"),
+        (["evals.task_paths=[pooled]"], "'quiz' has no score that every item has on its own"),
     ],
 )
 def test_a_task_that_cannot_be_used_ends_the_command_before_anything_is_written(
     folder: Path, capsys: pytest.CaptureFixture[str], settings: list[str], said: str
 ) -> None:
     write_task(folder / "code", "quiz", more="doc_to_text: !function code.ask\n")
+    write_task(folder / "pooled", "quiz", more="metric_list: [{metric: f1, aggregation: f1}]\n")
     assert main(["run", "tiny.yaml", *SETTINGS, *settings]) == 2
     (line,) = capsys.readouterr().err.splitlines()
     assert line.startswith("moc: ") and said in line

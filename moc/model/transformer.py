@@ -61,15 +61,16 @@ class Block(nn.Module):
     def forward(self, x_BLD: Tensor, inputs: BlockInputs) -> tuple[Tensor, Routing | None]:
         block_input_BLD = x_BLD
         x_BLD = x_BLD + self.attention(self.attention_norm(x_BLD), inputs.rotary, inputs.key_values)
-        if self.memory is None or inputs.memory is None:
-            return x_BLD + self.mlp(self.mlp_norm(x_BLD)), None
         router_input_BLD = block_input_BLD if self.routes_on_block_input else x_BLD
         norm, mlp = self.mlp_norm, self.mlp
         if self.memory_mlp_norm is not None and self.memory_mlp is not None:  # variant B
             x_BLD = x_BLD + mlp(norm(x_BLD))
             norm, mlp = self.memory_mlp_norm, self.memory_mlp
-        read_BLD, routing = self.memory(x_BLD, router_input_BLD, inputs.memory)
-        x_BLD = x_BLD + read_BLD
+        routing = None
+        if self.memory is not None:
+            assert inputs.memory is not None
+            read_BLD, routing = self.memory(x_BLD, router_input_BLD, inputs.memory)
+            x_BLD = x_BLD + read_BLD
         return x_BLD + mlp(norm(x_BLD)), routing
 
 

@@ -11,6 +11,7 @@ import pytest
 import torch
 from torch.nn import functional as F
 
+from moc.model.memory.chapters import MemoryInputs
 from moc.model.memory.router import balance_loss, pick_counts, z_loss
 from tests.support.small_models import (
     DENSE,
@@ -161,7 +162,7 @@ def test_compiled_kernels_of_the_memory_read_equal_eager(scope):
     def run():
         read.zero_grad()
         inputs = [tensor.clone().requires_grad_() for tensor in (x_BLD, bank_CTM)]
-        out_BLD, routing = read(inputs[0], inputs[0], inputs[1], None)
+        out_BLD, routing = read(inputs[0], inputs[0], MemoryInputs(inputs[1]))
         (out_BLD * upstream_BLD).sum().backward()
         weights = [parameter.grad for parameter in read.parameters()]
         return [out_BLD, routing.weight_BGN, *(tensor.grad for tensor in inputs), *weights]

@@ -13,8 +13,8 @@ from moc.cli import main
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError
 from moc.report import load_results
-from moc.report.results import Results
-from moc.report.verdicts import verdicts
+from moc.report.numbers.results import Results
+from moc.report.numbers.verdicts import verdicts
 from moc.verbs.compare import caveats, joined
 from tests.support.fake_runs import fake_study, write_study
 
@@ -55,8 +55,8 @@ def test_arms_of_two_studies_are_compared_as_if_they_were_of_one(
     results, notes = join(folder)
     assert results.arms == ["first/moc", "first/iso_flop", "second/moc_segment", "second/iso_flop"]
     assert results.boundaries == ["start", "pretrain", "ift"] and notes == []
-    assert results.study["arms"]["second/iso_flop"]["iso_flop"]["target"] == "second/moc_segment"
-    assert results.plan["arms"]["second/iso_flop"]["iso_flop"]["target"] == "second/moc_segment"
+    match = results.study.arms["second/iso_flop"].iso_flop
+    assert match is not None and match.target == "second/moc_segment"
     alone = load_results(
         made(tmp_path_factory.mktemp("alone"), "all", "moc", "iso_flop", "moc_segment").dir
     )
@@ -148,7 +148,8 @@ def test_the_command_writes_a_report_beside_the_first_and_takes_a_baseline(
 def test_a_single_study_keeps_the_names_of_its_arms(folder: Path) -> None:
     results = joined({"second": load_results(folder / "second")}, folder / "alone")
     assert results.arms == ["moc_segment", "iso_flop"]
-    assert results.study["arms"]["iso_flop"]["iso_flop"]["target"] == "moc_segment"
+    match = results.study.arms["iso_flop"].iso_flop
+    assert match is not None and match.target == "moc_segment"
 
 
 def test_mistakes_are_one_line(

@@ -12,8 +12,9 @@ import numpy as np
 
 from moc.errors import ConfigError, nearest
 from moc.report import build_report, load_results, result_tables
-from moc.report.numbers.records import Arm, Boundary, Match, Phase, Run, Source, Study, TaskScore
+from moc.report.numbers.records import Boundary, Run, TaskScore
 from moc.report.numbers.results import Results
+from moc.report.numbers.study import Arm, Match, Phase, Source, Study
 from moc.store.find import study_dir_of
 from moc.store.rundir import TRAINED
 

@@ -25,7 +25,7 @@ from moc.report.figures.drawing import (
     marker,
     panels_of,
 )
-from moc.report.numbers.effects import recorded
+from moc.report.numbers.effects import kept_and_learned
 from moc.report.numbers.records import Run
 from moc.report.numbers.results import Results
 
@@ -74,7 +74,7 @@ def learned_forgotten(results: Results) -> Figure | None:
     new = new or [source for source in results.sources if results.taught(source) == last]
     pairs = [(old, _partner(old, new)) for old in results.earlier_tasks] if new else []
     points = {
-        (old, arm): _kept_and_learned(results, arm, old, other)
+        (old, arm): kept_and_learned(results, arm, old, other)
         for old, other in pairs
         for arm in results.arms
     }
@@ -153,29 +153,3 @@ def _partner(old: str, new: Sequence[str]) -> str:
     same = [task for task in new if task.partition(".")[0] == base]
     like = [task for task in new if task.partition(".")[0].rpartition("_")[2] == kind]
     return [*same, *like, *new][0]
-
-
-def _kept_and_learned(
-    results: Results, arm: str, old: str, other: str
-) -> list[tuple[float, float]]:
-    """What was learned and % retained, of every seed; empty where there was nothing to retain."""
-    taught, last = str(results.taught_task(old)), results.boundaries[-1]
-    score = results.score(arm, taught, old)
-    if score is None or score.near:
-        return []
-    before, after = (recorded(results, arm, boundary, old) for boundary in (taught, last))
-    learned = {
-        seed: 100 * value for seed, value in recorded(results, arm, last, other).items()
-    } or {
-        run.seed: run.at(last).bits_per_byte[other]
-        for run in results.runs_of(arm)
-        if other in run.at(last).bits_per_byte
-    }
-    return [
-        (
-            learned[seed],
-            100 * (after[seed] - score.baseline) / (before[seed] - score.baseline),
-        )
-        for seed in before
-        if seed in after and seed in learned and before[seed] > score.baseline
-    ]

@@ -108,6 +108,31 @@ def recorded(results: Results, arm: str, boundary: str, task: str, control: str 
     return {seed: score.value for seed, score in found.items()}
 
 
+def kept_and_learned(results: Results, arm: str, old: str, other: str) -> list[tuple[float, float]]:
+    """What was learned of ``other`` (a task, in percent, or the loss on a source) and the share of
+    ``old`` retained, in percent, of every seed; empty where there was nothing to retain."""
+    taught, last = str(results.taught_task(old)), results.boundaries[-1]
+    score = results.score(arm, taught, old)
+    if score is None or score.near:
+        return []
+    before, after = (recorded(results, arm, boundary, old) for boundary in (taught, last))
+    learned = {
+        seed: 100 * value for seed, value in recorded(results, arm, last, other).items()
+    } or {
+        run.seed: run.at(last).bits_per_byte[other]
+        for run in results.runs_of(arm)
+        if other in run.at(last).bits_per_byte
+    }
+    return [
+        (
+            learned[seed],
+            100 * (after[seed] - score.baseline) / (before[seed] - score.baseline),
+        )
+        for seed in before
+        if seed in after and seed in learned and before[seed] > score.baseline
+    ]
+
+
 def _scores(results: Results, task: str, cell: Cell) -> dict[int, TaskScore]:
     arm, boundary, control = cell
     found = {}

@@ -10,29 +10,31 @@ from typing import Any
 from evals.statistics.inference import Interval
 from moc.plan.bank_optimizer import bank_optimizer
 from moc.report.numbers.records import (
-    Arm,
     Boundary,
     ChapterWindow,
     Control,
-    Cost,
-    Match,
-    MemoryShape,
-    Parameters,
-    Phase,
     Probe,
     ProbePoint,
     Route,
     Routing,
     Series,
-    Shape,
     Shared,
-    Source,
     SourceLeakage,
     Stretch,
-    Study,
     TaskLeakage,
     TaskScore,
     WindowLosses,
+)
+from moc.report.numbers.study import (
+    Arm,
+    Cost,
+    Match,
+    MemoryShape,
+    Parameters,
+    Phase,
+    Shape,
+    Source,
+    Study,
 )
 from moc.store.journal import Record
 

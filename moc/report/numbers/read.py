@@ -10,7 +10,8 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from moc.report.numbers import parse
-from moc.report.numbers.records import Boundary, ItemRecord, Probe, Run, Source, Study
+from moc.report.numbers.records import Boundary, ItemRecord, Probe, Run
+from moc.report.numbers.study import Source, Study
 from moc.store.journal import read
 from moc.store.rundir import RunDir
 

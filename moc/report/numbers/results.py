@@ -15,8 +15,9 @@ import numpy as np
 from evals.statistics.estimates import mean_of_known
 from moc.report.numbers.items import Items, load_items
 from moc.report.numbers.read import read_study
-from moc.report.numbers.records import Boundary, Phase, Run, Study
+from moc.report.numbers.records import Boundary, Run
 from moc.report.numbers.scores import Score, score_of
+from moc.report.numbers.study import Phase, Study
 from moc.store.rundir import ON_ANSWER
 
 START = "start"  # the boundary before the first phase

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from moc.report.numbers.records import Arm, Match, Shape
 from moc.report.numbers.results import NON_CAUSAL, Results
+from moc.report.numbers.study import Arm, Match, Shape
 from moc.report.numbers.times import evaluation_sec, peak_bytes, training_sec
 from moc.report.tables.cells import MISSING, count, percent, shared_text, signed, table_of
 from moc.report.tables.layout import Table

@@ -12,7 +12,8 @@ from omegaconf import OmegaConf
 from moc.cli import main
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError
-from moc.report import load_results
+from moc.report import build_report, load_results
+from moc.report.numbers.controls import loss_change
 from moc.report.numbers.results import Results
 from moc.report.numbers.verdicts import verdicts
 from moc.verbs.compare import caveats, joined
@@ -113,6 +114,8 @@ def test_losses_on_other_text_get_another_name(folder: Path) -> None:
     assert results.bits_per_byte("second/iso_flop", "ift", "people") is None
     assert results.bits_per_byte("second/iso_flop", "ift", "people@second") is not None
     assert results.taught("people@second") == "pretrain"
+    cell = ("second/moc_segment", "ift", "people@second", "knockout-bank")
+    assert loss_change(results, *cell) is not None  # under controls they have the same name
     assert notes == ["Text that differs between the studies: people@second."]
 
 
@@ -143,6 +146,16 @@ def test_the_command_writes_a_report_beside_the_first_and_takes_a_baseline(
     page = report.read_text()
     assert all(arm in page for arm in ("first/moc†", "second/moc_segment", "first/iso_flop"))
     assert (report.parent / "tables/differences-second--iso_flop.csv").is_file()
+
+
+def test_the_page_has_the_settings_and_versions_of_all(folder: Path) -> None:
+    path = folder / "second/environment.json"
+    path.write_text(path.read_text().replace("0123456789abcdef", "fedcba9876543210"))
+    results, _ = join(folder)
+    page = build_report(results).read_text()
+    assert "git commit of several versions" in page
+    assert "second, git_commit: fedcba9876543210" in page
+    assert "# first\nname: first\n" in page and "# second\nname: second\n" in page
 
 
 def test_a_single_study_keeps_the_names_of_its_arms(folder: Path) -> None:

@@ -1,57 +1,144 @@
-"""What a report holds and in which order; the page and the terminal both follow it."""
+"""What a report holds and in which order; the page and the terminal both follow it.
+
+A table or a figure is one function and one line here.
+"""
 
 from __future__ import annotations
 
 import textwrap
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
-from moc.report import (
-    control_tables,
-    cost_table,
-    forgetting_tables,
-    knowledge,
-    loss_tables,
-    routing_tables,
-    tables,
-    verdicts,
-)
-from moc.report.layout import TEXT_WIDTH, Table
-from moc.report.results import Results, load_results
+from moc.report.figures import chapters as chapter_figures
+from moc.report.figures import controls as control_figures
+from moc.report.figures import course as course_figures
+from moc.report.figures import leakage as leakage_figures
+from moc.report.figures import losses as loss_figures
+from moc.report.figures import matrix as matrix_figures
+from moc.report.figures import probes as probe_figures
+from moc.report.figures import scores as score_figures
+from moc.report.figures.drawing import Figure, style
+from moc.report.numbers.results import Results, load_results
+from moc.report.summary import said
+from moc.report.tables import chapters as chapter_tables
+from moc.report.tables import controls as control_tables
+from moc.report.tables import cost as cost_table
+from moc.report.tables import forgetting as forgetting_tables
+from moc.report.tables import knowledge as knowledge_tables
+from moc.report.tables import leakage as leakage_tables
+from moc.report.tables import losses as loss_tables
+from moc.report.tables import scores as score_tables
+from moc.report.tables import verdicts as verdict_tables
+from moc.report.tables.layout import TEXT_WIDTH, Table
+
+Kind = Literal["table", "folded", "figure"]  # folded: a table behind a click
+Product = Table | Figure
+Make = Callable[[Results], Product | Sequence[Product] | None]
+
+SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
+    "Who forgets less": [
+        ("table", verdict_tables.differences),
+        ("figure", course_figures.learned_forgotten),
+    ],
+    "What was compared, and at what cost": [
+        ("table", cost_table.cost),
+        ("folded", score_tables.status),
+    ],
+    "Forgetting and transfer": [
+        ("table", forgetting_tables.forgetting),
+        ("figure", matrix_figures.churn),
+        ("folded", forgetting_tables.churn),
+    ],
+    "Scores at each boundary": [
+        ("figure", matrix_figures.r_matrix),
+        ("figure", score_figures.scores),
+        ("folded", score_tables.scores),
+        ("folded", score_tables.r_matrices),
+    ],
+    "Scores along training": [
+        ("figure", course_figures.trajectories),
+    ],
+    "What changed over each transition": [
+        ("folded", score_tables.deltas),
+    ],
+    "What choice tasks were answered": [
+        ("figure", matrix_figures.predictions),
+    ],
+    "Loss on earlier phases' data": [
+        ("table", loss_tables.earlier_loss),
+        ("figure", loss_figures.bits_per_byte),
+        ("folded", loss_tables.bits_per_byte),
+    ],
+    "Knowledge stored": [
+        ("table", knowledge_tables.knowledge),
+    ],
+    "How much of a score lives in the bank": [
+        ("figure", control_figures.controls),
+        ("table", control_tables.controls),
+        ("folded", control_tables.earlier_controls),
+    ],
+    "Forgotten, or out of reach": [
+        ("figure", probe_figures.probes),
+        ("table", knowledge_tables.savings),
+    ],
+    "Leakage": [
+        ("figure", leakage_figures.leakage),
+        ("table", leakage_tables.leakage),
+        ("table", leakage_tables.leakage_choice),
+    ],
+    "Loss against the iso-FLOP baseline": [
+        ("table", leakage_tables.advantage),
+    ],
+    "Training loss": [
+        ("figure", loss_figures.losses),
+        ("table", loss_tables.losses),
+    ],
+    "Chapter use": [
+        ("figure", chapter_figures.chapters),
+        ("folded", chapter_tables.chapters),
+        ("folded", chapter_tables.overlap),
+    ],
+}
+
+PRINTED: list[Make] = [  # in the terminal, before the verdicts in words
+    loss_tables.losses,
+    leakage_tables.leakage,
+    leakage_tables.leakage_choice,
+    loss_tables.bits_per_byte,
+    score_tables.scores,
+    forgetting_tables.forgetting,
+    verdict_tables.differences,
+]
 
 
 @dataclass(frozen=True)
-class Section:
-    """Blocks are tables by name, ``figure:<name>``, and ``fold:<name>``: a table behind a click."""
+class Block:
+    """One table or figure in its place."""
 
-    title: str
-    blocks: list[str]
+    kind: Kind
+    product: Product
+
+
+def made(results: Results) -> dict[str, list[Block]]:
+    """Section -> its blocks; sections that ``results`` have nothing for are left out."""
+    with style():
+        found = {
+            title: [
+                Block(kind, product) for kind, make in entries for product in _all(make, results)
+            ]
+            for title, entries in SECTIONS.items()
+        }
+    return {title: blocks for title, blocks in found.items() if blocks}
 
 
 def all_tables(results: Results) -> dict[str, Table]:
     """Every table that ``results`` have rows for, by name."""
-    made = [
-        *verdicts.differences(results),
-        cost_table.cost(results),
-        tables.status(results),
-        forgetting_tables.forgetting(results),
-        forgetting_tables.churn(results),
-        tables.scores(results),
-        *tables.r_matrices(results),
-        *tables.deltas(results),
-        loss_tables.earlier_loss(results),
-        loss_tables.bits_per_byte(results),
-        knowledge.stored(results),
-        *control_tables.controls(results),
-        knowledge.savings_table(results),
-        routing_tables.leakage(results),
-        routing_tables.leakage_choice(results),
-        routing_tables.advantage(results),
-        loss_tables.losses(results),
-        routing_tables.chapters(results),
-        routing_tables.overlap(results),
-    ]
-    return {table.name: table for table in made if table.rows}
+    entries = [entry for section in SECTIONS.values() for entry in section]
+    makers = [make for kind, make in entries if kind != "figure"]
+    found = [product for make in makers for product in _all(make, results)]
+    return {table.name: table for table in found if isinstance(table, Table)}
 
 
 def result_tables(study: Path | Results) -> str:
@@ -62,60 +149,15 @@ def result_tables(study: Path | Results) -> str:
         ValueError: if the folder holds no study.
     """
     results = study if isinstance(study, Results) else load_results(Path(study))
-    made = [
-        loss_tables.losses(results),
-        routing_tables.leakage(results),
-        routing_tables.leakage_choice(results),
-        loss_tables.bits_per_byte(results),
-        tables.scores(results),
-        forgetting_tables.forgetting(results),
-        *verdicts.differences(results),
-    ]
-    parts = [table.to_text() for table in made if table.rows]
-    closing = verdicts.said(results) or [text for text in [results.caution()] if text]
+    found = [product for make in PRINTED for product in _all(make, results)]
+    parts = [table.to_text() for table in found if isinstance(table, Table)]
+    closing = said(results) or [text for text in [results.caution()] if text]
     parts += ["\n".join(textwrap.fill(text, TEXT_WIDTH) for text in closing)] if closing else []
     return "\n\n".join(parts) + "\n"
 
 
-def sections(results: Results, tables: list[str], figures: list[str]) -> list[Section]:
-    """The page's, in order; a block that there is no such table or figure for is left out."""
-
-    def named(start: str, names: list[str]) -> list[str]:
-        return [name for name in names if name.startswith(start)]
-
-    def folded(names: list[str]) -> list[str]:
-        return [f"fold:{name}" for name in names]
-
-    controls = named("controls-", tables)
-    probes, chapters = (
-        [f"figure:{name}" for name in named(start, figures)] for start in ("probe_", "chapters_")
-    )
-    planned = [
-        Section("Who forgets less", [*named("differences-", tables), "figure:learned_forgotten"]),
-        Section("What was compared, and at what cost", ["cost", "fold:status"]),
-        Section("Forgetting and transfer", ["forgetting", "figure:churn", "fold:churn"]),
-        Section(
-            "Scores at each boundary",
-            ["figure:r_matrix", "figure:scores", "fold:scores", *folded(named("R-", tables))],
-        ),
-        Section("Scores along training", ["figure:trajectories"]),
-        Section("What changed over each transition", folded(named("delta-", tables))),
-        Section("What choice tasks were answered", ["figure:predictions"]),
-        Section(
-            "Loss on earlier phases' data",
-            ["earlier_loss", "figure:bits_per_byte", "fold:bits_per_byte"],
-        ),
-        Section("Knowledge stored", ["knowledge"]),
-        Section(
-            "How much of a score lives in the bank",
-            ["figure:controls", *controls[-1:], *folded(controls[:-1])],
-        ),
-        Section("Forgotten, or out of reach", [*probes, "savings"]),
-        Section("Looking ahead", ["figure:leakage", "leakage", "leakage_choice"]),
-        Section("Loss against the iso-FLOP baseline", ["advantage"]),
-        Section("Training loss", ["figure:losses", "losses"]),
-        Section("Chapter use", [*chapters, "fold:chapters", "fold:overlap"]),
-    ]
-    known = {*tables, *folded(tables), *(f"figure:{name}" for name in figures)}
-    kept = [Section(s.title, [block for block in s.blocks if block in known]) for s in planned]
-    return [section for section in kept if section.blocks]
+def _all(make: Make, results: Results) -> list[Product]:
+    """What ``make`` has to show: a figure, or a table with rows, or several."""
+    product = make(results)
+    products = list(product) if isinstance(product, Sequence) else [product]
+    return [p for p in products if isinstance(p, Figure) or (p is not None and p.rows)]

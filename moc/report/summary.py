@@ -1,26 +1,42 @@
-"""A study in a few lines of Markdown and a few figures: what MLflow shows on the study's page."""
+"""A study in words: its verdicts in sentences, and the few lines that MLflow shows of it."""
 
 from __future__ import annotations
 
 import math
 import statistics
 
-from moc.report.cells import NEAR_ZERO_NOTE, items_text, marked
-from moc.report.effects import forgotten
-from moc.report.raw import all_forgetting
-from moc.report.results import NON_CAUSAL_NOTE, Results
-from moc.report.verdicts import said
+from moc.report.numbers.effects import forgotten
+from moc.report.numbers.raw import all_forgetting
+from moc.report.numbers.results import NON_CAUSAL_NOTE, Results
+from moc.report.numbers.verdicts import LESS, MORE, NEITHER, Verdict, bases, outcomes, verdicts
+from moc.report.tables.cells import (
+    NEAR_ZERO_NOTE,
+    interval,
+    items_text,
+    marked,
+    probability,
+    signed,
+)
 
 GAP = "&emsp;"  # MLflow's pages leave no room between the cells of a table
 
 
+def said(results: Results) -> list[str]:
+    """The verdicts in sentences; empty where there was nothing to compare."""
+    found = verdicts(results)
+    sentences = [text for base in bases(results) for text in _against(results, base, found)]
+    if sentences and (caution := results.caution()):
+        return [caution, *sentences]
+    return sentences
+
+
 def summary_text(results: Results) -> str:
     """Markdown. What may be concluded comes first: MLflow shows no more before a click."""
-    num_complete = sum(results.status(*key) == "complete" for key in results.runs)
-    verdicts = said(results) or [text for text in [results.caution()] if text]
+    num_complete = results.num_complete_runs()
+    sentences = said(results) or [text for text in [results.caution()] if text]
     parts = [
-        "\n".join(f"- {sentence}" for sentence in verdicts),
-        str(results.study.get("description") or ""),
+        "\n".join(f"- {sentence}" for sentence in sentences),
+        results.study.description,
         f"{len(results.arms)} arms, seeds {', '.join(map(str, results.seeds))}, phases "
         f"{' → '.join(results.phases)}; {num_complete} of {len(results.runs)} runs complete.",
         _forgetting(results),
@@ -38,19 +54,54 @@ def summary_values(results: Results) -> dict[str, float]:
     found: dict[str, list[float]] = {}
     last = results.boundaries[-1]
     for (arm, _), run in results.runs.items():
-        record = run.evals.get(last, {})
-        for task, entry in record.get("tasks", {}).items():
-            found.setdefault(f"final/{task}/{arm}", []).append(entry["value"])
-        for source, value in record.get("bits_per_byte", {}).items():
+        for task, score in run.at(last).tasks.items():
+            found.setdefault(f"final/{task}/{arm}", []).append(score.value)
+        for source, value in run.at(last).bits_per_byte.items():
             found.setdefault(f"final/{source}/bits_per_byte/{arm}", []).append(value)
     for row in all_forgetting(results) if results.transitions else []:
         unit = "" if row["unit"] == "share" else f"/{row['unit']}"
         name = f"forgetting/{row['evaluation']}{unit}/{row['arm']}"
-        value = row["forgetting"]
-        assert isinstance(value, float)
-        found.setdefault(name, []).append(value)
+        lost = row["forgetting"]
+        assert isinstance(lost, float)
+        found.setdefault(name, []).append(lost)
     means = {name: statistics.fmean(values) for name, values in found.items()}
     return {name: value for name, value in means.items() if math.isfinite(value)}
+
+
+def _against(results: Results, base: str, found: list[Verdict]) -> list[str]:
+    """How the comparisons with ``base`` came out, and those that say something."""
+    mine = [entry for entry in found if entry.base == base]
+    if not mine:
+        return []
+    name = results.label(base)
+    pairs = "comparison" if len(mine) == 1 else "comparisons"
+    summary = f"Against {name}, {len(mine)} {pairs} of an arm on a task: {outcomes(mine)}."
+    if (num_pairs := len({(entry.arm, entry.base) for entry in found})) > 1:
+        summary += f" p is adjusted over tasks, not over the {num_pairs} pairs of arms."
+    claims = []
+    for arm in dict.fromkeys(entry.arm for entry in mine):
+        for words in (LESS, MORE):
+            tasks = [e for e in mine if (e.arm, e.words) == (arm, words)]
+            on = ", ".join(f"{e.task} ({_points(e)})" for e in tasks)
+            claims += [f"{results.label(arm)} {words} than {name}: {on}."] * bool(tasks)
+    widths = [
+        (entry.difference.high - entry.difference.low) / 2
+        for entry in mine
+        if entry.words == NEITHER and entry.difference.has_interval
+    ]
+    if not claims and widths:
+        summary += (
+            f" No arm can be told from {name} by what it forgets. That is no proof of equality: "
+            f"half of these intervals reach {100 * statistics.median(widths):.1f} points or more "
+            "to either side, so that smaller differences may have gone unseen."
+        )
+    return [summary, *claims]
+
+
+def _points(entry: Verdict) -> str:
+    difference = signed(100 * entry.difference.value, 1)
+    around = interval(entry.difference, digits=1, scale=100)
+    return f"{difference} points{around}, adjusted p {probability(entry.adjusted_p)}"
 
 
 def _forgetting(results: Results) -> str:

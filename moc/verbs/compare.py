@@ -2,25 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from itertools import combinations
 from pathlib import Path
-from typing import Any
+from typing import TypeVar
 
 import numpy as np
 
 from moc.errors import ConfigError, nearest
 from moc.report import build_report, load_results, result_tables
-from moc.report.results import Results
-from moc.report.runs import Run
+from moc.report.numbers.records import Boundary, Run, TaskScore
+from moc.report.numbers.results import Results
+from moc.report.numbers.study import Arm, Match, Phase, Source, Study
 from moc.store.find import study_dir_of
 from moc.store.rundir import TRAINED
 
-Tree = dict[str, Any]
-
-# with the source itself, what decides the windows of text that a loss is measured on
-_WINDOWS = ("context_length", "validation_tokens", "leakage_windows")
+Names = Mapping[str, str]  # of arms or sources: in their study -> in the joined one
+Value = TypeVar("Value")
 
 
 def compare(
@@ -38,9 +37,9 @@ def compare(
     studies: dict[str, Results] = {}
     for path in paths:
         found = load_results(study_dir_of(path))
-        if not any(run.evals for run in found.runs.values()):
+        if not any(run.boundaries for run in found.runs.values()):
             raise ConfigError(f"{found.dir}: no boundary of this study has been evaluated yet")
-        name = str(found.study["name"])
+        name = found.study.name
         if name in studies:
             raise ConfigError(f"{found.dir} and {studies[name].dir} are both named {name!r}")
         studies[name] = found
@@ -52,7 +51,7 @@ def compare(
         raise ConfigError(f"--baseline: no arm {baseline!r}; {nearest(baseline, results.arms)}")
     results.baseline = baseline
     notes = caveats(results, studies)
-    results.study["description"] = " ".join(notes)
+    results.study = replace(results.study, description=" ".join(notes))
     text = "\n".join([result_tables(results), *notes])
     return text, build_report(results)
 
@@ -66,47 +65,52 @@ def joined(studies: dict[str, Results], folder: Path) -> Results:
     Raises:
         ConfigError: if two studies have phases in common, in another order.
     """
-    study: Tree = {"name": " + ".join(studies), "seeds": [], "phases": {}, "arms": {}, "data": {}}
-    plan: Tree = {"arms": {}}
+    seeds: list[int] = []
+    phases: dict[str, Phase] = {}
+    arms: dict[str, Arm] = {}
+    sources: dict[str, Source] = {}
     runs: dict[tuple[str, int], Run] = {}
-    texts: Tree = {}
-    environment: Tree = {}
+    environment: dict[str, object] = {}
     for name, results in studies.items():
-        arms = {arm: f"{name}/{arm}" if len(studies) > 1 else arm for arm in results.arms}
-        sources = {}
-        for source, config in results.study["data"].items():
-            text = _text(results, source)
-            same = _agree(texts.setdefault(source, text), text)
-            sources[source] = source if same else f"{source}@{name}"
-            study["data"].setdefault(sources[source], config)
-        for key, value in results.study.items():
-            study.setdefault(key, value)
-        study["seeds"] += [seed for seed in results.seeds if seed not in study["seeds"]]
-        common = [phase for phase in study["phases"] if phase in results.phases]
-        if common != [phase for phase in results.phases if phase in common]:
+        study, several = results.study, len(studies) > 1
+        new_arms = {arm: f"{name}/{arm}" if several else arm for arm in results.arms}
+        new_sources = _join_sources(sources, study, name)
+        common = [phase for phase in phases if phase in study.phases]
+        if common != [phase for phase in study.phases if phase in common]:
             raise ConfigError(
-                f"{name} has its phases in another order ({', '.join(results.phases)}) than "
+                f"{name} has its phases in another order ({', '.join(study.phases)}) than "
                 f"{next(iter(studies))}: what one forgets there is not what the other does"
             )
-        for phase, config in _phases(results.study["phases"], sources).items():
-            known = study["phases"].setdefault(phase, config)
-            known["mixture"] = {**config["mixture"], **known["mixture"]}
-        for arm, config in results.study["arms"].items():
-            renamed = _retargeted(config, arms)
-            study["arms"][arms[arm]] = renamed | {"phases": _phases(config["phases"], sources)}
-        for arm, planned in results.plan.get("arms", {}).items():
-            plan["arms"][arms[arm]] = _retargeted(planned, arms)
-        for (arm, seed), run in results.runs.items():
-            evals = {boundary: _record(record, sources) for boundary, record in run.evals.items()}
-            runs[arms[arm], seed] = replace(run, arm=arms[arm], evals=evals)
-        for key, value in results.environment.items():
-            environment[f"{name}, {key}" if len(studies) > 1 else key] = value
-    commits = dict.fromkeys(r.environment.get("git_commit") for r in studies.values())
-    environment["git_commit"] = commits.popitem()[0] if len(commits) == 1 else "of several versions"
-    for arm in study["arms"]:
-        for seed in study["seeds"]:
-            runs.setdefault((arm, seed), Run(arm, seed))
-    return Results(dir=folder, study=study, plan=plan, environment=environment, runs=runs)
+        for phase in _phases(study.phases, new_sources).values():
+            known = phases.setdefault(phase.name, phase)
+            mixture = {**phase.mixture, **known.mixture}
+            phases[phase.name] = replace(known, mixture=mixture)
+        for arm in study.arms.values():
+            arms[new_arms[arm.name]] = _arm(arm, new_arms, new_sources)
+        seeds += [seed for seed in study.seeds if seed not in seeds]
+        for (arm_name, seed), run in results.runs.items():
+            at = {key: _boundary(one, new_sources) for key, one in run.boundaries.items()}
+            key = new_arms[arm_name], seed
+            runs[key] = replace(run, arm=key[0], boundaries=at)
+        for what, value in study.environment.items():
+            environment[f"{name}, {what}" if several else what] = value
+    commits = {results.study.git_commit for results in studies.values()}
+    first = next(iter(studies.values())).study
+    study = replace(
+        first,
+        name=" + ".join(studies),
+        seeds=seeds,
+        sources=sources,
+        phases=phases,
+        arms=arms,
+        git_commit=commits.pop() if len(commits) == 1 else "of several versions",
+        environment=environment,
+        config="\n".join(f"# {name}\n{results.study.config}" for name, results in studies.items()),
+    )
+    for arm_name in arms:
+        for seed in seeds:
+            runs.setdefault((arm_name, seed), Run(arm_name, seed))
+    return Results(folder, study, runs)
 
 
 def caveats(results: Results, studies: dict[str, Results]) -> list[str]:
@@ -120,80 +124,92 @@ def caveats(results: Results, studies: dict[str, Results]) -> list[str]:
         if not set(studies[one].seeds) & set(studies[other].seeds):
             notes.append(f"{pair} have no seed in common: no difference between them is computed.")
         for task in tasks:
-            mine, others = (_measured(results, studies[name], name, task) for name in (one, other))
-            if not (mine & others).any():
+            asked, by_other = (_measured(results, studies[n], n, task) for n in (one, other))
+            if not (asked & by_other).any():
                 notes.append(f"{task}: {pair} asked different items; no difference is computed.")
-            elif (mine != others).any():
-                num = int((mine & others).sum())
+            elif (asked != by_other).any():
+                num = int((asked & by_other).sum())
                 notes.append(f"{task}: differences of {pair} are over their {num} common items.")
         for name in (one, other):
             lacking = [phase for phase in results.phases if phase not in studies[name].phases]
             if lacking:
                 notes.append(f"{name} has no phase {', '.join(lacking)}.")
         for phase in studies[one].phases:
-            budgets = [studies[name].study["phases"].get(phase, {}) for name in (one, other)]
-            tokens = [budget.get("tokens") for budget in budgets]
-            if tokens[1] not in (None, tokens[0]):
+            mine, others = (studies[name].study.phases.get(phase) for name in (one, other))
+            if mine and others and mine.tokens != others.tokens:
                 notes.append(
-                    f"{phase} has {tokens[0]:,} tokens in {one} and {tokens[1]:,} in {other}; "
-                    f"figures mark its end as in {one}."
+                    f"{phase} has {mine.tokens:,} tokens in {one} and {others.tokens:,} in "
+                    f"{other}; figures mark its end as in {one}."
                 )
-    changed = [source for source in results.study["data"] if "@" in source]
+    changed = [source for source in results.study.sources if "@" in source]
     if changed:
         notes.append(f"Text that differs between the studies: {', '.join(changed)}.")
     return list(dict.fromkeys(notes))
 
 
-def _text(results: Results, source: str) -> Tree:
-    """What decides the text that losses on ``source`` are measured on."""
-    settings = {key: results.study["evals"].get(key) for key in _WINDOWS}
-    return {"source": results.study["data"][source], "evals": settings} | {
-        "tokenizer": results.study["tokenizer"]
-    }
+def _join_sources(known: dict[str, Source], study: Study, study_name: str) -> Names:
+    """Adds the sources of ``study`` to ``known``; the names that they have there."""
+    names = {}
+    for name, source in study.sources.items():
+        first = known.setdefault(name, source)
+        names[name] = name if _same_text(first, source) else f"{name}@{study_name}"
+        known.setdefault(names[name], source)
+    return names
 
 
-def _agree(one: Any, other: Any) -> bool:
+def _same_text(one: Source, other: Source) -> bool:
     """Settings that only one of them knows were added to the schema later, with a default."""
-    if isinstance(one, dict) and isinstance(other, dict):
-        return all(_agree(one[key], other[key]) for key in one.keys() & other.keys())
-    return bool(one == other)
+    common = one.text_settings.keys() & other.text_settings.keys()
+    return all(one.text_settings[key] == other.text_settings[key] for key in common)
 
 
-def _phases(phases: Tree, sources: dict[str, str]) -> Tree:
+def _phases(phases: Mapping[str, Phase], sources: Names) -> dict[str, Phase]:
     return {
-        name: phase | {"mixture": {sources[s]: share for s, share in phase["mixture"].items()}}
+        name: replace(phase, mixture={sources[s]: share for s, share in phase.mixture.items()})
         for name, phase in phases.items()
     }
 
 
-def _retargeted(entry: Tree, arms: dict[str, str]) -> Tree:
-    """An arm's config or plan, whose matches name other arms."""
-    changed = {}
-    for key in ("iso_flop", "iso_param"):
-        if match := entry.get(key):
-            changed[key] = match | {"target": arms.get(match["target"], match["target"])}
-    return entry | changed
+def _arm(arm: Arm, arms: Names, sources: Names) -> Arm:
+    """With its own name, those of the arms that it is matched to and those of sources."""
+
+    def match(found: Match | None) -> Match | None:
+        return found and replace(found, target=arms.get(found.target, found.target))
+
+    return replace(
+        arm,
+        name=arms[arm.name],
+        phases=_phases(arm.phases, sources),
+        iso_flop=match(arm.iso_flop),
+        iso_param=match(arm.iso_param),
+    )
 
 
-def _record(record: Tree, sources: dict[str, str]) -> Tree:
-    """A boundary's evals.json with its sources renamed."""
+def _boundary(at: Boundary, sources: Names) -> Boundary:
+    """With its sources renamed."""
 
-    def renamed(part: Tree) -> Tree:
-        def new(name: str) -> str:
-            bare = name.removesuffix(TRAINED)
-            return sources.get(bare, bare) + name[len(bare) :]
+    def renamed(part: Mapping[str, Value]) -> dict[str, Value]:
+        return {_source(name, sources): value for name, value in part.items()}
 
-        return {new(name): value for name, value in part.items()}
+    def score(found: TaskScore) -> TaskScore:
+        return replace(found, source=found.source and sources.get(found.source))
 
-    changed: Tree = {"bits_per_byte": renamed(record.get("bits_per_byte") or {})}
-    for key in ("leakage", "routing"):
-        if part := record.get(key):
-            changed[key] = part | {"sources": renamed(part.get("sources", {}))}
-    changed["tasks"] = {
-        task: score | ({"source": sources.get(score["source"])} if score.get("source") else {})
-        for task, score in record.get("tasks", {}).items()
-    }
-    return record | changed
+    return replace(
+        at,
+        tasks={task: score(found) for task, found in at.tasks.items()},
+        bits_per_byte=renamed(at.bits_per_byte),
+        source_leakage=renamed(at.source_leakage),
+        routing=replace(at.routing, load=renamed(at.routing.load)),
+        controls={
+            name: replace(control, bits_per_byte=renamed(control.bits_per_byte))
+            for name, control in at.controls.items()
+        },
+    )
+
+
+def _source(name: str, sources: Names) -> str:
+    bare = name.removesuffix(TRAINED)
+    return sources.get(bare, bare) + name[len(bare) :]
 
 
 def _measured(results: Results, study: Results, name: str, task: str) -> np.ndarray:

@@ -11,9 +11,8 @@ from moc.model.config import ModelConfig, is_causal
 # bits per token at the start, pretrain, ift and more boundaries under the routing trained with
 LOSSES = {"people": (11.0, 1.85, 2.3, 2.6), "skills": (11.1, 6.2, 2.1, 3.3)}
 OFFSETS = {"moc": -0.12, "moc_segment": -0.05, "moc_token": -0.03, "iso_flop": 0.0}
-# of looking ahead
-GAINS = {"people": (0.0, 0.08, 0.055, 0.05), "skills": (0.0, 0.02, 0.065, 0.04)}
-MISMATCH = 0.3  # the part of a gain that is not look-ahead
+LEAKAGE = {"people": (0.0, 0.08, 0.055, 0.05), "skills": (0.0, 0.02, 0.065, 0.04)}
+MISMATCH = 0.3  # the part of the leakage that is not the future's
 # on the context, on the answer too
 CHOICE = {"facts_choice": ((0.25, 0.83, 0.74, 0.7), (0.25, 0.86, 0.8, 0.75))}
 NUM_WINDOWS, LENGTH, NUM_BINS = 32, 128, 8
@@ -29,14 +28,14 @@ def fake_leakage(model: ModelConfig, arm: str, seed: int, index: int) -> dict[st
         full = losses[index] + trained * (OFFSETS.get(arm, 0.1) + rng.uniform(-0.02, 0.02))
         entry = {"num_windows": NUM_WINDOWS, "num_tokens": NUM_WINDOWS * LENGTH, "full": full}
         if not causal:
-            gain = GAINS[source][index] + trained * rng.uniform(-0.005, 0.005)
+            leaked = LEAKAGE[source][index] + trained * rng.uniform(-0.005, 0.005)
             entry |= {
-                "prefix": full + gain,
-                "borrowed": full + (1 - MISMATCH) * gain,
-                "gain": _interval(gain, 0.012 * trained),
-                "look_ahead": _interval((1 - MISMATCH) * gain, 0.012 * trained),
-                "mismatch": _interval(MISMATCH * gain, 0.006 * trained),
-                "by_position": _by_position(gain, rng, 0.03 * trained),
+                "prefix": full + leaked,
+                "counterfactual": full + (1 - MISMATCH) * leaked,
+                "leakage": _interval(leaked, 0.012 * trained),
+                "future": _interval((1 - MISMATCH) * leaked, 0.012 * trained),
+                "mismatch": _interval(MISMATCH * leaked, 0.006 * trained),
+                "by_position": _by_position(leaked, rng, 0.03 * trained),
             }
         sources[source] = entry
     tasks = {
@@ -44,7 +43,7 @@ def fake_leakage(model: ModelConfig, arm: str, seed: int, index: int) -> dict[st
             "num_items": 200,
             "context": context[index],
             "full": full[index] + 0.01 * seed,
-            "gain": _interval(full[index] + 0.01 * seed - context[index], 0.04),
+            "leakage": _interval(full[index] + 0.01 * seed - context[index], 0.04),
         }
         for task, (context, full) in CHOICE.items()
         if not causal
@@ -110,8 +109,8 @@ def fake_chapters(
     return records
 
 
-def _by_position(gain: float, rng: random.Random, half: float) -> list[dict[str, Any]]:
-    """The gain falls along the sequence: the more of it is past, the less is ahead."""
+def _by_position(leaked: float, rng: random.Random, half: float) -> list[dict[str, Any]]:
+    """The leakage falls along the sequence: the more of it is past, the less is ahead."""
     weights = [math.exp(-0.5 * place) for place in range(NUM_BINS)]
     width = LENGTH // NUM_BINS
     return [
@@ -119,8 +118,8 @@ def _by_position(gain: float, rng: random.Random, half: float) -> list[dict[str,
             "start": place * width,
             "end": (place + 1) * width,
             "num_tokens": NUM_WINDOWS * width,
-            "gain": _interval(
-                gain * NUM_BINS * weight / sum(weights) + half / 4 * rng.uniform(-1, 1), half
+            "leakage": _interval(
+                leaked * NUM_BINS * weight / sum(weights) + half / 4 * rng.uniform(-1, 1), half
             ),
         }
         for place, weight in enumerate(weights)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from moc.report.layout import Table
+from moc.report.tables.layout import Table
 from tests.support.fake_items import write_samples
 from tests.support.fake_runs import fake_study, write_json, write_study
 

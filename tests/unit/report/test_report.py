@@ -15,13 +15,13 @@ from xml.etree import ElementTree
 import pytest
 
 from moc.report import build_report, result_tables
-from moc.report.cost_table import cost
-from moc.report.figures import losses, moving_mean
-from moc.report.forgetting_tables import forgetting
-from moc.report.results import load_results
-from moc.report.routing_figures import chapters as heat_maps
-from moc.report.routing_figures import load_ratio
-from moc.report.tables import deltas
+from moc.report.figures.chapters import chapters as heat_maps
+from moc.report.figures.chapters import load_ratio
+from moc.report.figures.losses import losses, moving_mean
+from moc.report.numbers.results import load_results
+from moc.report.tables.cost import cost
+from moc.report.tables.forgetting import forgetting
+from moc.report.tables.scores import deltas
 from moc.store.journal import Journal
 from tests.support.fake_runs import fake_study, write_json, write_run, write_study
 from tests.support.helpers_report import row_of
@@ -255,8 +255,8 @@ def test_many_chapters_and_a_collapsed_router_can_be_drawn(tmp_path: Path) -> No
             | {"load_max_over_mean": math.nan, "entropy": 0.0, "kl_to_uniform": 0.0}
         )
     results = load_results(folder)
-    drawn = heat_maps(results, results.runs["moc", 0])
-    assert drawn is not None and drawn.name == "chapters_moc"
+    (drawn,) = heat_maps(results)
+    assert drawn.name == "chapters_moc"
 
 
 def test_smoothing_keeps_ends_and_straight_lines() -> None:

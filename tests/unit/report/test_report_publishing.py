@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 
 from moc.report import build_report
-from moc.report.control_figures import controls
-from moc.report.course_figures import learned_forgotten, probes, trajectories
-from moc.report.drawing import Figure, wrapped
-from moc.report.figures import scores
-from moc.report.forgetting_tables import forgetting
-from moc.report.layout import Table
-from moc.report.matrix_figures import churn, predictions, r_matrix
-from moc.report.results import Results, load_results
+from moc.report.figures.controls import controls
+from moc.report.figures.course import learned_forgotten, trajectories
+from moc.report.figures.drawing import Figure, wrapped
+from moc.report.figures.matrix import churn, predictions, r_matrix
+from moc.report.figures.probes import probes
+from moc.report.figures.scores import scores
+from moc.report.numbers.results import Results, load_results
 from moc.report.sections import all_tables
+from moc.report.tables.forgetting import forgetting
+from moc.report.tables.layout import Table
 from tests.support.fake_runs import fake_study, write_study
 from tests.support.helpers_report import change_evals, row_of, set_right, share, study_of
 

@@ -10,13 +10,13 @@ from typing import Any
 import pytest
 from omegaconf import OmegaConf
 
-from moc.report.control_tables import controls
-from moc.report.cost_table import cost
-from moc.report.effects import churned, controlled, retention
-from moc.report.forgetting_tables import churn, forgetting
-from moc.report.knowledge import savings_table, stored
-from moc.report.results import load_results
-from moc.report.tables import status
+from moc.report.numbers.effects import churned, controlled, retention
+from moc.report.numbers.results import load_results
+from moc.report.tables.controls import controls, earlier_controls
+from moc.report.tables.cost import cost
+from moc.report.tables.forgetting import churn, forgetting
+from moc.report.tables.knowledge import knowledge, savings
+from moc.report.tables.scores import status
 from moc.store.journal import Journal
 from tests.support.fake_items import write_samples
 from tests.support.fake_runs import fake_study, write_json, write_study
@@ -112,7 +112,7 @@ def test_a_source_of_one_arm_alone_is_taught_when_that_arm_trains_on_it(tmp_path
     OmegaConf.save(study, folder / "study.yaml")
     results = load_results(folder)
     assert results.taught_task("facts_choice") is None
-    tables = (stored(results), forgetting(results), savings_table(results))
+    tables = (knowledge(results), forgetting(results), savings(results))
     assert not [row for table in tables for row in table.rows if "facts" in row[0]]
     study.arms.moc_segment.phases.ift.mixture = {"people": 1.0}
     OmegaConf.save(study, folder / "study.yaml")
@@ -140,7 +140,9 @@ def test_a_control_is_compared_on_the_items_that_it_scored(tmp_path: Path) -> No
     set_right(folder, "moc_segment", "ift", "facts_answer", right)
     control = "knockout-bank"
     set_right(folder, "moc_segment", "ift", "facts_answer", share(20, 50), control=control)
-    before, table = controls(load_results(folder))
+    results = load_results(folder)
+    (before,), table = earlier_controls(results), controls(results)
+    assert table is not None
     assert (before.name, table.name) == ("controls-pretrain", "controls-ift")
     row = row_of(table, "facts_answer, %", "moc_segment")
     assert row["as it is"] == "90.0" and row[control].startswith("−50.0 [")
@@ -167,7 +169,7 @@ def test_bits_of_knowledge_stored_and_lost(tmp_path: Path) -> None:
             )
         ]
         write_samples(path / "samples", "facts_choice", samples)
-    table = stored(load_results(folder))
+    table = knowledge(load_results(folder))
     row = row_of(table, "facts_choice, since pretrain", "moc_segment")
     assert (row["pretrain"], row["ift"], row["lost since taught"]) == ("5.0", "2.0", "+3.0")
 
@@ -210,14 +212,12 @@ def test_savings_and_recovery_of_a_probe(tmp_path: Path) -> None:
     probe_of(folder, [0.4, 0.5, 0.7, 0.9])
     end = 40 * 8192
     follow(folder, 100)
-    row = row_of(
-        savings_table(load_results(folder)), "relearn after ift", "facts_answer", "moc_segment"
-    )
+    row = row_of(savings(load_results(folder)), "relearn after ift", "facts_answer", "moc_segment")
     assert (row["taught, %"], row["before → after probe, %"]) == ("80.0", "40.0 → 90.0")
     assert row["recovered, %"] == "125" and row["tokens to regain"] == "2,500"
     assert row["savings, %"] == f"{100 * (1 - 2500 / (0.75 * end)):.0f}"
     follow(folder, 50)  # other items: the first 50, where the probe asked 100
-    row = row_of(savings_table(load_results(folder)), "relearn after ift", "facts_answer")
+    row = row_of(savings(load_results(folder)), "relearn after ift", "facts_answer")
     assert (row["tokens to regain"], row["savings, %"]) == ("2,500", "—")
 
 
@@ -228,7 +228,7 @@ def test_savings_are_of_all_seeds_and_not_of_those_that_got_there(tmp_path: Path
     follow(folder, 100)
     probe_of(folder, [0.04, 0.9])
     probe_of(folder, [0.04, 0.5], seeds=(1,))
-    table = savings_table(load_results(folder))
+    table = savings(load_results(folder))
     row = row_of(table, "relearn after ift", "facts_answer")
     assert row["tokens to regain"] == "not regained by 1 of 3 seeds" and row["savings, %"] == "—"
     assert row["before → after probe, %"] == "≈ 4.0 → 76.7"
@@ -241,10 +241,10 @@ def test_a_probe_that_never_gets_there_says_so(tmp_path: Path) -> None:
     set_right(folder, "moc_segment", "pretrain", "facts_answer", share(80))
     set_right(folder, "moc_segment", "ift", "facts_answer", share(40))
     probe_of(folder, [0.4, 0.6])
-    row = row_of(savings_table(load_results(folder)), "relearn after ift", "facts_answer")
+    row = row_of(savings(load_results(folder)), "relearn after ift", "facts_answer")
     assert (row["recovered, %"], row["tokens to regain"]) == ("50", "not regained")
     set_right(folder, "moc_segment", "pretrain", "facts_answer", share(3))  # majority 3.5 %
-    row = row_of(savings_table(load_results(folder)), "relearn after ift", "facts_answer")
+    row = row_of(savings(load_results(folder)), "relearn after ift", "facts_answer")
     assert (row["recovered, %"], row["savings, %"]) == ("undefined", "undefined")
 
 

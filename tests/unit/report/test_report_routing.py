@@ -7,11 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moc.report.cost_table import cost
-from moc.report.figures import bits_per_byte, scores
-from moc.report.results import load_results
-from moc.report.routing_figures import chapters as heat_map
-from moc.report.routing_tables import chapters, overlap
+from moc.report.figures.chapters import chapter_map
+from moc.report.figures.losses import bits_per_byte
+from moc.report.figures.scores import scores
+from moc.report.numbers.results import load_results
+from moc.report.tables.chapters import chapters, overlap
+from moc.report.tables.cost import cost
 from moc.store.journal import Journal
 from tests.support.helpers_report import change_evals, row_of, study_of
 
@@ -90,14 +91,16 @@ def test_scope_and_coverage_stand_beside_what_they_explain(tmp_path: Path) -> No
     assert row["coverage, %"] == f"{100 * last['coverage']:.1f}"
 
 
-def test_figures_of_several_seeds_show_each_and_mark_only_who_looks_ahead(tmp_path: Path) -> None:
+def test_figures_show_every_seed_and_mark_only_who_sees_later_tokens(
+    tmp_path: Path,
+) -> None:
     """A mean of three seeds without their spread would pass for a difference between arms."""
     pages = {}
     for seeds in (1, 3):
         folder = study_of(tmp_path / str(seeds), seeds, "moc", "moc_segment")
         results = load_results(folder)
         runs = [results.runs[arm, 0] for arm in results.arms]
-        drawn = [scores(results), bits_per_byte(results), *(heat_map(results, r) for r in runs)]
+        drawn = [scores(results), bits_per_byte(results), *(chapter_map(results, r) for r in runs)]
         pages[seeds] = {figure.name: figure for figure in drawn if figure}
     for name in ("scores", "bits_per_byte"):
         assert "Small dots: single seeds." in pages[3][name].caption

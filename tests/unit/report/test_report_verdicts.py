@@ -9,8 +9,10 @@ from pathlib import Path
 
 import pytest
 
-from moc.report.results import Results, load_results
-from moc.report.verdicts import differences, said, verdicts
+from moc.report.numbers.results import Results, load_results
+from moc.report.numbers.verdicts import verdicts
+from moc.report.summary import said
+from moc.report.tables.verdicts import differences
 from tests.support.helpers_report import row_of, set_right, share, study_of
 
 TASKS = ("facts_choice", "facts_answer")

@@ -12,9 +12,10 @@ from omegaconf import OmegaConf
 from moc.cli import main
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError
-from moc.report import load_results
-from moc.report.results import Results
-from moc.report.verdicts import verdicts
+from moc.report import build_report, load_results
+from moc.report.numbers.controls import loss_change
+from moc.report.numbers.results import Results
+from moc.report.numbers.verdicts import verdicts
 from moc.verbs.compare import caveats, joined
 from tests.support.fake_runs import fake_study, write_study
 
@@ -55,8 +56,8 @@ def test_arms_of_two_studies_are_compared_as_if_they_were_of_one(
     results, notes = join(folder)
     assert results.arms == ["first/moc", "first/iso_flop", "second/moc_segment", "second/iso_flop"]
     assert results.boundaries == ["start", "pretrain", "ift"] and notes == []
-    assert results.study["arms"]["second/iso_flop"]["iso_flop"]["target"] == "second/moc_segment"
-    assert results.plan["arms"]["second/iso_flop"]["iso_flop"]["target"] == "second/moc_segment"
+    match = results.study.arms["second/iso_flop"].iso_flop
+    assert match is not None and match.target == "second/moc_segment"
     alone = load_results(
         made(tmp_path_factory.mktemp("alone"), "all", "moc", "iso_flop", "moc_segment").dir
     )
@@ -113,6 +114,8 @@ def test_losses_on_other_text_get_another_name(folder: Path) -> None:
     assert results.bits_per_byte("second/iso_flop", "ift", "people") is None
     assert results.bits_per_byte("second/iso_flop", "ift", "people@second") is not None
     assert results.taught("people@second") == "pretrain"
+    cell = ("second/moc_segment", "ift", "people@second", "knockout-bank")
+    assert loss_change(results, *cell) is not None  # under controls they have the same name
     assert notes == ["Text that differs between the studies: people@second."]
 
 
@@ -145,10 +148,21 @@ def test_the_command_writes_a_report_beside_the_first_and_takes_a_baseline(
     assert (report.parent / "tables/differences-second--iso_flop.csv").is_file()
 
 
+def test_the_page_has_the_settings_and_versions_of_all(folder: Path) -> None:
+    path = folder / "second/environment.json"
+    path.write_text(path.read_text().replace("0123456789abcdef", "fedcba9876543210"))
+    results, _ = join(folder)
+    page = build_report(results).read_text()
+    assert "git commit of several versions" in page
+    assert "second, git_commit: fedcba9876543210" in page
+    assert "# first\nname: first\n" in page and "# second\nname: second\n" in page
+
+
 def test_a_single_study_keeps_the_names_of_its_arms(folder: Path) -> None:
     results = joined({"second": load_results(folder / "second")}, folder / "alone")
     assert results.arms == ["moc_segment", "iso_flop"]
-    assert results.study["arms"]["iso_flop"]["iso_flop"]["target"] == "moc_segment"
+    match = results.study.arms["iso_flop"].iso_flop
+    assert match is not None and match.target == "moc_segment"
 
 
 def test_mistakes_are_one_line(

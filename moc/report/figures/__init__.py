@@ -1,0 +1,4 @@
+"""The figures of a report: a function each, from ``Results`` to one figure, several, or none.
+
+Drawn with matplotlib's Agg and SVG backends and no global state; ``drawing`` has what they share.
+"""

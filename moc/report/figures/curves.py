@@ -1,0 +1,48 @@
+"""Score curves: every seed thin, and their mean."""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from moc.report.figures.drawing import GREY, colour
+from moc.report.numbers.results import Results
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+BASELINE = {"baseline": "--"}
+Curve = Sequence[tuple[float, float]]
+
+
+def draw_curves(axes: Axes, curves: Sequence[Curve], index: int) -> None:
+    """Every seed thin, and their mean where all of them were scored."""
+    for curve in curves if len(curves) > 1 else ():
+        heights = [100 * y for _, y in curve]
+        axes.plot(
+            [x for x, _ in curve], heights, color=colour(index), linewidth=0.6, alpha=0.45, zorder=2
+        )
+    mean = mean_curve(curves)
+    xs, ys = [x for x, _ in mean], [100 * y for _, y in mean]
+    axes.plot(xs, ys, color=colour(index), linewidth=1.6, zorder=3)
+
+
+def mean_curve(curves: Sequence[Curve]) -> Curve:
+    """Where all of them have a point."""
+    known = [dict(curve) for curve in curves]
+    shared = sorted(set(known[0]).intersection(*known[1:])) if known else []
+    return [(x, statistics.fmean(curve[x] for curve in known)) for x in shared]
+
+
+def draw_baseline(axes: Axes, results: Results, task: str) -> None:
+    """Of ``task``: the larger of chance and majority, as a line."""
+    found = (results.score(arm, b, task) for arm in results.arms for b in results.boundaries)
+    score = next((score for score in found if score), None)
+    if score:
+        axes.axhline(100 * score.baseline, color=GREY, linewidth=1, linestyle="--", zorder=1)
+
+
+def seeds_text(results: Results) -> str:
+    """What ``draw_curves`` has drawn, for the caption."""
+    return " Thin lines: seeds; thick: their mean." if len(results.seeds) > 1 else ""

@@ -1,0 +1,83 @@
+"""How evenly the chapters were used, and how far that moved."""
+
+from __future__ import annotations
+
+from evals.measures.picks import USED_SHARE
+from moc.report.numbers.chapters import Overlap, collapsed, moved
+from moc.report.numbers.results import Results
+from moc.report.tables.cells import MISSING, fixed, percent, table_of
+from moc.report.tables.layout import Table
+
+
+def chapters(results: Results) -> Table:
+    """How evenly the chapters of every memory layer were used at the end of each phase."""
+    windows = [
+        (run, phase, window)
+        for arm in results.arms
+        for run in results.runs_of(arm)
+        for phase in results.phases
+        for window in run.last_windows(phase)
+    ]
+    rows = [
+        [
+            results.label(run.arm),
+            str(run.seed),
+            phase,
+            str(window.layer),
+            results.routing(run.arm),
+            fixed(window.load_max_over_mean, 2),
+            fixed(window.entropy, 3),
+            percent(window.dead_share),
+            percent(window.coverage),
+            fixed(window.kl_to_uniform, 3),
+            percent(window.shared_mass),
+            fixed(window.balance_loss, 3),
+            fixed(window.z_loss, 3),
+        ]
+        for run, phase, window in windows
+    ]
+    header = ["arm", "seed", "phase", "layer", "routing", "load max/mean", "entropy", "dead, %"]
+    header += ["coverage, %", "KL, nats", "shared mass, %", "balance loss", "z-loss"]
+    caption = "Chapter use in the last window of each phase, by memory layer (0-based block)"
+    covered = sorted({w.coverage_tokens for *_, w in windows if w.coverage_tokens})
+    if covered:
+        over = " or ".join(f"{tokens:,}" for tokens in covered)
+        caption += f"; coverage: share picked in one step of {over} tokens"
+    notes = [
+        f"Collapsed: up to {layers:.0f} of the memory layers of {results.label(run.arm)}, seed "
+        f"{run.seed}, at some time in {phase}."
+        for run, phase, layers in collapsed(results)
+    ]
+    return table_of(results, "chapters", caption, header, rows, num_keys=4, notes=notes)
+
+
+def overlap(results: Results) -> Table:
+    """How far each transition moved the chapters in use, and the router."""
+    rows = [
+        [
+            results.label(entry.run.arm),
+            str(entry.run.seed),
+            f"{entry.before} → {entry.after}",
+            entry.layer,
+            *_cells(entry.training),
+            *_cells(entry.same_text),
+            fixed(entry.drift, 3),
+        ]
+        for entry in moved(results)
+    ]
+    header = ["arm", "seed", "transition", "layer", "training: Jaccard", "training: mass"]
+    header += ["same text: Jaccard", "same text: mass", "router drift"]
+    caption = "Chapters before and after a transition, by memory layer (0-based block)"
+    notes = [
+        "Jaccard: chapters used before and after, over those used at either time (used: at least "
+        f"{USED_SHARE:g} of the uniform load). Mass: what the two distributions of picks have in "
+        "common. 1: nothing moved.",
+        "Training: the last window of either phase, each on its own data. Same text: the earlier "
+        "phase's validation text, routed by the model before and after.",
+        "Router drift: change of the router's weights over the later phase, relative to before.",
+    ]
+    return table_of(results, "overlap", caption, header, rows, num_keys=4, notes=notes)
+
+
+def _cells(found: Overlap | None) -> list[str]:
+    return [fixed(found.jaccard, 3), fixed(found.mass, 3)] if found else [MISSING, MISSING]

@@ -1,0 +1,64 @@
+"""Which arm forgets less, and what that rests on."""
+
+from __future__ import annotations
+
+from moc.report.numbers.effects import backward_transfer
+from moc.report.numbers.raw import Row
+from moc.report.numbers.results import Results
+from moc.report.numbers.verdicts import NOTHING, ONLY_ONE, bases, outcomes, verdicts
+from moc.report.tables.cells import MISSING, items_text, marked, probability, table_of
+from moc.report.tables.layout import Table
+
+
+def differences(results: Results) -> list[Table]:
+    """One table per base: the changes of two arms side by side, their difference, the verdict."""
+    return [_table(results, base) for base in bases(results)]
+
+
+def _table(results: Results, base: str) -> Table:
+    name, last = results.label(base), results.boundaries[-1]
+    found = [entry for entry in verdicts(results) if entry.base == base]
+    found.sort(key=lambda entry: results.tasks.index(entry.task))  # stable: arms keep their order
+    rows = [
+        [
+            f"{entry.task}, since {entry.taught}",
+            results.label(entry.arm),
+            entry.words,
+            marked(results, entry.difference),
+            probability(entry.adjusted_p),
+            probability(entry.difference.p),
+            marked(results, backward_transfer(results, entry.arm, entry.task)),
+            marked(results, backward_transfer(results, base, entry.task)),
+        ]
+        for entry in found
+    ]
+    raw: list[Row] = [
+        Row()
+        | {"arm": entry.arm, "base": base, "task": entry.task, "from": entry.taught, "to": last}
+        | {"num_seeds": entry.difference.num_seeds, "difference": entry.difference.value}
+        | {"low": entry.difference.low, "high": entry.difference.high}
+        | {"p": entry.difference.p, "adjusted_p": entry.adjusted_p, "verdict": entry.words}
+        for entry in found
+    ]
+    header = ["task", "arm", "verdict", "difference", "adjusted p", "p"]
+    header += ["its change", f"change of {name}"]
+    caption = (
+        f"Difference-in-differences against {name}: change of the score until after {last}, in "
+        f"points {items_text(results)}: {outcomes(found)}"
+    )
+    notes = [
+        "Positive difference: the arm lost less. Adjusted p: Holm's, over the tasks of a pair of "
+        f"arms. {NOTHING.capitalize()}: neither arm had clearly learned the task. "
+        f"{ONLY_ONE.capitalize()}: the other was at its baseline and had nothing to lose. "
+        f"{MISSING}: not tested.",
+    ]
+    return table_of(
+        results,
+        f"differences-{base}",
+        caption,
+        header,
+        rows,
+        num_keys=2,
+        notes=notes,
+        raw=raw,
+    )

@@ -268,7 +268,9 @@ def test_few_positions_are_measured_but_all_are_reached():
     model = routed_model("sequence")
     windows = text_windows(40, 128)
     shown = []
-    hook = model.register_forward_pre_hook(lambda _, args: shown.append(args[1].sum(1)))
+    hook = model.register_forward_pre_hook(
+        lambda _, args, given: shown.append(given["pool_BL"].sum(1)), with_kwargs=True
+    )
     found = measure_leakage(model, *windows, num_windows=32, batch_size=64)
     hook.remove()
     assert (found["num_windows"], found["num_tokens"]) == (32, 32 * 16)

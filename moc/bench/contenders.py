@@ -24,6 +24,7 @@ from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, buil
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
 from moc.train.optim import build_optimizer
+from moc.train.routers import routers
 from moc.train.step import optimizer_step
 
 Optimizer = Literal["lazy", "dense"]
@@ -44,6 +45,7 @@ class Workload:
     device: str
     bf16: bool = False
     compile: bool = False
+    uniform: bool = False  # chapters in turn: as many distinct ones as there can be
 
     @property
     def tokens(self) -> int:
@@ -64,6 +66,8 @@ class Training:
     def __init__(self, config: ModelConfig, work: Workload, optimizer: Optimizer) -> None:
         self.work = work
         self.model: Transformer = build_model(config).to(work.device)
+        for router in routers(self.model).values():
+            router.takes_turns = work.uniform
         if work.compile:
             self.model.compile()
         group = GroupConfig(lr=LEARNING_RATE)

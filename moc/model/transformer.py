@@ -138,7 +138,7 @@ class Transformer(nn.Module):
         else:
             position_L = cache.begin(tokens_BL, pooled_BL)
         head_dim = self.config.dim // self.config.num_heads
-        rotary = rotary_tables(position_L, head_dim, self.config.rope_theta, x_BLD)
+        rotary = rotary_tables(position_L, head_dim, x_BLD)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             bank = self.bank_of_layer.get(layer)

@@ -136,7 +136,7 @@ class Results:
         if router["scope"] == "segment":
             window = router["window_tokens"]
             text += f" of {router['segment_tokens']}" + (f", window {window}" if window else "")
-        return text + ", forced uniform" * bool(router.get("forced_uniform"))
+        return text
 
     @property
     def any_non_causal(self) -> bool:

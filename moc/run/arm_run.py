@@ -221,7 +221,6 @@ class ArmRun:
                 self.run_dir.checkpoints,
                 config_hash=self.hashes[index + 1],
                 every=trainer.checkpoint_every_steps,
-                keep=trainer.keep_last,
                 restored=start.callbacks,
                 saved=self.sync,
             ),

@@ -293,7 +293,7 @@ class _Mirror:
 
 def _experiment(client: Any, study: StudyConfig, uri: str) -> str:
     """Its id. A database keeps no artifacts: they go to ``runs_dir``."""
-    name = study.tracking.experiment or study.name
+    name = study.name
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id

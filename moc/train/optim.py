@@ -10,6 +10,8 @@ from moc.errors import ConfigError
 from moc.model.transformer import parameter_group
 from moc.train.lazy_adamw import LazyAdamW
 
+EPS = 1e-8  # of AdamW, as published (arXiv 2603.21096, tables 5 and 6)
+
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> LazyAdamW:
     """AdamW over the parameters that train, grouped by name.
@@ -41,7 +43,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -
             }
         )
     betas = (config.beta1, config.beta2)
-    return LazyAdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    return LazyAdamW(groups, betas=betas, eps=EPS, fused=fused)
 
 
 def freeze_groups(model: nn.Module, config: OptimizerConfig) -> None:

@@ -47,7 +47,7 @@ from moc.train.distributed import is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
-from moc.train.strategies import device_of, num_devices
+from moc.train.strategies import device_of, total_devices
 
 
 class _Start(NamedTuple):
@@ -164,7 +164,7 @@ class ArmRun:
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         earlier = self.phases[:index]
-        size, _ = micro_batch(phase, num_devices(trainer) * trainer.num_nodes)
+        size, _ = micro_batch(phase, total_devices(trainer))
         module = StudyModule(
             start.model,
             phase,

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from moc.store.files import write_json
 from moc.store.journal import Journal, read
 from moc.store.rundir import RunDir
-from moc.train.strategies import num_devices
+from moc.train.strategies import total_devices
 
 if TYPE_CHECKING:
     from moc.run.arm_run import ArmRun
@@ -30,7 +30,7 @@ def begin_as_sibling(run: ArmRun, siblings: Sequence[ArmRun]) -> None:
     here, trainer = run.run_dir, run.study.trainer
     if (here.path / "boundaries").is_dir() or here.checkpoints.is_dir():
         return
-    if num_devices(trainer) * trainer.num_nodes > 1:
+    if total_devices(trainer) > 1:
         return
     shared = {s: shared_phases(run.hashes, s.hashes, s.run_dir) for s in siblings}
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)

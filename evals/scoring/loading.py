@@ -29,7 +29,7 @@ class Loaded:
 
     name: str
     leaves: Mapping[str, Any]  # lm-eval's tasks, by their own names
-    chosen: Mapping[str, list[int]]  # places of the items, by leaf, ascending
+    chosen: Mapping[str, list[int]]  # indices of the items, by leaf, ascending
     metrics: list[str]  # those with a score for every item, the headline first
     ours: bool
 
@@ -88,12 +88,12 @@ def load(
         leaves = _stock(name, mirror_folder(hub_mirror), num_fewshot)
     sizes = {leaf: len(task.eval_docs) for leaf, task in leaves.items()}
     total = sum(sizes.values())
-    places: Sequence[int] = range(total)
+    indices: Sequence[int] = range(total)
     if num_items is not None and num_items < total:
-        places = places[:num_items] if ours else _spread(total, num_items)
+        indices = indices[:num_items] if ours else _spread(total, num_items)
     chosen, first = {}, 0
     for leaf, size in sizes.items():
-        if within := [place - first for place in places if first <= place < first + size]:
+        if within := [index - first for index in indices if first <= index < first + size]:
             chosen[leaf] = within
         first += size
     return Loaded(name, leaves, chosen, _metrics(name, leaves), ours)
@@ -107,8 +107,8 @@ def _stock(name: str, mirror: Path | None, num_fewshot: int | None) -> dict[str,
 
 
 def _spread(total: int, count: int) -> list[int]:
-    """``count`` of ``total`` places, spread evenly; those of a smaller count are among them."""
-    return sorted(sorted(range(total), key=lambda place: place * _GOLDEN % 1)[:count])
+    """``count`` of ``total`` indices, spread evenly; those of a smaller count are among them."""
+    return sorted(sorted(range(total), key=lambda index: index * _GOLDEN % 1)[:count])
 
 
 def _metrics(name: str, leaves: Mapping[str, Any]) -> list[str]:

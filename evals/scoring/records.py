@@ -118,12 +118,12 @@ def score(
     return record
 
 
-def _histogram(places: Sequence[int], options: Sequence[Sequence[str]]) -> dict[str, int]:
+def _histogram(picked: Sequence[int], options: Sequence[Sequence[str]]) -> dict[str, int]:
     """How often each option was meant, zeros included."""
     shared = len({tuple(offered) for offered in options}) == 1
     most = max(len(offered) for offered in options)
     labels = options[0] if shared else [str(place + 1) for place in range(most)]
-    counts = Counter(places)
+    counts = Counter(picked)
     return {label.strip(): counts[place] for place, label in enumerate(labels)}
 
 

@@ -65,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 def _step(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Training steps of moc in each scope, its iso-FLOP dense baseline and its backbone."""
     work, base = _workload(arguments), _model(arguments)
-    configs = {f"moc {scope}": _routed(base, scope, arguments) for scope in arguments.scopes}
+    configs = {f"moc {scope}": _routed(base, scope) for scope in arguments.scopes}
     configs["iso_flop"] = iso_flop(next(iter(configs.values())), work)
     configs["backbone"] = replace(base, memory=None)
     optimizer = arguments.optimizer
@@ -117,7 +117,7 @@ def _step(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
 def _growth(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     """Training steps over the number of chapters, at fixed K, with both optimizers of the bank."""
     work, scope = _workload(arguments), arguments.scope
-    base = _routed(_model(arguments), scope, arguments)
+    base = _routed(_model(arguments), scope)
     configs = {
         (chapters, optimizer): with_memory(base, num_chapters=chapters)
         for chapters in arguments.chapters
@@ -163,7 +163,7 @@ def _decode(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]:
     base = with_memory(_model(arguments), num_chapters=arguments.chapters)
     rows, shown = [], {}
     for batch in arguments.batches:
-        configs = {f"moc {scope}": _routed(base, scope, arguments) for scope in arguments.scopes}
+        configs = {f"moc {scope}": _routed(base, scope) for scope in arguments.scopes}
         configs["backbone"] = replace(base, memory=None)
         contenders = {
             name: Decoding(config, batch, arguments.prompt, arguments.new, arguments.device)
@@ -201,6 +201,7 @@ def _workload(arguments: argparse.Namespace) -> Workload:
         device=arguments.device,
         bf16=arguments.bf16,
         compile=arguments.compile,
+        uniform=arguments.routing == "uniform",
     )
 
 
@@ -214,16 +215,9 @@ def _model(arguments: argparse.Namespace) -> ModelConfig:
     return with_memory(config)
 
 
-def _routed(config: ModelConfig, scope: str, arguments: argparse.Namespace) -> ModelConfig:
-    uniform = getattr(arguments, "routing", "router") == "uniform"
+def _routed(config: ModelConfig, scope: str) -> ModelConfig:
     mixing = MIXING[scope]
-    return with_memory(
-        config,
-        scope=scope,
-        segment_tokens=SEGMENT_TOKENS,
-        mixing=mixing,
-        forced_uniform=uniform,
-    )
+    return with_memory(config, scope=scope, segment_tokens=SEGMENT_TOKENS, mixing=mixing)
 
 
 def _routing_words(arguments: argparse.Namespace) -> str:

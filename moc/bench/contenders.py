@@ -17,15 +17,15 @@ from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
-from torch.nn.utils import get_total_norm
 
 from moc.bench.heap import give_back_freed_memory, peak_resident_bytes
+from moc.config.schema import GroupConfig, OptimizerConfig
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
-from moc.train.bank_gradients import BankGradients
-from moc.train.lazy_adamw import LazyAdamW
-from moc.train.router_loss import picks_by_layer, router_loss
+from moc.train.optim import build_optimizer
+from moc.train.routers import routers
+from moc.train.step import optimizer_step
 
 Optimizer = Literal["lazy", "dense"]
 WARM_UP = 2  # repetitions that are not counted
@@ -45,6 +45,7 @@ class Workload:
     device: str
     bf16: bool = False
     compile: bool = False
+    uniform: bool = False  # chapters in turn: as many distinct ones as there can be
 
     @property
     def tokens(self) -> int:
@@ -60,57 +61,28 @@ class Spread(NamedTuple):
 
 
 class Training:
-    """Optimizer steps of one model, as ``moc.train.module`` makes them on one device."""
+    """Optimizer steps of one model on one device, each one micro-batch of random tokens."""
 
     def __init__(self, config: ModelConfig, work: Workload, optimizer: Optimizer) -> None:
         self.work = work
         self.model: Transformer = build_model(config).to(work.device)
+        for router in routers(self.model).values():
+            router.takes_turns = work.uniform
         if work.compile:
             self.model.compile()
-        memory = [p for name, p in self.model.named_parameters() if name.startswith("banks.")]
-        others = [p for name, p in self.model.named_parameters() if not name.startswith("banks.")]
-        groups: list[dict[str, object]] = [{"params": others}]
-        if memory:
-            groups.append({"params": memory, "lazy": optimizer == "lazy"})
-        self.optimizer = LazyAdamW(groups, lr=LEARNING_RATE, weight_decay=0.1, fused=True)
-        self.lazy = optimizer == "lazy"
+        group = GroupConfig(lr=LEARNING_RATE)
+        groups = OptimizerConfig(group, group, group, lazy_bank=optimizer == "lazy")
+        self.optimizer = build_optimizer(self.model, groups, fused=True)
         self.generator = torch.Generator().manual_seed(0)
 
     def __call__(self) -> None:
-        config, work = self.model.config, self.work
-        shape = (work.batch, work.length + 1)
-        tokens_BL = torch.randint(config.vocab_size, shape, generator=self.generator)
-        tokens_BL = tokens_BL.to(work.device)
-        inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
-        slots = self.model.gradient_slots(*inputs_BL.shape)
-        with torch.autocast(torch.device(work.device).type, torch.bfloat16, enabled=work.bf16):
-            output = self.model(
-                inputs_BL,
-                targets_BL=targets_BL,
-                counted_BL=torch.ones_like(targets_BL, dtype=torch.bool),
-                slots=slots,
-            )
-        assert output.nll is not None
-        loss = output.nll / work.tokens
-        if output.routing and config.memory is not None:
-            picks_LC = picks_by_layer(output.routing, config.memory)
-            loss = loss + router_loss(output.routing, picks_LC, config.memory)
-        loss.backward()
-        gradients = BankGradients(self.model)
-        if slots:
-            gradients.add(slots, output.routing)
-        found = [p.grad for p in self.model.parameters() if p.grad is not None]
-        for bank, rows in gradients.finish().items():
-            tokens_CTM = self.model.bank_tokens()[bank]
-            if self.lazy:
-                self.optimizer.rows[tokens_CTM] = rows
-                found.append(rows.grad_UTM)
-            else:
-                tokens_CTM.grad = rows.dense(len(tokens_CTM))
-                found.append(tokens_CTM.grad)
-        torch._foreach_mul_(found, (1 / (get_total_norm(found) + 1e-6)).clamp(max=1.0))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        work = self.work
+        shape = (1, work.batch, work.length + 1)
+        tokens_ABL = torch.randint(self.model.config.vocab_size, shape, generator=self.generator)
+        tokens_ABL = tokens_ABL.to(work.device)
+        counted_ABL = torch.ones_like(tokens_ABL[..., 1:], dtype=torch.bool)
+        with torch.autocast(tokens_ABL.device.type, torch.bfloat16, enabled=work.bf16):
+            optimizer_step(self.model, self.optimizer, tokens_ABL, counted_ABL, clip_norm=1.0)
 
 
 class Decoding:

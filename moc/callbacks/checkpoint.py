@@ -17,6 +17,8 @@ from moc.train.distributed import all_sum, is_distributed, is_main_process
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 
+KEPT = 2  # checkpoints of a phase: the last, and one to go on from should that be damaged
+
 
 class Checkpoint(L.Callback):
     """Every ``every`` steps, and once more when SIGINT or SIGTERM asks to stop.
@@ -27,7 +29,6 @@ class Checkpoint(L.Callback):
     Args:
         folder: the run's ``checkpoints``.
         config_hash: of everything that decides the weights; a resumed run must match it.
-        keep: how many to keep; those of finished phases are removed.
         restored: the other callbacks' states in the checkpoint that training goes on from, by
             ``state_key``; empty if there is none.
         saved: called (on rank 0) after each save, when the journal is committed.
@@ -39,12 +40,11 @@ class Checkpoint(L.Callback):
         *,
         config_hash: str,
         every: int,
-        keep: int,
         restored: Mapping[str, Any],
         saved: Callable[[], None],
     ) -> None:
         self.folder, self.config_hash, self.saved = folder, config_hash, saved
-        self.every, self.keep, self.restored = every, keep, restored
+        self.every, self.restored = every, restored
         self._stop_requested = False
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -76,7 +76,7 @@ class Checkpoint(L.Callback):
             )
             if trainer.is_global_zero:
                 trainer.logger.commit()
-                prune_checkpoints(self.folder, trainer.logger.phase, self.keep)
+                prune_checkpoints(self.folder, trainer.logger.phase, KEPT)
                 self.saved()
         if stop:
             raise StudyInterrupted(f"stopped in phase {trainer.logger.phase} at step {step}")

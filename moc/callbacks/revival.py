@@ -17,7 +17,8 @@ from moc.model.transformer import Transformer
 from moc.ops.shards import fetch_rows, own_rows, owned_chapters
 from moc.store.journal import Journal
 from moc.train.logger import JournalLogger
-from moc.train.module import StudyModule, routers
+from moc.train.module import StudyModule
+from moc.train.routers import routers
 
 NOISE = 0.1  # of the source's standard deviation: parts the twins, and keeps what makes one useful
 

@@ -109,8 +109,8 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
 
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
     if not path.is_file():
-        places = path.parent.glob("[!.]*.yaml"), Path("experiments").rglob("[!.]*.yaml")
-        found = sorted({str(file) for place in places for file in place})
+        folders = path.parent.glob("[!.]*.yaml"), Path("experiments").rglob("[!.]*.yaml")
+        found = sorted({str(file) for folder in folders for file in folder})
         raise ConfigError(f"{path}: no such study file; {nearest(str(path), found)}")
     if path.resolve() in children:
         raise ConfigError(f"{path}: 'extends' goes round in a circle")

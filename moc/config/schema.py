@@ -29,7 +29,6 @@ class SourceConfig:
     num_people: int = 1000  # facts: how many people exist
     num_phrasings: int = 50  # facts: biographies per person in one pass over the source
     question_share: float = 0.5  # facts: share of the people whose questions are trained
-    question_ratio: float = 0.5  # facts: trained question documents per biography of those people
     documents: Literal["all", "questions"] = "all"  # facts: or the trained questions alone
     num_examples: int = 20_000  # skills: instructions in one pass over the source
     # text and chat: files, or a dataset on the Hugging Face hub
@@ -59,7 +58,6 @@ class OptimizerConfig:
     bank: GroupConfig = field(default_factory=GroupConfig)
     beta1: float = 0.9
     beta2: float = 0.95
-    eps: float = 1e-8
     clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
     # update only the chapters that a step has read, each in a time of its own; another experimental
     # condition (moc.train.lazy_adamw says how), for banks that are large beside what a step reads
@@ -103,22 +101,19 @@ class PhaseConfig:
 
 
 @dataclass
-class IsoFlopConfig:
-    """Match this arm's training FLOPs per token to another arm's."""
-
-    target: str = "moc"
-    solve: bool = True  # false: keep the arm's own shape and only check it
-    tolerance: float = 0.005  # largest relative deviation
-    accounting: Literal["paper", "hardware"] = "paper"
-
-
-@dataclass
 class IsoParamConfig:
     """Match this arm's number of parameters to another arm's."""
 
     target: str = "moc"
     solve: bool = True  # false: keep the arm's own shape and only check it
     tolerance: float = 0.005  # largest relative deviation
+
+
+@dataclass
+class IsoFlopConfig(IsoParamConfig):
+    """Match this arm's training FLOPs per token to another arm's."""
+
+    accounting: Literal["paper", "hardware"] = "paper"
 
 
 @dataclass
@@ -198,13 +193,11 @@ class TrainerConfig:
     num_workers: int = 0  # data loading processes; more, if steps wait for data (train/data_wait)
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100
-    keep_last: int = 1  # checkpoints inside a phase; boundaries are always kept
 
 
 @dataclass
 class TrackingConfig:
     uri: str | None = None  # MLflow tracking URI; null: sqlite in runs_dir
-    experiment: str | None = None  # null: the study's name
 
 
 @dataclass

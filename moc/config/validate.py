@@ -27,13 +27,11 @@ _STUDY_MINIMA: dict[str, float] = {
     "trainer.num_workers": 0,
     "trainer.log_every_steps": 1,
     "trainer.checkpoint_every_steps": 1,
-    "trainer.keep_last": 1,
 }
 _SOURCE_MINIMA: dict[str, float] = {
     "num_people": 1,
     "num_phrasings": 1,
     "question_share": 0,
-    "question_ratio": 0,
     "num_examples": 1,
 }
 _PHASE_MINIMA: dict[str, float] = {

@@ -35,6 +35,7 @@ POOL_SIZES = {
     "employer_city": _NUM_EMPLOYERS,
 }
 ATTRIBUTES = tuple(POOL_SIZES)
+QUESTION_RATIO = 0.5  # trained question documents per biography, of the people who are asked about
 _SENTENCES = {name: text.TEMPLATES[name].strip().splitlines() for name in ATTRIBUTES}
 
 
@@ -173,10 +174,10 @@ def sentences_of(attribute: str, split: str) -> list[str]:
 
 
 def _question_documents(config: SourceConfig, person_id: int, turn: int) -> Iterator[Document]:
-    """This turn's share of ``question_ratio`` documents per biography, all attributes in each."""
+    """This turn's share of ``QUESTION_RATIO`` documents per biography, all attributes in each."""
     phase = stable_hash(config.seed, "question phase", person_id) / 2**64  # spreads people's turns
-    first = floor(turn * config.question_ratio + phase)
-    for number in range(first, floor((turn + 1) * config.question_ratio + phase)):
+    first = floor(turn * QUESTION_RATIO + phase)
+    for number in range(first, floor((turn + 1) * QUESTION_RATIO + phase)):
         someone = person(config, person_id)
         draws = Draws(config.seed, "question order", person_id, number)
         yield plain_document(
@@ -238,14 +239,10 @@ def _check(config: SourceConfig) -> None:
         )
     if config.num_phrasings < 1:
         raise ConfigError(f"num_phrasings must be at least 1, not {config.num_phrasings}")
-    if not 0 <= config.question_share <= 1 or config.question_ratio < 0:
+    if not 0 <= config.question_share <= 1:
+        raise ConfigError(f"question_share must be from 0 to 1, not {config.question_share}")
+    if config.documents == "questions" and not round(config.question_share * config.num_people):
         raise ConfigError(
-            "question_share must be from 0 to 1 and question_ratio at least 0, "
-            f"not {config.question_share} and {config.question_ratio}"
-        )
-    num_asked = round(config.question_share * config.num_people)
-    if config.documents == "questions" and not (num_asked and config.question_ratio):
-        raise ConfigError(
-            f"documents: questions has none with question_share {config.question_share} and "
-            f"question_ratio {config.question_ratio}; raise both above 0"
+            f"documents: questions has none with question_share {config.question_share} of "
+            f"{config.num_people} people; raise it"
         )

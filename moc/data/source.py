@@ -36,7 +36,6 @@ _GENERATED_FIELDS = {
         "num_people",
         "num_phrasings",
         "question_share",
-        "question_ratio",
         "documents",
     ),
     "skills": ("seed", "num_examples"),

@@ -27,7 +27,6 @@ class RouterConfig:
     balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
     bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
     z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
-    forced_uniform: bool = False  # for benchmarks: chapters in turn, by place in the batch
 
 
 @dataclass
@@ -62,7 +61,6 @@ class ModelConfig:
     num_heads: int = 4  # H
     num_kv_heads: int = 2  # J
     mlp_dim: int = 384  # SwiGLU's intermediate width
-    rope_theta: float = 100_000.0
     init_std: float = 0.02  # linear maps and embedding
     residual_init_std: float | None = None  # null: init_std / sqrt(2 * num_layers)
     activation_checkpointing: bool = False  # recompute each block in the backward pass

@@ -13,6 +13,7 @@ from moc.model.decode.cache import KeyValues
 from moc.ops import rms_norm, swiglu
 
 NORM_EPS = 1e-5
+ROPE_THETA = 100_000.0  # as published (arXiv 2603.21096)
 
 
 class RMSNorm(nn.Module):
@@ -29,13 +30,11 @@ class RMSNorm(nn.Module):
         return normed.to(x_D.dtype)
 
 
-def rotary_tables(
-    position_L: Tensor, head_dim: int, theta: float, like: Tensor
-) -> tuple[Tensor, Tensor]:
+def rotary_tables(position_L: Tensor, head_dim: int, like: Tensor) -> tuple[Tensor, Tensor]:
     """Cosines and sines for positions (L,) or (B, L): each (..., E / 2), at least float32."""
     dtype = torch.float64 if like.dtype == torch.float64 else torch.float32
     steps_E = torch.arange(0, head_dim, 2, device=like.device, dtype=dtype) / head_dim
-    angles_LE = position_L[..., None].to(dtype) * theta**-steps_E
+    angles_LE = position_L[..., None].to(dtype) * ROPE_THETA**-steps_E
     return angles_LE.cos(), angles_LE.sin()
 
 

@@ -129,7 +129,7 @@ class Transformer(nn.Module):
         else:
             position_L = cache.begin(tokens_BL, real_BL)
         head_dim = self.config.dim // self.config.num_heads
-        rotary = rotary_tables(position_L, head_dim, self.config.rope_theta, x_BLD)
+        rotary = rotary_tables(position_L, head_dim, x_BLD)
         routings: list[Routing] = []
         for layer, block in enumerate(self.blocks):
             state = cache.blocks[layer] if cache is not None else None

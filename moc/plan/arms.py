@@ -9,7 +9,6 @@ from typing import Literal
 
 from moc.config.schema import (
     ArmConfig,
-    IsoFlopConfig,
     IsoParamConfig,
     PhaseConfig,
     StudyConfig,
@@ -31,7 +30,7 @@ class Match:
     """What an arm is to have in common with another one."""
 
     setting: Literal["iso_flop", "iso_param"]
-    config: IsoFlopConfig | IsoParamConfig
+    config: IsoParamConfig
     what: str  # is compared, in words
     unit: str
     cost: Callable[[ArmConfig], float]

@@ -67,14 +67,14 @@ def _routing(model: ModelConfig) -> str:
     router = model.memory.router
     match router.scope:
         case "sequence":
-            label = "sequence (non-causal)"
+            return "sequence (non-causal)"
         case "segment":
             label = f"segment of {router.segment_tokens}"
             if router.window_tokens is not None:
                 label += f", window {router.window_tokens}"
+            return label
         case _:
-            label = router.scope
-    return f"{label}, forced uniform (benchmark)" if router.forced_uniform else label
+            return router.scope
 
 
 def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:

@@ -30,7 +30,7 @@ from moc.train.distributed import is_main_process
 from moc.train.fit import Callbacks, fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
-from moc.train.strategies import device_of, num_devices
+from moc.train.strategies import device_of, total_devices
 
 
 class _Start(NamedTuple):
@@ -55,7 +55,7 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
             if file.path.is_file():
                 file.truncate(name, start.step, phases=run.dir.phases)
     earlier = run.phases[:index]
-    size, _ = micro_batch(phase, num_devices(trainer) * trainer.num_nodes)
+    size, _ = micro_batch(phase, total_devices(trainer))
     module = StudyModule(
         start.model,
         phase,
@@ -120,7 +120,6 @@ def _callbacks(
             run.dir.checkpoints,
             config_hash=run.hashes[index + 1],
             every=trainer.checkpoint_every_steps,
-            keep=trainer.keep_last,
             restored=restored,
             saved=tools.sync,
         ),

@@ -21,7 +21,7 @@ from moc.train.distributed import barrier, is_main_process
 from moc.train.fit import fit
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
-from moc.train.strategies import num_devices
+from moc.train.strategies import total_devices
 
 
 def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
@@ -48,7 +48,7 @@ def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
         folder.mkdir(parents=True)
     barrier()
     phase, trainer = probe.phase, study.trainer
-    size, _ = micro_batch(phase, num_devices(trainer) * trainer.num_nodes)
+    size, _ = micro_batch(phase, total_devices(trainer))
     logger = JournalLogger(
         Journal(folder / "metrics.jsonl"),
         phase=name,

@@ -14,7 +14,7 @@ from moc.run.arm_seed import ArmSeed
 from moc.store.files import whole_folder, write_json
 from moc.store.journal import Journal, read
 from moc.store.rundir import RunDir
-from moc.train.strategies import num_devices
+from moc.train.strategies import total_devices
 
 
 def begin_as_sibling(run: ArmSeed, siblings: Sequence[ArmSeed]) -> None:
@@ -26,7 +26,7 @@ def begin_as_sibling(run: ArmSeed, siblings: Sequence[ArmSeed]) -> None:
     here, trainer = run.dir, run.study.trainer
     if (here.path / "boundaries").is_dir() or here.checkpoints.is_dir():
         return
-    if num_devices(trainer) * trainer.num_nodes > 1:
+    if total_devices(trainer) > 1:
         return
     shared = {s: shared_phases(run.hashes, s.hashes, s.dir) for s in siblings}
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)

@@ -117,9 +117,6 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
             "Non-causal routing: chapters are chosen from the whole sequence, including later "
             "tokens."
         )
-    memory = study.arms[info["arm"]].model.memory
-    if memory is not None and memory.router.forced_uniform:
-        notes.append("Benchmark routing: chapters are taken in turn, whatever the router says.")
     if "lazy" in tags["bank_optimizer"]:
         notes.append(
             "Lazy bank optimizer: AdamW updates a chapter in the steps that read it, and leaves it "

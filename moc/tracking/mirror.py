@@ -145,7 +145,7 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
 
 def _experiment(client: Any, study: StudyConfig, uri: str) -> str:
     """Its id. A database keeps no artifacts: they go to ``runs_dir``."""
-    name = study.tracking.experiment or study.name
+    name = study.name
     found = client.get_experiment_by_name(name)
     if found is not None:
         return found.experiment_id

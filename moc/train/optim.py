@@ -1,16 +1,16 @@
-"""Optimizer groups and learning-rate schedules."""
+"""The optimizer of a phase: parameter groups by name, their learning rates. Needs torch alone."""
 
 from __future__ import annotations
-
-import math
 
 import torch
 from torch import nn
 
-from moc.config.schema import GroupConfig, OptimizerConfig, ScheduleConfig
+from moc.config.schema import GroupConfig, OptimizerConfig
 from moc.errors import ConfigError
 from moc.model.transformer import parameter_group
 from moc.train.lazy_adamw import LazyAdamW
+
+EPS = 1e-8  # of AdamW, as published (arXiv 2603.21096, tables 5 and 6)
 
 
 def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -> LazyAdamW:
@@ -43,7 +43,7 @@ def build_optimizer(model: nn.Module, config: OptimizerConfig, *, fused: bool) -
             }
         )
     betas = (config.beta1, config.beta2)
-    return LazyAdamW(groups, betas=betas, eps=config.eps, fused=fused)
+    return LazyAdamW(groups, betas=betas, eps=EPS, fused=fused)
 
 
 def freeze_groups(model: nn.Module, config: OptimizerConfig) -> None:
@@ -56,26 +56,3 @@ def freeze_groups(model: nn.Module, config: OptimizerConfig) -> None:
 def set_learning_rates(optimizer: torch.optim.Optimizer, factor: float) -> None:
     for group in optimizer.param_groups:
         group["lr"] = group["peak_lr"] * factor
-
-
-def lr_factor(step: int, num_steps: int, config: ScheduleConfig) -> float:
-    """Learning rate of 0-based ``step`` over its peak.
-
-    Warm-up rises linearly and reaches 1 at step ``warmup_steps - 1``. The decay starts at step
-    ``num_steps * (1 - decay_fraction)`` (wsd) or after the warm-up (cosine, linear) and would
-    reach ``final_ratio`` at step ``num_steps``.
-    """
-    if step < config.warmup_steps:
-        return (step + 1) / config.warmup_steps
-    start = config.warmup_steps
-    if config.kind == "wsd":
-        start = max(start, round(num_steps * (1 - config.decay_fraction)))
-    progress = max(0.0, (step - start) / max(1, num_steps - start))
-    match config.kind:
-        case "constant":
-            return 1.0
-        case "cosine":
-            share = (1 + math.cos(math.pi * progress)) / 2
-        case "linear" | "wsd":
-            share = 1 - progress
-    return config.final_ratio + (1 - config.final_ratio) * share

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from moc.config.schema import TrainerConfig
+from moc.plan.arms import world_size
 
 
 def accelerator_of(config: TrainerConfig) -> str:
@@ -26,21 +29,26 @@ def num_devices(config: TrainerConfig) -> int:
     return torch.cuda.device_count() if accelerator_of(config) == "gpu" else 1
 
 
+def total_devices(config: TrainerConfig) -> int:
+    """Devices over all nodes."""
+    return world_size(replace(config, devices=num_devices(config)))
+
+
 def build_strategy(config: TrainerConfig) -> Strategy | str:
     """``auto``: a single device where there is one, else ddp. ``fsdp``: FSDP2.
 
     FSDP2 comes as ``ModelParallelStrategy``; the older ``FSDPStrategy`` refuses CPUs and clipping
     by norm, and its full-file loading ignores ``weights_only``.
     """
-    world_size = num_devices(config) * config.num_nodes
+    total = total_devices(config)
     match config.strategy:
         case "fsdp":
             return ModelParallelStrategy(
-                data_parallel_size=world_size,
+                data_parallel_size=total,
                 tensor_parallel_size=1,
                 save_distributed_checkpoint=False,
             )
-        case "auto" if world_size == 1:
+        case "auto" if total == 1:
             return "auto"
         case _:
             return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)

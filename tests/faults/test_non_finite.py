@@ -4,17 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import moc.train.module
+import moc.train.step
 from moc.errors import TrainingDiverged
 from moc.model.transformer import build_model
 from moc.store.journal import read
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.spoiling import spoiled
 
 Spoil = Callable[[Tensor], Tensor]
 
@@ -25,14 +25,11 @@ def spoil(monkeypatch: pytest.MonkeyPatch) -> Callable[[set[int], Spoil], None]:
     micro-batches."""
 
     def install(steps: set[int], how: Spoil) -> None:
-        counted_nll, calls = moc.train.module.counted_nll, iter(range(1000))
-
-        def spoiled(*arguments: Any) -> Tensor:
-            step, micro_batch = divmod(next(calls), 2)
-            loss = counted_nll(*arguments)
+        def change(index: int, loss: Tensor) -> Tensor:
+            step, micro_batch = divmod(index, 2)
             return how(loss) if step + 1 in steps and micro_batch == 1 else loss
 
-        monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
+        monkeypatch.setattr(moc.train.step, "predict", spoiled(change))
 
     return install
 

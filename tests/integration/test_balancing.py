@@ -7,17 +7,17 @@ it in tests/faults.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
-import moc.train.module
+import moc.train.step
 from moc.callbacks.chapters import load_statistics
 from moc.model.transformer import Transformer, build_model
-from moc.train.module import nudge
+from moc.train.routers import nudge
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.spoiling import nan_in_second_step, spoiled
 
 RATE = 0.25
 BIASED = f"model.memory.router.bias_rate={RATE}"
@@ -127,13 +127,7 @@ def test_the_bias_does_not_depend_on_micro_batches(folder: Path) -> None:
 
 def test_a_skipped_step_does_not_nudge(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its picks come from activations that may be NaN."""
-    counted_nll, calls = moc.train.module.counted_nll, iter(range(100))
-
-    def spoiled(*arguments: Any) -> Tensor:
-        second_step = next(calls) // 2 == 1  # two micro-batches a step
-        return counted_nll(*arguments) * (float("nan") if second_step else 1.0)
-
-    monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
+    monkeypatch.setattr(moc.train.step, "predict", spoiled(nan_in_second_step))
     recorder = watch(folder, *STILL, BIASED)
     assert [result["skipped"] for result in recorder.results] == [False, True, False]
     first, second, third = biases(recorder)

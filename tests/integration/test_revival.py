@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 import torch
 
-import moc.train.module
+import moc.train.step
 from moc.callbacks.revival import NOISE, Revival, draw_sources, restart
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import build_tokenizer
@@ -23,6 +23,7 @@ from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
 from tests.integration.test_two_ranks import launched_by_torchrun, log_of
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.spoiling import nan_in_second_step, spoiled
 
 # sixteen picks a step among 32 chapters: many stay unread for two steps
 OPTIONS = [
@@ -203,13 +204,7 @@ def test_a_skipped_step_revives_nothing_and_its_picks_do_not_count(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The weights stay those before the bad step, and NaN chooses no chapters."""
-    counted_nll, calls = moc.train.module.counted_nll, iter(range(100))
-
-    def spoiled(*arguments: Any) -> Any:
-        second_step = next(calls) // 2 == 1  # two micro-batches a step
-        return counted_nll(*arguments) * (float("nan") if second_step else 1.0)
-
-    monkeypatch.setattr(moc.train.module, "counted_nll", spoiled)
+    monkeypatch.setattr(moc.train.step, "predict", spoiled(nan_in_second_step))
     study = tiny_study(folder, *OPTIONS, "model.memory.num_chapters=129")
     recorder, records, counts = train(study, tmp_path)
     for name, weight in recorder.weights[0].items():

@@ -14,7 +14,7 @@ from moc.callbacks.chapters import ChapterUtilisation, has_collapsed, load_stati
 from moc.callbacks.metrics import TrainingMetrics
 from moc.model.transformer import build_model
 from moc.store.journal import Journal, read
-from moc.train.module import router_figures
+from moc.train.routers import router_figures
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 # nothing learns, so that every step can be recounted with the first weights

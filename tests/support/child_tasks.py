@@ -8,6 +8,7 @@ from typing import Any
 
 import lightning as L
 import torch
+from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule
@@ -18,7 +19,7 @@ import moc.evaluate.evaluator
 import moc.ops.rows
 import moc.study
 import moc.train.checkpoints
-import moc.train.module
+import moc.train.step
 from evals.measures.controls import knocked_out, swapped_bank
 from evals.scoring.observing import only_observing
 from moc.callbacks.revival import Revival
@@ -33,6 +34,7 @@ from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
 from tests.support.helpers_training import module_of, tiny_study, train_phase
+from tests.support.spoiling import nan_in_second_step, spoiled
 
 PROMPTS = [[1, 2, 3], [4, 5], [6]]
 
@@ -236,14 +238,10 @@ class _Watcher(L.Callback):
 
 
 def _spoil_second_step(nan_on_rank: int) -> None:
-    counted_nll, calls = moc.train.module.counted_nll, iter(range(1000))
+    def change(index: int, loss: Tensor) -> Tensor:
+        return nan_in_second_step(index, loss) if rank() == nan_on_rank else loss
 
-    def spoiled(*arguments: Any) -> Any:
-        second_step = next(calls) // 2 == 1  # two micro-batches a step
-        loss = counted_nll(*arguments)
-        return loss * float("nan") if second_step and rank() == nan_on_rank else loss
-
-    moc.train.module.counted_nll = spoiled
+    moc.train.step.predict = spoiled(change)
 
 
 def shards(result: str) -> None:

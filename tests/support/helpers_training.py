@@ -70,7 +70,6 @@ trainer:
   accelerator: cpu
   checkpoint_every_steps: 3
   log_every_steps: 1
-  keep_last: 2
 """
 
 

@@ -235,7 +235,7 @@ def _self_attention(
     config: ModelConfig, weights: Weights, prefix: str, stream: list[Tensor]
 ) -> list[Tensor]:
     width = config.dim // config.num_heads
-    speeds = [config.rope_theta ** (-2 * i / width) for i in range(width // 2)]
+    speeds = [100_000.0 ** (-2 * i / width) for i in range(width // 2)]
 
     def rotated(vector: Tensor, position: int) -> Tensor:
         a, b = vector.split(width // 2)  # the pairs are (i, i + width / 2)

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
+from moc.train.routers import routers
 
 torch.set_num_threads(1)
 W = 4  # positions per segment
@@ -39,6 +40,13 @@ def lively(config: ModelConfig, seed: int = 0) -> Transformer:
     """No zero maps, weights far from their small init."""
     memory = config.memory and replace(config.memory, output_init="normal", bank_init_std=0.5)
     return build_model(replace(config, init_std=0.3, residual_init_std=0.3, memory=memory), seed)
+
+
+def take_turns(model: Transformer) -> Transformer:
+    """``model``, its chapters in turn, whatever its routers say: the same in every test."""
+    for router in routers(model).values():
+        router.takes_turns = True
+    return model
 
 
 def tokens_of(batch: int, length: int, seed: int = 0) -> Tensor:

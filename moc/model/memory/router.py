@@ -42,6 +42,7 @@ class Router(nn.Module):
         self.num_shared, self.num_routed = config.num_shared, config.num_routed
         self.routed_scale = config.routed_scale
         self.config = config.router
+        self.takes_turns = False  # set by benchmarks: chapters in turn, by place in the batch
         self.linear = nn.Linear(dim, config.num_chapters)
         # moved by training; changes which chapters are picked, never their weights
         biased = self.config.bias_rate > 0
@@ -63,7 +64,7 @@ class Router(nn.Module):
         probs_BGC = masked_BGC.softmax(-1)
         biased = masked_BGC if self.selection_bias is None else masked_BGC + self.selection_bias
         index_BGK = biased.topk(self.num_routed, dim=-1).indices
-        if self.config.forced_uniform:
+        if self.takes_turns:
             index_BGK = self._in_turn(index_BGK, group_G)
         # probabilities renormalised over the picks; from logits, because all of the probabilities
         # can have underflowed when the picks were not the router's own

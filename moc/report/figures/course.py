@@ -124,8 +124,8 @@ def _draw_boundaries(
     axes: Axes, results: Results, curves: Sequence[Curve], index: int, arm: str, task: str
 ) -> None:
     mean = dict(mean_curve(curves))
-    places = [("start", 0), *results.phase_ends(arm)]
-    for boundary, tokens in places:
+    positions = [("start", 0), *results.phase_ends(arm)]
+    for boundary, tokens in positions:
         score = results.score(arm, boundary, task)
         if score is None or tokens not in mean:
             continue

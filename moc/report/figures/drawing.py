@@ -98,7 +98,7 @@ def boundary_axis(axes: Axes, title: str, boundaries: Sequence[str]) -> None:
 
 
 def log_axis(axes: Axes, low: float, high: float) -> None:
-    """Logarithmic, with plain numbers at a few places of every decade."""
+    """Logarithmic, with plain numbers at a few values of every decade."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
     axes.set_yscale("log")
@@ -179,13 +179,13 @@ def marker(index: int) -> str:
 
 
 def single_seeds(
-    axes: Axes, index: int, places: Sequence[float], by_seed: Sequence[Sequence[float | None]]
+    axes: Axes, index: int, positions: Sequence[float], by_seed: Sequence[Sequence[float | None]]
 ) -> None:
     """A dot for each of several seeds: what a mean and the interval over items do not show."""
     for heights in by_seed if len(by_seed) > 1 else ():
-        for place, height in zip(places, heights, strict=True):
+        for position, height in zip(positions, heights, strict=True):
             if height is not None:
-                axes.plot(place, height, ".", color=colour(index), markersize=3, alpha=0.5)
+                axes.plot(position, height, ".", color=colour(index), markersize=3, alpha=0.5)
 
 
 def dots(results: Results) -> str:

@@ -71,21 +71,21 @@ def bits_per_byte(results: Results) -> Figure | None:
         for index, arm in enumerate(results.arms):
             line = [results.bits_per_byte(arm, phase, source) for phase in results.phases]
             shift = dodge(index, len(results.arms))
-            found = [(place + shift, value) for place, value in enumerate(line) if value]
+            found = [(position + shift, value) for position, value in enumerate(line) if value]
             axes.plot(
-                [place for place, _ in found],
+                [position for position, _ in found],
                 [value for _, value in found],
                 color=colour(index),
                 marker=marker(index),
                 markersize=4,
                 linewidth=1.3,
             )
-            places = [place + shift for place in range(len(line))]
+            positions = [position + shift for position in range(len(line))]
             by_seed = [
                 [run.at(phase).bits_per_byte.get(source) for phase in results.phases]
                 for run in results.runs_of(arm)
             ]
-            single_seeds(axes, index, places, by_seed)
+            single_seeds(axes, index, positions, by_seed)
         boundary_axis(axes, source, results.phases)
     panels[0].set_ylabel("bits per byte")
     legend_above(canvas, results)

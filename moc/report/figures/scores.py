@@ -31,10 +31,10 @@ def scores(results: Results) -> Figure | None:
         for index, arm in enumerate(results.arms):
             line = [results.score(arm, boundary, task) for boundary in results.boundaries]
             shift = dodge(index, len(results.arms))
-            found = [(place + shift, score) for place, score in enumerate(line) if score]
+            found = [(position + shift, score) for position, score in enumerate(line) if score]
             highest = max([highest, *(100 * score.high for _, score in found)])
             axes.errorbar(
-                [place for place, _ in found],
+                [position for position, _ in found],
                 [100 * score.value for _, score in found],
                 yerr=[
                     [100 * max(0.0, score.value - score.low) for _, score in found],
@@ -45,9 +45,9 @@ def scores(results: Results) -> Figure | None:
                 elinewidth=0.9,
                 zorder=3,
             )
-            for place, score in found:
+            for position, score in found:
                 axes.plot(
-                    place,
+                    position,
                     100 * score.value,
                     marker=marker(index),
                     markersize=4,
@@ -55,8 +55,8 @@ def scores(results: Results) -> Figure | None:
                     markerfacecolor="white" if score.near else colour(index),
                     zorder=4,
                 )
-            places = [place + shift for place in range(len(line))]
-            single_seeds(axes, index, places, _by_seed(results, arm, task))
+            positions = [position + shift for position in range(len(line))]
+            single_seeds(axes, index, positions, _by_seed(results, arm, task))
             for _, score in found[:1]:
                 for level, style in (
                     (score.chance, BASELINES["chance"]),

@@ -69,13 +69,13 @@ def load_items(runs: Mapping[tuple[str, int], Run], seeds: Sequence[int], task: 
                     found.append(((arm, boundary, control), seeds.index(seed), values))
                     for key in values.keys() - clusters.keys():
                         clusters[key] = samples[key].get("cluster", samples[key]["doc_hash"])
-    places = {key: place for place, key in enumerate(sorted(clusters))}
+    columns = {key: column for column, key in enumerate(sorted(clusters))}
     correct: dict[Cell, np.ndarray] = {}
     for cell, row, values in found:
         if values:
-            matrix = correct.setdefault(cell, np.full((len(seeds), len(places)), np.nan))
-            matrix[row, [places[key] for key in values]] = list(values.values())
-    names = np.array([clusters[key] for key in places])
+            matrix = correct.setdefault(cell, np.full((len(seeds), len(columns)), np.nan))
+            matrix[row, [columns[key] for key in values]] = list(values.values())
+    names = np.array([clusters[key] for key in columns])
     return Items(seeds, np.unique(names, return_inverse=True)[1], correct)
 
 

@@ -190,7 +190,7 @@ def _routing_text(router: Tree) -> str:
     if text == "segment":
         window = router["window_tokens"]
         text += f" of {router['segment_tokens']}" + (f", window {window}" if window else "")
-    return text + ", forced uniform" * bool(router.get("forced_uniform"))
+    return text
 
 
 def _shape(model: Tree) -> Shape:

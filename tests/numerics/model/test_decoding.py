@@ -31,6 +31,7 @@ from tests.support.small_models import (
     ROUTER_INPUTS,
     W,
     lively,
+    take_turns,
     tokens_of,
     with_router,
 )
@@ -117,9 +118,8 @@ def test_a_selection_bias_holds_while_decoding(scope):
 
 @pytest.mark.parametrize("scope", CAUSAL)
 def test_chapters_taken_in_turn_are_the_same_while_decoding(scope):
-    config = with_router(scope)
-    config.memory.router = replace(config.memory.router, forced_uniform=True)
-    model, tokens_BL = lively(config).eval(), tokens_of(3, LENGTH)
+    model, tokens_BL = lively(with_router(scope)).eval(), tokens_of(3, LENGTH)
+    take_turns(model)
     with torch.no_grad():
         expected_BLV = model(tokens_BL).logits_BLV
     assert difference(decode(model, tokens_BL, IN_CHUNKS), expected_BLV) <= 1e-4

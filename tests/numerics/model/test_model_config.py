@@ -86,7 +86,7 @@ def test_memory_layers_can_be_named(spec, num_layers, expected):
 
 
 def test_the_label_follows_the_routing():
-    """What stands in the plan, the tags and every table; only the published preset looks ahead."""
+    """What stands in the plan, the tags and every table; the published preset is non-causal."""
     for scope in CAUSAL:
         config = with_router(scope)
         assert routing_scope(config) == ("token" if scope == "token" else "segment")

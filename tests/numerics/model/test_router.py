@@ -130,8 +130,8 @@ def test_taking_turns_spreads_the_load(batch, num_groups, num_routed, num_routab
         "token",
         num_chapters=num_routable + 1,
         num_routed=num_routed,
-        forced_uniform=True,
     )
+    router.takes_turns = True
     with torch.no_grad():
         router.linear.bias[1:3] = 50.0
     routing = router(states(batch, num_groups), None)
@@ -147,12 +147,16 @@ def test_a_whole_round_of_turns_is_perfectly_even(scope):
     """8 routed chapters, 3 per group: after 8 groups each was picked three times."""
     length = {"sequence": 1, "token": 8}.get(scope, 8 * W)
     batch = 8 if scope == "sequence" else 1
-    routing = make_router(scope, forced_uniform=True)(states(batch, length), None)
+    router = make_router(scope)
+    router.takes_turns = True
+    routing = router(states(batch, length), None)
     assert pick_counts(routing.index_BGN, 9, 1).tolist() == [0, *[3] * 8]
 
 
 def test_turns_keep_the_weights_of_the_router():
-    routing = make_router("token", forced_uniform=True)(states(2, 9), None)
+    router = make_router("token")
+    router.takes_turns = True
+    routing = router(states(2, 9), None)
     picked_BGK = routing.logits_BGC.gather(-1, routing.index_BGN[..., 1:]).double()
     expected_BGK = 2.5 / 3.5 * picked_BGK.softmax(-1)
     torch.testing.assert_close(

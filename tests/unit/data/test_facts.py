@@ -129,7 +129,7 @@ def test_questions_of_the_extraction_split_are_never_trained() -> None:
     assert len(known) == len(held_out) == 30 * 6  # half of 60 people, six questions each
     for question in known:
         line = f"Question: {question.question}\nAnswer: {question.answer}"
-        assert trained.count(line) == 5  # question_ratio 0.5 of ten biographies
+        assert trained.count(line) == 5  # one for every two of ten biographies
     for question in held_out:
         name = facts.person(CONFIG, question.person_id).name
         assert name not in trained and name in question.question
@@ -143,10 +143,10 @@ def test_an_answer_is_not_in_the_document_just_before_its_question() -> None:
     assert sum(name in before for name, (before, _) in zip(names, pairs, strict=True)) < 10
 
 
-def test_question_ratio_may_exceed_one() -> None:
-    config = SourceConfig(num_people=8, num_phrasings=4, question_share=1, question_ratio=1.5)
+def test_everybody_may_be_asked_about() -> None:
+    config = SourceConfig(num_people=8, num_phrasings=4, question_share=1)
     questions = [text for text in texts(config) if text.startswith("Question")]
-    assert len(questions) == 8 * 4 * 1.5
+    assert len(questions) == 8 * 4 * 0.5  # one for every two biographies
     assert all(text.count("Question: ") == text.count("\nAnswer: ") == 6 for text in questions)
 
 
@@ -169,10 +169,9 @@ def test_questions_alone_are_another_source_to_the_token_cache() -> None:
     assert source_key(alone, "train") != source_key(CONFIG, "train")
 
 
-@pytest.mark.parametrize("setting", ["question_share", "question_ratio"])
-def test_no_questions_to_train_alone(setting: str) -> None:
+def test_no_questions_to_train_alone() -> None:
     with pytest.raises(ConfigError, match="documents: questions has none"):
-        texts(replace(CONFIG, documents="questions", **{setting: 0.0}))
+        texts(replace(CONFIG, documents="questions", question_share=0.0))
 
 
 def test_choices_are_four_values_of_the_attribute_with_the_label_anywhere() -> None:

@@ -14,6 +14,7 @@ from moc.plan.flops import (
     parameter_counts,
 )
 from moc.plan.iso_flop import solve_shape
+from tests.support.small_models import take_turns
 
 PAPER = preset("paper")
 SMALL = ModelConfig(vocab_size=97, num_layers=3, dim=48, num_heads=4, num_kv_heads=2, mlp_dim=72)
@@ -47,7 +48,7 @@ SCOPES = {  # settings, and whether three texts of 24 positions meet chapter aft
     "tokens": ({"router": RouterConfig(scope="token")}, True),
     "tokens, tiny chapters": ({"router": RouterConfig(scope="token"), "chapter_tokens": 1}, False),
 }
-# Numbers of routed chapters that groups taking turns (``forced_uniform``) fill evenly, three by
+# Numbers of routed chapters that groups taking turns (``take_turns``) fill evenly, three by
 # three: in three texts each of 9 is read equally often, and of 300 each once or not at all. So
 # neither the number of distinct chapters nor that of their readers (batched products pad the
 # smaller ones) is left to chance, and the closed form has to be exact.
@@ -232,20 +233,12 @@ def test_a_gpu_projects_chapters_that_are_too_wide_for_its_kernels():
 
 
 def check_hardware_accounting(config, micro_batch):
-    config = taking_turns(config)
     planned = hardware_train_flops_per_token(config, 24, micro_batch)
     assert planned == pytest.approx(executed_flops_per_token(config, micro_batch), rel=1e-9)
 
 
-def taking_turns(config):
-    if config.memory is None:
-        return config
-    router = replace(config.memory.router, forced_uniform=True)
-    return replace(config, memory=replace(config.memory, router=router))
-
-
 def executed_flops_per_token(config, micro_batch):
-    model = build_model(config)
+    model = take_turns(build_model(config))
     tokens = torch.randint(
         config.vocab_size, (micro_batch, 24), generator=torch.Generator().manual_seed(0)
     )
@@ -296,8 +289,7 @@ def test_activation_estimate_follows_the_routing_scope(scope, read, mixing):
 
 
 def check_activation_estimate(config, bf16=False):
-    config = taking_turns(config)
-    model = build_model(config)
+    model = take_turns(build_model(config))
     parameters = {p.untyped_storage().data_ptr() for p in model.parameters()}
     saved: dict[int, torch.Tensor] = {}
 

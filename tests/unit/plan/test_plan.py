@@ -179,18 +179,7 @@ def test_table_says_what_the_solver_chose(study_file):
         ),
         (["router.scope=token"], "token", "token", True),
         (["num_routed=null", "router.scope=sequence"], "every chapter", "none", True),
-        (
-            ["router.scope=sequence", "router.forced_uniform=true"],
-            "sequence (non-causal), forced uniform (benchmark)",
-            "sequence",
-            False,
-        ),
-        (
-            ["router.window_tokens=64", "router.forced_uniform=true"],
-            "segment of 32, window 64, forced uniform (benchmark)",
-            "segment",
-            True,
-        ),
+        (["router.window_tokens=64"], "segment of 32, window 64", "segment", True),
     ],
 )
 def test_plan_says_whether_an_arm_looks_ahead(study_file, overrides, label, scope, causal):

@@ -7,7 +7,7 @@ import math
 import pytest
 
 from moc.config.schema import ScheduleConfig
-from moc.train.optim import lr_factor
+from moc.train.schedules import lr_factor
 
 
 def factors(config: ScheduleConfig, num_steps: int) -> list[float]:

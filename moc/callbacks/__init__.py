@@ -1,1 +1,5 @@
-"""One file per concern; each watches training and none changes it."""
+"""What watches training: one concern a file, and none of them changes the weights' course, but for
+``revival``, which restarts chapters that nobody read.
+
+In: Lightning's hooks, the result of each optimizer step. Out: journal records, checkpoints, scores.
+"""

@@ -1,5 +1,6 @@
-"""Data: sources of documents, the tokenizer, the token cache and the order of samples.
+"""Sources of documents, the tokenizer, the token cache and the order of samples.
 
-``source`` yields documents, ``cache`` tokenises them once, ``order`` says which window of which
-source is sample number i, and ``module`` hands them to Lightning, one batch per optimizer step.
+In: ``SourceConfig``s, a phase's mixture. Out: one batch per optimizer step, and windows of text to
+evaluate on. ``source`` yields documents, ``cache`` tokenises them once, ``order`` says which window
+of which source is sample number i, ``module`` hands them to Lightning.
 """

@@ -1,5 +1,7 @@
 """The model: needs torch alone.
 
+In: a ``ModelConfig``, token ids. Out: logits or their loss, and how every memory layer was routed.
+
 >>> from moc.model import build_model, generate, load_model, preset
 """
 

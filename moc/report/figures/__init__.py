@@ -1,4 +1,5 @@
-"""The figures of a report: a function each, from ``Results`` to one figure, several, or none.
+"""The figures of a report: a function each.
 
-Drawn with matplotlib's Agg and SVG backends and no global state; ``drawing`` has what they share.
+In: ``Results``. Out: one ``Figure``, several, or none. Drawn with matplotlib's Agg and SVG backends
+and no global state; ``drawing`` has what they share.
 """

@@ -1,5 +1,5 @@
-"""The tables of a report: a function each, from ``Results`` to one table, several, or none.
+"""The tables of a report: a function each.
 
-A table without rows has nothing to show. ``layout`` writes a table as HTML, CSV, LaTeX and text,
-``cells`` says how numbers and marks are written in it.
+In: ``Results``. Out: one ``Table``, several, or none; one without rows is not shown. ``layout``
+writes a table as HTML, CSV, LaTeX and text, ``cells`` says how numbers and marks are written in it.
 """

@@ -75,7 +75,9 @@ def _cut_arm(arm: ArmConfig) -> None:
     if (memory := model.memory) is not None:
         memory.num_chapters, memory.num_shared, memory.chapter_tokens = 17, 1, 4
         memory.num_routed = memory.num_routed and 4
-        memory.layers, memory.num_heads, memory.num_kv_heads = "last 1", None, None
+        # two banks need two layers; shapes of the read stay, where they are part of the question
+        memory.layers = "last 1" if memory.layers_per_bank is None else "all"
+        memory.dim = memory.dim and 16
         memory.router.segment_tokens = 16
     for match in (arm.iso_flop, arm.iso_param):
         if match is not None:  # so small a model cannot be matched finely

@@ -34,6 +34,7 @@ class Change(NamedTuple):
     text: str
     diff: str
     program: str  # a test of what the change does
+    beside: dict[str, str]  # files of the user's own, by path: their text
 
     @property
     def files(self) -> list[str]:
@@ -50,7 +51,8 @@ def read_changes() -> list[Change]:
         title, _, text = section.partition("\n")
         diff = "".join(re.findall(r"```diff\n(.*?)```", text, re.DOTALL))
         program = "\n\n".join(re.findall(r"```python\n(.*?)```", text, re.DOTALL))
-        found.append(Change(title.strip(), text, diff, program))
+        beside = dict(re.findall(r"```(?:yaml|jsonl) (\S+)\n(.*?)```", text, re.DOTALL))
+        found.append(Change(title.strip(), text, diff, program, beside))
     return found
 
 
@@ -82,8 +84,11 @@ def test_they_do_what_they_say(tmp_path: Path) -> None:
         if change.diff:
             apply(change, tmp_path)
         (tmp_path / f"test_{change.slug}.py").write_text(change.program)
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", str(tmp_path)]
-    command += ["--rootdir", str(tmp_path), "-c", str(tmp_path / "pyproject.toml")]
+        for name, content in change.beside.items():
+            (tmp_path / name).parent.mkdir(exist_ok=True)
+            (tmp_path / name).write_text(content)
+    command = [sys.executable, "-m", "pytest", "-c", str(tmp_path / "pyproject.toml")]
+    command += ["--rootdir", str(tmp_path)]
     environment = os.environ | {"PYTHONPATH": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [*command, *(str(path) for path in tmp_path.glob("test_*.py"))],
@@ -105,9 +110,12 @@ def copy_sources(folder: Path) -> None:
 
 def apply(change: Change, folder: Path) -> None:
     """Line numbers move as the code does: the diffs have none that count, only their context."""
-    file = folder / f"{change.slug}.diff"
-    file.write_text(change.diff)
-    command = ["git", "apply", "--recount", str(file)]
+    command = ["git", "apply", "--recount"]
+    # one by one: a recount takes the head of the next file for a line that goes
+    for number, diff in enumerate(re.split(r"^(?=--- )", change.diff, flags=re.MULTILINE)[1:]):
+        file = folder / f"{change.slug}-{number}.diff"
+        file.write_text(diff)
+        command.append(str(file))
     environment = os.environ | {"GIT_CEILING_DIRECTORIES": str(folder.parent)}
     done = subprocess.run(command, cwd=folder, env=environment, capture_output=True, text=True)
     assert done.returncode == 0, f"{change.title}: {done.stderr}"

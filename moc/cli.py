@@ -235,9 +235,12 @@ def _generate(arguments: argparse.Namespace) -> int:
 def _report(arguments: argparse.Namespace) -> int:
     from moc.report import build_report, load_results, result_tables
     from moc.store.find import study_dir_of
+    from moc.store.rundir import StudyDir
     from moc.tracking.mirror import send_report
 
     folder = study_dir_of(arguments.path)
+    if not StudyDir(folder).runs():
+        raise ConfigError(f"{folder}: no run of this study has begun yet")
     results = load_results(folder)
     report = build_report(results)
     print(f"{result_tables(results)}\n\nreport:  {report}")

@@ -16,7 +16,7 @@ from moc.report.numbers.records import Boundary, Run, TaskScore
 from moc.report.numbers.results import Results
 from moc.report.numbers.study import Arm, Match, Phase, Source, Study
 from moc.store.find import study_dir_of
-from moc.store.rundir import TRAINED
+from moc.store.rundir import TRAINED, StudyDir
 
 Names = Mapping[str, str]  # of arms or sources: in their study -> in the joined one
 Value = TypeVar("Value")
@@ -36,9 +36,13 @@ def compare(
     """
     studies: dict[str, Results] = {}
     for path in paths:
-        found = load_results(study_dir_of(path))
-        if not any(run.boundaries for run in found.runs.values()):
-            raise ConfigError(f"{found.dir}: no boundary of this study has been evaluated yet")
+        folder_of_study = study_dir_of(path)
+        boundaries = (b for run in StudyDir(folder_of_study).runs() for b in run.boundaries())
+        if not any(boundary.evals.is_file() for boundary in boundaries):
+            raise ConfigError(
+                f"{folder_of_study}: no boundary of this study has been evaluated yet"
+            )
+        found = load_results(folder_of_study)
         name = found.study.name
         if name in studies:
             raise ConfigError(f"{found.dir} and {studies[name].dir} are both named {name!r}")

@@ -71,6 +71,7 @@ def test_help_imports_nothing_heavy(words):
         (["eval", "nowhere", "model.dim=3"], "the model is trained; only evals.<key>"),
         (["report", "nowhere"], "no 'nowhere' in "),
         (["compare", "study.yaml"], "no boundary of this study has been evaluated yet"),
+        (["report", "study.yaml"], "no run of this study has begun yet"),
         (["compare", "nowhere", "study.yaml"], "no 'nowhere' in "),
         (["leakage", "nowhere"], "no 'nowhere' in "),
         (["leakage", "study.yaml"], "study.yaml holds no model"),

@@ -95,7 +95,7 @@ def test_activation_checkpointing_shows_the_future_to_nobody(scope):
 
 @pytest.mark.parametrize("memory", [None, replace(MEMORY, num_routed=None)], ids=["dense", "all"])
 @pytest.mark.parametrize("context", CONTEXTS)
-def test_without_a_router_nothing_looks_ahead(memory, context):
+def test_without_a_router_everything_is_causal(memory, context):
     config = replace(DENSE, memory=memory)
     assert is_causal(config)
     assert max(leakage(lively(config), context)) <= 1e-5

@@ -182,7 +182,7 @@ def test_table_says_what_the_solver_chose(study_file):
         (["router.window_tokens=64"], "segment of 32, window 64", "segment", True),
     ],
 )
-def test_plan_says_whether_an_arm_looks_ahead(study_file, overrides, label, scope, causal):
+def test_plan_says_whether_an_arm_is_causal(study_file, overrides, label, scope, causal):
     settings = [f"arms.moc.model.memory.{override}" for override in overrides]
     plan = plan_study(load_study(study_file, settings))
     lines = render_plan(plan).splitlines()

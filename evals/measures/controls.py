@@ -1,20 +1,17 @@
 """Controls: the model with another bank, or with none, put back bit by bit afterwards.
 
-Knockout (the bank's tokens zeroed: how much of a score lives there?) and bank swap (its state at an
-earlier boundary). Of a sharded bank every rank changes the chapters that it owns: all of them enter
-and leave together.
-
-C chapters, T tokens per chapter, M memory width.
+Knockout (the bank's rows zeroed: how much of a score lives there?) and bank swap (its state at an
+earlier boundary). Of a sharded bank every rank changes the rows that it owns: all of them enter and
+leave together.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from moc.config.controls import ALL, PREVIOUS, parse_knockout
@@ -22,17 +19,18 @@ from moc.config.schema import ControlConfig
 from moc.errors import CheckpointError, ConfigError
 from moc.model.config import ModelConfig
 from moc.model.files import read_safetensors
+from moc.model.memory.build import build_memory
 from moc.model.transformer import Transformer
-from moc.ops.shards import own_rows, owned_chapters
 
 KNOCKOUT, BANK_SWAP = "knockout-", "bank_swap-"  # how the names of controls begin
 
 
 def control_names(config: ControlConfig, earlier: Sequence[str], model: ModelConfig) -> list[str]:
     """What ``config`` asks of ``model`` at a boundary: ``knockout-bank``, ``knockout-top-<n>``,
-    ``knockout-chapter-<i>``, ``bank_swap-<boundary>``.
+    ``knockout-row-<i>``, ``bank_swap-<boundary>``.
 
-    Nothing without memory. ``top-<n>`` needs a router: without one, every chapter is read always.
+    Nothing without memory. ``top-<n>`` needs a choice of rows: without one, all are read always. A
+    single row that stands for all has only ``bank``.
 
     Args:
         earlier: names of the boundaries whose bank there is, in order.
@@ -43,9 +41,10 @@ def control_names(config: ControlConfig, earlier: Sequence[str], model: ModelCon
     memory = model.memory
     if memory is None:
         return []
-    names = []
+    names, chooses = [], build_memory(model).num_picked > 0
     for word in config.knockouts:
-        if parse_knockout(word).what != "top" or memory.num_routed is not None:
+        what = parse_knockout(word).what
+        if what == "bank" or (memory.rows == "all" and (what == "row" or chooses)):
             names.append(KNOCKOUT + word)
     for word in config.bank_swap:
         if word == PREVIOUS:
@@ -57,13 +56,13 @@ def control_names(config: ControlConfig, earlier: Sequence[str], model: ModelCon
 
 
 def apply_control(
-    model: Transformer, name: str, *, banks: Mapping[str, Path], routing: Mapping[str, Any]
+    model: Transformer, name: str, *, banks: Mapping[str, Path], use: Mapping[str, Any]
 ) -> AbstractContextManager[None]:
     """The model under control ``name``, one of ``control_names``, for as long as the context lasts.
 
     Args:
         banks: weight files of earlier boundaries, by the boundary's name.
-        routing: of the boundary's own ``evals.json``; which chapters ``top-<n>`` are.
+        use: ``memory`` of the boundary's own ``evals.json``: which rows ``top-<n>`` are.
 
     Raises:
         ConfigError: for a name that stands for nothing here.
@@ -78,55 +77,47 @@ def apply_control(
         case "bank":
             return knocked_out(model, None)
         case "top":
-            return knocked_out(model, most_picked(model, routing, number))
-        case "chapter":
+            return knocked_out(model, most_picked(model, use, number))
+        case "row":
             return knocked_out(model, [[number]] * len(model.banks))
 
 
-def most_picked(model: Transformer, routing: Mapping[str, Any], count: int) -> list[list[int]]:
-    """The ``count`` chapters of each bank that were picked most often, in that order.
+def most_picked(model: Transformer, use: Mapping[str, Any], count: int) -> list[list[int]]:
+    """The ``count`` rows of each bank that were picked most often, in that order.
 
-    Picks are summed over sources and over the layers that share a bank. Shared chapters are read
-    always and not among them; of equals, the first.
+    Picks are summed over sources and over the layers that share a bank. Rows that are always read
+    are not among them; of equals, the first.
 
     Args:
-        routing: of a boundary's ``evals.json``.
+        use: ``memory`` of a boundary's ``evals.json``.
     """
-    memory = model.config.memory
-    assert memory is not None
-    picks = [[0] * memory.num_chapters for _ in model.banks]
-    for source in routing["sources"].values():
+    kind = model.kind
+    assert kind is not None
+    picks = [[0] * kind.num_rows for _ in model.banks]
+    for source in use["sources"].values():
         for layer, load in source["load"].items():
             bank = model.bank_of_layer[int(layer)]
             picks[bank] = [before + more for before, more in zip(picks[bank], load, strict=True)]
-    routed = range(memory.num_shared, memory.num_chapters)
-    return [sorted(routed, key=of.__getitem__, reverse=True)[:count] for of in picks]
+    pickable = range(kind.num_always, kind.num_rows)
+    return [sorted(pickable, key=of.__getitem__, reverse=True)[:count] for of in picks]
 
 
 @contextmanager
-def knocked_out(model: Transformer, chapters: Sequence[Sequence[int]] | None) -> Iterator[None]:
-    """Zero the tokens of ``chapters``, a list for every bank; None: of all.
+def knocked_out(model: Transformer, rows: Sequence[Sequence[int]] | None) -> Iterator[None]:
+    """Zero the ``rows``, a list for every bank; None: all.
 
-    A zeroed token is read as zero, but keeps its share of the attention, as routing goes on.
+    A zeroed row is read as zero, but keeps its weight, as addressing goes on.
 
     Raises:
-        ConfigError: for a chapter that a bank does not have, or a model without memory.
+        ConfigError: for a row that a bank does not have, or a model without memory.
     """
-    banks = model.bank_tokens()
-    for bank_CTM, listed in zip(banks, chapters or [[]] * len(banks), strict=True):
-        for chapter in listed:
-            if not 0 <= chapter < len(bank_CTM):
-                raise ConfigError(
-                    f"knockout: no chapter {chapter}; the bank has 0 to {len(bank_CTM) - 1}"
-                )
-
-    def zero(index: int, own_CTM: Tensor, owned: range) -> None:
-        if chapters is None:
-            own_CTM.zero_()
-        else:
-            own_CTM[[chapter - owned.start for chapter in chapters[index] if chapter in owned]] = 0
-
-    with _changed_banks(model, zero):
+    banks = model.banks_in_order()
+    listed = [None] * len(banks) if rows is None else rows
+    try:
+        changes = [bank.zero(of_bank) for bank, of_bank in zip(banks, listed, strict=True)]
+    except ValueError as error:
+        raise ConfigError(f"knockout: {error}") from error
+    with _changed(model, changes):
         yield
 
 
@@ -138,43 +129,25 @@ def swapped_bank(model: Transformer, bank_state: Mapping[str, Tensor]) -> Iterat
         CheckpointError: if a bank is missing there or has another shape.
         ConfigError: for a model without memory.
     """
-    others = []
-    for index, bank_CTM in enumerate(model.bank_tokens()):
-        other = bank_state.get(f"banks.{index}.tokens")
-        if other is None or other.shape != bank_CTM.shape:
+    changes = []
+    for index, bank in enumerate(model.banks_in_order()):
+        other = bank_state.get(f"banks.{index}.rows")
+        if other is None or other.shape != bank.rows.shape:
             found = "missing" if other is None else f"of shape {tuple(other.shape)}"
             raise CheckpointError(
                 f"bank swap: bank {index} of the earlier boundary is {found}, not "
-                f"{tuple(bank_CTM.shape)}; its weights are another model's"
+                f"{tuple(bank.rows.shape)}; its weights are another model's"
             )
-        others.append(other)
-
-    def swap(index: int, own_CTM: Tensor, owned: range) -> None:
-        own_CTM.copy_(others[index][owned.start : owned.stop])
-
-    with _changed_banks(model, swap):
+        changes.append(bank.take(other))
+    with _changed(model, changes):
         yield
 
 
 @contextmanager
-def _changed_banks(
-    model: Transformer, change: Callable[[int, Tensor, range], None]
-) -> Iterator[None]:
-    """``change(i, own, owned)`` of bank i for the time of the context, then every bit as it was.
-
-    ``own`` are the chapters ``owned`` of the bank: this rank's shard, or all.
-    """
+def _changed(model: Transformer, changes: Sequence[Callable[[], None]]) -> Iterator[None]:
     if not model.banks:
         raise ConfigError("a control of the bank needs a model with memory")
-    owned = [owned_chapters(bank_CTM) for bank_CTM in model.bank_tokens()]
-    own = [own_rows(bank_CTM) for bank_CTM in model.bank_tokens()]
-    kept = [own_CTM.detach().clone() for own_CTM in own]
-    try:
-        with torch.no_grad():
-            for index, own_CTM in enumerate(own):
-                change(index, own_CTM, owned[index])
+    with ExitStack() as stack:
+        for bank, change in zip(model.banks_in_order(), changes, strict=True):
+            stack.enter_context(bank.changed(change))
         yield
-    finally:
-        with torch.no_grad():
-            for own_CTM, before in zip(own, kept, strict=True):
-                own_CTM.copy_(before)

@@ -44,7 +44,7 @@ from evals.scoring.observing import device_of, only_observing
 from evals.scoring.windows import real_lengths
 from evals.statistics.intervals import clustered_mean, paired_difference
 from moc.errors import ConfigError
-from moc.model.config import is_causal
+from moc.model.memory.build import is_causal
 from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:

@@ -13,8 +13,7 @@ import torch
 from torch import Tensor
 
 from evals.scoring.observing import device_of
-from moc.model.config import is_causal, routing_scope
-from moc.model.memory.router import group_tokens
+from moc.model.memory.build import is_causal, routing_scope
 
 if TYPE_CHECKING:
     from moc.model import Transformer
@@ -139,13 +138,8 @@ def batches(
 
 
 def copied_group(model: Transformer, context_length: int) -> int:
-    """Positions of a full row that share one copy of their chapters; a shorter row needs it too."""
-    memory = model.config.memory
-    if memory is None:
-        return 1
-    if memory.num_routed is None:
-        return context_length
-    return group_tokens(memory.router, context_length)
+    """Positions of a full row that share one copy of what they read; a shorter row needs it too."""
+    return 1 if model.kind is None else model.kind.copied_positions(context_length)
 
 
 def _cached_lengths(group: list[Answer]) -> tuple[int, int]:

@@ -28,7 +28,7 @@ from evals.scoring.suites import PAPER_SHOTS
 from evals.scoring.user_tasks import UserTasks
 from evals.scoring.windows import real_lengths
 from moc.errors import ConfigError
-from moc.model.config import is_causal
+from moc.model.memory.build import is_causal
 from moc.store.rundir import ON_ANSWER
 
 if TYPE_CHECKING:

@@ -24,7 +24,7 @@ from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, buil
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
 from moc.train.optim import build_optimizer
-from moc.train.routers import routers
+from moc.train.addresses import routers
 from moc.train.step import optimizer_step
 
 Optimizer = Literal["lazy", "dense"]

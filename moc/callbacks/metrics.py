@@ -27,7 +27,7 @@ class TrainingMetrics(L.Callback):
             "train/grad_norm": float(outputs["grad_norm"]),
             "train/lr": outputs["lr_factor"] * pl_module.phase.optimizer.backbone.lr,
         }
-        if outputs["picks"] is not None:
+        if outputs["balance_loss"] is not None:
             metrics["train/balance_loss"] = float(outputs["balance_loss"].mean())
             metrics["train/z_loss"] = float(outputs["z_loss"].mean())
         trainer.logger.log_metrics(metrics, pl_module.step)

@@ -1,6 +1,6 @@
-"""Restarts chapters that nobody reads.
+"""Restarts rows that nobody reads, of kinds that choose them by a router.
 
-C chapters, T tokens per chapter, M memory width, D model dim, R restarted chapters.
+C rows of a bank, R restarted ones.
 """
 
 from __future__ import annotations
@@ -14,17 +14,17 @@ from torch.distributed.tensor import DTensor
 
 from moc.data.hashing import stable_hash
 from moc.model.transformer import Transformer
-from moc.ops.shards import fetch_rows, own_rows, owned_chapters
+from moc.ops.shards import fetch_rows, own_rows, owned_rows
 from moc.store.journal import Journal
+from moc.train.addresses import routers
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
-from moc.train.routers import routers
 
 NOISE = 0.1  # of the source's standard deviation: parts the twins, and keeps what makes one useful
 
 
 class Revival(L.Callback):
-    """Every ``every`` steps, the routed chapters of a bank that no layer picked since the last time
+    """Every ``every`` steps, the rows of a bank that no layer picked since the last time
     become noisy copies of live ones, drawn in proportion to their picks.
 
     The rows of every router that reads the bank are copied too, and the Adam moments of all these
@@ -36,13 +36,13 @@ class Revival(L.Callback):
     Args:
         every: optimizer steps of a phase between revivals.
         revivals: receives one record per bank that had any, ``revived`` giving for each restarted
-            chapter the one that it was copied from.
+            row the one that it was copied from.
     """
 
     def __init__(self, every: int, *, seed: int, revivals: Journal) -> None:
         self.every, self.seed, self.revivals = every, seed, revivals
         self.picks: Tensor | None = None  # (layers, C) since the last revival
-        self.frozen = False
+        self.cannot = False
 
     def state_dict(self) -> dict[str, Any]:
         return {} if self.picks is None else {"picks": self.picks.cpu()}
@@ -56,31 +56,39 @@ class Revival(L.Callback):
             self.picks = self.picks.to(pl_module.device)
         optimizer = pl_module.phase.optimizer
         frozen = [name for name in ("bank", "memory_layers") if getattr(optimizer, name).freeze]
-        self.frozen = bool(frozen)
-        if frozen and routers(pl_module.model) and trainer.is_global_zero:
-            what = f"phase {trainer.logger.phase} freezes {' and '.join(frozen)}"
-            print(f"{what}: no chapter is revived", flush=True)
+        kind = pl_module.model.kind
+        why = ""
+        if kind is not None and kind.num_picked and not routers(pl_module.model):
+            why = "has no router whose rows could be copied"
+        elif kind is not None and kind.memory.rows == "one":
+            why = "has a bank of one row"
+        elif frozen:
+            why = f"freezes {' and '.join(frozen)}"
+        self.cannot = bool(why)
+        if why and kind is not None and kind.num_picked and trainer.is_global_zero:
+            what = f"phase {trainer.logger.phase} {why}"
+            print(f"{what}: no {kind.row_name} is revived", flush=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
         logger, step, model = trainer.logger, pl_module.step, pl_module.model
-        if self.frozen or outputs["skipped"] or outputs["picks"] is None:
+        if self.cannot or outputs["skipped"] or outputs["use"] is None:
             return
-        self.picks = outputs["picks"] if self.picks is None else self.picks + outputs["picks"]
+        self.picks = outputs["use"] if self.picks is None else self.picks + outputs["use"]
         if step % self.every or step == logger.num_steps:
             return
         picks_LC, num_revived = self.picks.cpu(), 0
         self.picks = None
-        memory = model.config.memory
-        assert memory is not None
+        kind = model.kind
+        assert kind is not None
         for bank in range(len(model.banks)):
             readers = [model.bank_of_layer[layer] == bank for layer in routers(model)]
             picks_C = picks_LC[torch.tensor(readers)].sum(0)
             key = stable_hash(self.seed, "revival", logger.phase, step, bank)
             generator = torch.Generator().manual_seed(key >> 1)  # takes 63 bits
-            dead_R, source_R = draw_sources(picks_C, memory.num_shared, generator)
+            dead_R, source_R = draw_sources(picks_C, kind.num_always, generator)
             if not len(dead_R):
                 continue
             restart(model, trainer.optimizers[0], bank, dead_R, source_R, generator)
@@ -90,24 +98,24 @@ class Revival(L.Callback):
                 record = {"phase": logger.phase, "step": step, "tokens": logger.tokens_at(step)}
                 self.revivals.append({**record, "bank": bank, "revived": pairs})
                 print(
-                    f"phase {logger.phase}, step {step}: {len(dead_R)} chapters of bank {bank} "
-                    "that no layer picked since the last revival were restarted from live ones",
+                    f"phase {logger.phase}, step {step}: {len(dead_R)} {kind.row_name}s of bank "
+                    f"{bank} that no layer picked since the last revival were restarted from live ones",
                     flush=True,
                 )
-        logger.log_metrics({"router/revived": num_revived}, step)
+        logger.log_metrics({"memory/revived": num_revived}, step)
 
 
 def draw_sources(
-    picks_C: Tensor, num_shared: int, generator: torch.Generator
+    picks_C: Tensor, num_always: int, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """The routed chapters that were not picked, ascending, and for each one that was, drawn in
+    """The rows that were not picked, ascending, and for each one that was, drawn in
     proportion to its picks: (R,) both; empty if nothing was picked at all."""
     dead_C = picks_C == 0
-    dead_C[:num_shared] = False
+    dead_C[:num_always] = False
     dead_R = dead_C.nonzero()[:, 0]
     if not len(dead_R) or not picks_C.any():
         return dead_R[:0], dead_R[:0]
-    weights = picks_C.double()  # shared chapters are never picked
+    weights = picks_C.double()  # those that are always read are never picked
     return dead_R, torch.multinomial(weights, len(dead_R), replacement=True, generator=generator)
 
 
@@ -120,7 +128,7 @@ def restart(
     source_R: Tensor,
     generator: torch.Generator,
 ) -> None:
-    """Make chapters ``dead_R`` of ``bank`` noisy copies of ``source_R``, in the bank and in its
+    """Make rows ``dead_R`` of ``bank`` noisy copies of ``source_R``, in the bank and in its
     routers; a collective call under sharding.
 
     A router's bias entries are copied exactly: a single number has no standard deviation.
@@ -156,7 +164,7 @@ def _take_rows(tensor: Tensor, row_R: Tensor) -> Tensor:
 
 def _set_rows(tensor: Tensor, row_R: Tensor, value: Tensor | float) -> None:
     """``tensor[row_R] = value``, on every rank in the rows that it owns."""
-    owned = owned_chapters(tensor)
+    owned = owned_rows(tensor)
     here_R = (row_R >= owned.start) & (row_R < owned.stop)
     if isinstance(value, Tensor):
         value = value[here_R]

@@ -40,7 +40,8 @@ from moc.config.schema import (
 )
 from moc.config.validate import validate_study
 from moc.errors import ConfigError, nearest
-from moc.model.config import ModelConfig, preset
+from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
+from moc.model.presets import preset
 
 __all__ = [
     "ArmConfig",
@@ -218,6 +219,11 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
     else:
         hints = typing.get_type_hints(schema)
         for key, value in raw.items():
+            if schema is MemoryConfig and key in ChaptersConfig.__dataclass_fields__:
+                raise ConfigError(
+                    f"{source}: {path}{key} is now {path}chapters.{key}: what belongs to a kind of "
+                    f"memory stands under its name, {{kind: chapters, chapters: {{{key}: ...}}}}"
+                )
             if key not in hints:
                 raise ConfigError(
                     f"{source}: unknown key {path + str(key)!r}; {nearest(str(key), list(hints))}"

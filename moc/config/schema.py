@@ -55,11 +55,11 @@ class OptimizerConfig:
 
     backbone: GroupConfig = field(default_factory=GroupConfig)
     memory_layers: GroupConfig = field(default_factory=GroupConfig)
-    bank: GroupConfig = field(default_factory=GroupConfig)
+    bank: GroupConfig = field(default_factory=GroupConfig)  # values of product keys never decay
     beta1: float = 0.9
     beta2: float = 0.95
     clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
-    # update only the chapters that a step has read, each in a time of its own; another experimental
+    # update only the rows that a step has read, each in a time of its own; another experimental
     # condition (moc.train.lazy_adamw says how), for banks that are large beside what a step reads
     lazy_bank: bool = False
 
@@ -92,7 +92,7 @@ class PhaseConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
-    revive_every_steps: int = 0  # restart the chapters unread for so many steps; 0: never
+    revive_every_steps: int = 0  # restart the rows unread for so many steps; 0: never
     replay: float = 0.0  # share of the samples that come from the data of all earlier phases
     no_op: bool = False  # control: the same tokens at learning rate zero; no weight changes
 
@@ -141,7 +141,7 @@ class InPhaseConfig:
 class ControlConfig:
     """How much of a score lives in the bank: memory arms, scored again at every phase's end."""
 
-    knockouts: list[str] = field(default_factory=lambda: ["bank"])  # and "top-<n>", "chapter-<i>"
+    knockouts: list[str] = field(default_factory=lambda: ["bank"])  # and "top-<n>", "row-<i>"
     # the bank of an earlier boundary in its place: "previous", "all", or boundaries by name
     bank_swap: list[str] = field(default_factory=lambda: ["previous"])
     num_items: int = 100  # per task: the first of those that boundaries score

@@ -9,7 +9,7 @@ from typing import Any
 from moc.config.controls import check_controls
 from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
 from moc.errors import ConfigError, nearest
-from moc.model.config import validate_model
+from moc.model.validate import validate_model
 
 _STUDY_MINIMA: dict[str, float] = {
     "evals.num_items": 1,

@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from evals.measures.chapter_use import chapter_use
 from evals.measures.controls import apply_control, control_names
 from evals.measures.leakage import leakage_record
+from evals.measures.row_use import row_use
 from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
 from evals.scoring.loading import load
 from evals.scoring.study_tasks import study_tasks
@@ -26,13 +26,12 @@ from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_windows
 from moc.errors import ConfigError, nearest
 from moc.evaluate.record import (
-    compare_routing,
+    compare_use,
     earlier_boundaries,
     earlier_records,
     logged,
     write_samples,
 )
-from moc.model.config import routing_scope
 from moc.model.transformer import Transformer
 from moc.store.files import read_json, write_json
 from moc.store.journal import Journal, read
@@ -40,9 +39,9 @@ from moc.store.manifest import sha256
 from moc.store.rundir import Boundary
 from moc.train.distributed import rank
 
-EVALUATION = 7  # counts up when the same model and settings give other records
+EVALUATION = 8  # counts up when the same model and settings give other records
 TRAJECTORY = "trajectory/"  # metrics of the subset that is also scored while a phase trains
-ROUTED_WINDOWS = 64  # per source, to see which chapters are read
+OBSERVED_WINDOWS = 64  # per source, to see which rows are read
 
 
 def check_evals(study: StudyConfig) -> None:
@@ -124,7 +123,7 @@ class BoundaryEvaluator:
         return read_json(Boundary(folder).evals).get("eval_hash") == self.eval_hash
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
-        """Task scores of ``model``, its bits per byte, its leakage and which chapters it reads; and
+        """Task scores of ``model``, its bits per byte, its leakage and which rows it reads; and
         the samples behind the scores."""
         evals = self.study.evals
         begun = time.monotonic()
@@ -140,12 +139,12 @@ class BoundaryEvaluator:
                     num_windows=evals.leakage_windows,
                     batch_size=evals.batch_size,
                 )
-            routing = self._routing(model)
+            use = self._memory_use(model)
         record = {
             "tasks": tasks,
             "bits_per_byte": bits,
             "leakage": leakage,
-            "routing": routing,
+            "memory": use,
             "elapsed_sec": round(time.monotonic() - begun, 3),
         }
         return record, samples
@@ -196,7 +195,7 @@ class BoundaryEvaluator:
         return found
 
     def _controls(
-        self, model: Transformer, boundary: Boundary, routing: dict[str, Any]
+        self, model: Transformer, boundary: Boundary, use: dict[str, Any]
     ) -> tuple[dict[str, Any], dict[str, Samples]]:
         """What the model scores with another bank, or without one; and the samples, by control."""
         if boundary.index == 0:
@@ -209,23 +208,27 @@ class BoundaryEvaluator:
         }
         records, samples = {}, {}
         for name in control_names(chosen, list(banks), model.config):
-            with apply_control(model, name, banks=banks, routing=routing):
+            with apply_control(model, name, banks=banks, use=use):
                 tasks, samples[name] = self.score_tasks(model, self.tasks, chosen.num_items)
                 records[name] = {"tasks": tasks, "bits_per_byte": self.score_sources(model)}
         return records, samples
 
-    def _routing(self, model: Transformer) -> dict[str, Any]:
-        """How often every memory layer picks each chapter on every source's validation text."""
-        if routing_scope(model.config) == "none":
+    def _memory_use(self, model: Transformer) -> dict[str, Any]:
+        """How often every memory layer picks each row on every source's validation text, and how
+        flat its reads are."""
+        if model.kind is None:
             return {}
         sources = {}
         for source in self.sources():
             tokens_NL = self._source_windows(source)[0][:, :-1]
-            whole = max(1, min(ROUTED_WINDOWS, len(tokens_NL) - 1))  # the last may be padded
+            whole = max(1, min(OBSERVED_WINDOWS, len(tokens_NL) - 1))  # the last may be padded
             tokens_NL = tokens_NL[:whole]
-            loads = chapter_use(model, tokens_NL, batch_size=self.study.evals.batch_size)
-            load = {str(layer): load_C.tolist() for layer, load_C in loads.items()}
-            sources[source] = {"num_tokens": tokens_NL.numel(), "load": load}
+            use = row_use(model, tokens_NL, batch_size=self.study.evals.batch_size)
+            sources[source] = {
+                "num_tokens": tokens_NL.numel(),
+                "load": {str(layer): load_R.tolist() for layer, load_R in use.load.items()},
+                "health": {str(layer): found for layer, found in use.health.items()},
+            }
         return {"sources": sources}
 
     def evaluate(
@@ -241,7 +244,7 @@ class BoundaryEvaluator:
         boundary = Boundary(folder)
         scores, samples = self.score(model)
         begun = time.monotonic()
-        scores["controls"], others = self._controls(model, boundary, scores["routing"])
+        scores["controls"], others = self._controls(model, boundary, scores["memory"])
         metrics = self.glance(model) if self.study.evals.in_phase.every_tokens else {}
         scores["elapsed_sec"] = round(scores["elapsed_sec"] + time.monotonic() - begun, 3)
         if rank():
@@ -251,7 +254,7 @@ class BoundaryEvaluator:
         for control, found in others.items():
             write_samples(boundary.samples / control, found)
         earlier = earlier_records(boundary, self.eval_hash)
-        metrics |= logged(scores) | compare_routing(boundary, scores, earlier)
+        metrics |= logged(scores) | compare_use(boundary, scores, earlier)
         place = {"boundary": boundary.name, "index": boundary.index}
         records = [*earlier, place | scores]
         for task, value in forgetting_so_far(records).items():

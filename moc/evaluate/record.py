@@ -7,8 +7,8 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from evals.measures.chapter_use import router_drift
-from evals.measures.picks import overlap
+from evals.measures.overlap import overlap
+from evals.measures.row_use import address_drift
 from moc.model.files import read_safetensors
 from moc.store.files import read_json, write_lines
 from moc.store.rundir import Boundary
@@ -49,22 +49,23 @@ def logged(scores: Mapping[str, Any]) -> dict[str, float]:
     return metrics
 
 
-def compare_routing(
+def compare_use(
     boundary: Boundary, scores: dict[str, Any], earlier: Sequence[Mapping[str, Any]]
 ) -> dict[str, float]:
-    """How far routing has moved since the boundary before, by metric name.
+    """How far addresses have moved since the boundary before, by metric name.
 
-    Adds ``drift`` to ``scores["routing"]``.
+    Adds ``drift`` to ``scores["memory"]``.
     """
-    if not scores["routing"] or not earlier:
+    if not scores["memory"] or not earlier:
         return {}
     last = earlier[-1]
     (before,) = [each for each in boundary.run.boundaries() if each.index == last["index"]]
-    drift = router_drift(*(read_safetensors(each.weights) for each in (before, boundary)))
-    scores["routing"]["drift"] = {str(layer): value for layer, value in drift.items()}
-    metrics = {"router/drift": fmean(drift.values())}
-    for source, now in scores["routing"]["sources"].items():
-        then = last["routing"]["sources"][source]["load"]
-        shared = [overlap(then[layer], load)["mass"] for layer, load in now["load"].items()]
-        metrics[f"eval/{source}/chapter_overlap"] = fmean(shared)
+    drift = address_drift(*(read_safetensors(each.weights) for each in (before, boundary)))
+    scores["memory"]["drift"] = {str(layer): value for layer, value in drift.items()}
+    metrics = {"memory/drift": fmean(drift.values())} if drift else {}
+    for source, now in scores["memory"]["sources"].items():
+        then = last["memory"]["sources"][source]["load"]
+        kept = [overlap(then[layer], load)["mass"] for layer, load in now["load"].items()]
+        if kept:
+            metrics[f"eval/{source}/row_overlap"] = fmean(kept)
     return metrics

@@ -1,32 +1,37 @@
 """The model: needs torch alone.
 
-In: a ``ModelConfig``, token ids. Out: logits or their loss, and how every memory layer was routed.
+In: a ``ModelConfig``, token ids. Out: logits or their loss, and every memory layer's address.
 
 >>> from moc.model import build_model, generate, load_model, preset
 """
 
 from moc.model.config import (
+    ChaptersConfig,
     MemoryConfig,
     ModelConfig,
+    ProductKeysConfig,
     RouterConfig,
-    is_causal,
     parse_layers,
-    preset,
-    routing_scope,
-    validate_model,
 )
 from moc.model.decode.generate import generate, stream
 from moc.model.files import load_model, read_safetensors, save_model, write_safetensors
-from moc.model.memory.router import Routing
+from moc.model.memory.build import build_memory, is_causal, routing_scope
+from moc.model.memory.seam import Address, Kind
+from moc.model.presets import preset
 from moc.model.transformer import ModelOutput, Transformer, build_model
+from moc.model.validate import validate_model
 
 __all__ = [
+    "Address",
+    "ChaptersConfig",
+    "Kind",
     "MemoryConfig",
     "ModelConfig",
     "ModelOutput",
+    "ProductKeysConfig",
     "RouterConfig",
-    "Routing",
     "Transformer",
+    "build_memory",
     "build_model",
     "generate",
     "is_causal",

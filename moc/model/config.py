@@ -6,7 +6,7 @@ Letters in comments are the shape letters used throughout ``moc.model`` and ``mo
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Literal, get_args
+from typing import Any, Literal
 
 Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
@@ -14,6 +14,7 @@ RouterInput = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
 Variant = Literal["A", "B"]
 OutputInit = Literal["zero", "normal"]
+QueryNorm = Literal["none", "batch", "layer"]
 
 
 @dataclass
@@ -25,13 +26,16 @@ class RouterConfig:
     window_tokens: int | None = None  # segment: pool the last so many positions; null: all so far
     input: RouterInput = "block_input"  # what is pooled; post_attention: the stream after it
     balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
+    # whose mean probability it takes: of the routed chapters; all: of the softmax over shared ones
+    # too, as in the published code, which also shrinks when a shared chapter's logit rises
+    balance_over: Literal["routed", "all"] = "routed"
     bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
     z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
 
 
 @dataclass
-class MemoryConfig:
-    """A bank of chapters and the layers that read it."""
+class ChaptersConfig:
+    """Kind ``chapters``: a row is a chapter of memory tokens (arXiv 2603.21096)."""
 
     num_chapters: int = 65  # C
     num_shared: int = 1  # S, always read, never routed
@@ -40,14 +44,39 @@ class MemoryConfig:
     dim: int | None = None  # width of a memory token; null: the model's
     num_heads: int | None = None  # heads of the memory read; null: the model's
     num_kv_heads: int | None = None  # its key/value heads; null: num_heads
+    mixing: Mixing = "joint"
+    routed_scale: float = 2.5  # routed weights before the final normalisation; shared ones are 1
+    router: RouterConfig = field(default_factory=RouterConfig)
+
+
+@dataclass
+class ProductKeysConfig:
+    """Kind ``product_keys``: a row is a value, found by a pair of half-keys (arXiv 2412.09764)."""
+
+    num_keys: int = 32  # n half-keys of either half, per head; the bank has n^2 values
+    num_heads: int = 4  # each with half-keys of its own
+    num_read: int = 16  # k values per head and position
+    key_dim: int | None = None  # width of a head's query, two halves; null: the model's / 2
+    query_norm: QueryNorm = "none"  # of a head's query; batch: statistics of the micro-batch
+
+
+@dataclass
+class MemoryConfig:
+    """A bank and the layers that read it. Of the kinds' settings only those of ``kind`` count."""
+
+    kind: str = "chapters"  # or product_keys; see moc.model.memory.build
     layers: str = "every 2"  # "2,6,10" (0-based), "all", "every N", "first N" or "last N"
     layers_per_bank: int | None = None  # null: one bank for all; 1: one each; n: one per n layers
     variant: Variant = "A"  # A: attention, read, MLP; B: attention, MLP, read, second MLP
-    mixing: Mixing = "joint"
-    routed_scale: float = 2.5  # routed weights before the final normalisation; shared ones are 1
     output_init: OutputInit = "zero"  # zero: a fresh memory layer is the identity
-    bank_init_std: float = 0.02
-    router: RouterConfig = field(default_factory=RouterConfig)
+    bank_init_std: float | None = None  # null: 0.02 of chapters, dim^-0.5 of product keys
+    # controls: what is left of an effect without a learned choice, without rows to choose from,
+    # without the gate?
+    address: Literal["learned", "random"] = "learned"  # random: fixed, nothing of it trains
+    rows: Literal["all", "one"] = "all"  # one: a single row stands for every row that is picked
+    gate: Literal["learned", "one"] = "learned"  # one: the read's output gate is left out
+    chapters: ChaptersConfig = field(default_factory=ChaptersConfig)
+    product_keys: ProductKeysConfig = field(default_factory=ProductKeysConfig)
 
 
 @dataclass
@@ -69,17 +98,6 @@ class ModelConfig:
     def memory_layers(self) -> list[int]:
         """Indices of the blocks that read memory, ascending; empty without memory."""
         return [] if self.memory is None else parse_layers(self.memory.layers, self.num_layers)
-
-
-def routing_scope(config: ModelConfig) -> str:
-    """``sequence``, ``segment``, ``token``, or ``none`` without a router."""
-    memory = config.memory
-    return memory.router.scope if memory is not None and memory.num_routed is not None else "none"
-
-
-def is_causal(config: ModelConfig) -> bool:
-    """Whether logits depend on no later token (``sequence`` routing pools them)."""
-    return routing_scope(config) != "sequence"
 
 
 def parse_layers(spec: str, num_layers: int) -> list[int]:
@@ -117,137 +135,21 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
     return chosen
 
 
-def validate_model(config: ModelConfig) -> None:
-    """Check what the types cannot say.
+def model_config(raw: dict[str, Any]) -> ModelConfig:
+    """The config that ``dataclasses.asdict`` made ``raw`` of.
 
     Raises:
-        ValueError: naming the setting, its value and the remedy.
+        TypeError, KeyError: if it was not.
     """
-    for name in ("vocab_size", "num_layers", "dim", "num_heads", "num_kv_heads", "mlp_dim"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"model.{name} must be at least 1, not {getattr(config, name)}")
-    _check_heads("model", config.dim, config.num_heads, config.num_kv_heads)
-    if config.dim // config.num_heads % 2:
-        raise ValueError(
-            f"model.dim / model.num_heads is {config.dim // config.num_heads}; "
-            "rotary embeddings need an even head width"
+    memory = raw["memory"]
+    if memory is not None:
+        chapters = dict(memory["chapters"])
+        chapters["router"] = RouterConfig(**chapters["router"])
+        memory = MemoryConfig(
+            **{
+                **memory,
+                "chapters": ChaptersConfig(**chapters),
+                "product_keys": ProductKeysConfig(**memory["product_keys"]),
+            }
         )
-    memory = config.memory
-    if memory is None:
-        return
-    for name, choices in (("variant", Variant), ("mixing", Mixing), ("output_init", OutputInit)):
-        _check_choice(f"memory.{name}", getattr(memory, name), get_args(choices))
-    for name, choices in (("scope", Scope), ("input", RouterInput)):
-        _check_choice(f"memory.router.{name}", getattr(memory.router, name), get_args(choices))
-    _check_router(memory.router)
-    parse_layers(memory.layers, config.num_layers)
-    for name in ("dim", "num_heads", "num_kv_heads"):
-        if (value := getattr(memory, name)) is not None and value < 1:
-            raise ValueError(f"model.memory.{name} must be at least 1, or null; it is {value}")
-    if memory.chapter_tokens < 1 or memory.num_chapters < 1:
-        raise ValueError("model.memory needs at least one chapter of at least one token")
-    routable = memory.num_chapters - memory.num_shared
-    if not 0 <= memory.num_shared <= memory.num_chapters:
-        raise ValueError(
-            f"model.memory.num_shared is {memory.num_shared}, but there are "
-            f"{memory.num_chapters} chapters"
-        )
-    if memory.num_routed is not None and not 1 <= memory.num_routed <= routable:
-        raise ValueError(
-            f"model.memory.num_routed must be 1 to {routable} (the chapters that are not "
-            f"shared), or null for all; it is {memory.num_routed}"
-        )
-    if memory.layers_per_bank is not None and memory.layers_per_bank < 1:
-        raise ValueError("model.memory.layers_per_bank must be at least 1, or null for one bank")
-    num_heads = memory.num_heads or config.num_heads
-    _check_heads("model.memory", config.dim, num_heads, memory.num_kv_heads or num_heads)
-
-
-def preset(name: str) -> ModelConfig:
-    """One of the named starting points: ``paper`` (arXiv 2603.21096), ``small``, ``tiny``, and
-    ``bench``, on which ``python -m moc.bench`` measures.
-
-    Raises:
-        ValueError: for any other name.
-    """
-    match name:
-        case "paper":
-            return ModelConfig(
-                preset="paper",
-                vocab_size=49152,
-                num_layers=16,
-                dim=768,
-                num_heads=12,
-                num_kv_heads=4,
-                mlp_dim=2304,
-                residual_init_std=0.00378,
-                memory=MemoryConfig(
-                    num_chapters=4097,
-                    num_routed=64,
-                    chapter_tokens=64,
-                    layers="2,6,10,14",
-                    router=RouterConfig(scope="sequence"),
-                ),
-            )
-        case "small":
-            return ModelConfig(
-                preset="small",
-                vocab_size=8192,
-                num_layers=8,
-                dim=384,
-                num_heads=6,
-                num_kv_heads=2,
-                mlp_dim=1152,
-                memory=MemoryConfig(
-                    num_chapters=513, num_routed=16, chapter_tokens=32, layers="every 2"
-                ),
-            )
-        case "bench":
-            return ModelConfig(
-                preset="bench",
-                vocab_size=4096,
-                num_layers=8,
-                dim=256,
-                mlp_dim=768,
-                memory=MemoryConfig(
-                    num_chapters=1025,
-                    num_routed=16,
-                    chapter_tokens=64,
-                    layers="1,3,5,7",
-                    router=RouterConfig(segment_tokens=64),
-                ),
-            )
-        case "tiny":
-            return ModelConfig(preset="tiny")
-    raise ValueError(f"model.preset {name!r} is none of paper, small, bench, tiny")
-
-
-def _check_router(router: RouterConfig) -> None:
-    where = "model.memory.router"
-    if router.segment_tokens < 1:
-        raise ValueError(f"{where}.segment_tokens must be at least 1, not {router.segment_tokens}")
-    if router.window_tokens is not None:
-        if router.window_tokens < 1:
-            raise ValueError(
-                f"{where}.window_tokens must be at least 1, or null; it is {router.window_tokens}"
-            )
-        if router.scope != "segment":
-            raise ValueError(
-                f"{where}.window_tokens limits what scope segment looks back on; "
-                f"set it to null for scope {router.scope}"
-            )
-    for name in ("balance_coefficient", "z_loss_coefficient", "bias_rate"):
-        if getattr(router, name) < 0:
-            raise ValueError(f"{where}.{name} must not be negative, but is {getattr(router, name)}")
-
-
-def _check_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    if value not in choices:
-        raise ValueError(f"model.{name} {value!r} is none of {', '.join(choices)}")
-
-
-def _check_heads(where: str, dim: int, num_heads: int, num_kv_heads: int) -> None:
-    if dim % num_heads:
-        raise ValueError(f"{where}.num_heads {num_heads} does not divide model.dim {dim}")
-    if num_heads % num_kv_heads:
-        raise ValueError(f"{where}.num_kv_heads {num_kv_heads} does not divide {num_heads} heads")
+    return ModelConfig(**{**raw, "memory": memory})

@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
+from moc.model.config import ModelConfig, model_config
 from moc.model.transformer import Transformer
 
 _DTYPES = {
@@ -60,10 +60,7 @@ def read_config(folder: Path) -> ModelConfig:
     """
     try:
         raw = json.loads((folder / "model.json").read_text())
-        if raw["memory"] is not None:
-            router = RouterConfig(**raw["memory"].pop("router"))
-            raw["memory"] = MemoryConfig(**raw["memory"], router=router)
-        return ModelConfig(**raw)
+        return model_config(raw)
     except (ValueError, KeyError, TypeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model's config ({error})") from error
 

@@ -9,6 +9,11 @@ from torch import Tensor, nn
 
 from moc.model.config import ModelConfig
 from moc.model.layers import FusedLinear
+from moc.model.memory.build import build_memory
+
+# Names under which parameters are drawn: the seam added a level to some, and a rename must not draw
+# other weights than the published results were made with.
+_DRAWN_AS = ((".memory.address.", ".memory."), (".memory.read.", ".memory."), (".rows", ".tokens"))
 
 
 @torch.no_grad()
@@ -18,14 +23,23 @@ def draw_parameters(model: nn.Module, config: ModelConfig, seed: int) -> None:
     Every parameter is drawn from a generator of its own, seeded by (seed, name): two arms with one
     seed start from the same backbone, whatever else they contain.
     """
+    bounds = build_memory(config).uniform_bounds if config.memory is not None else {}
     for name, parameter in model.named_parameters():
         std = _init_std(name, config)
         if std is None:
             continue  # norms stay at one
         for part_name, part in _parts(model, name, parameter):
+            for name_now, name_then in _DRAWN_AS:
+                part_name = part_name.replace(name_now, name_then)
             digest = hashlib.sha256(f"{seed}/{part_name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            part.normal_(0.0, std, generator=generator) if std else part.zero_()
+            bound = bounds.get(name.rpartition(".")[2])
+            if bound is not None:
+                part.uniform_(-bound, bound, generator=generator)
+            elif std:
+                part.normal_(0.0, std, generator=generator)
+            else:
+                part.zero_()
 
 
 def _parts(model: nn.Module, name: str, parameter: Tensor) -> list[tuple[str, Tensor]]:
@@ -50,8 +64,9 @@ def _init_std(name: str, config: ModelConfig) -> float | None:
         return 0.0
     if name.startswith("banks."):
         assert config.memory is not None
-        return config.memory.bank_init_std
-    if name.endswith("memory.out.weight"):
+        std = config.memory.bank_init_std
+        return build_memory(config).bank_init_std if std is None else std
+    if name.endswith("memory.read.out.weight"):
         assert config.memory is not None
         return 0.0 if config.memory.output_init == "zero" else residual
     if name.endswith(("attention.out.weight", "mlp.down.weight")):

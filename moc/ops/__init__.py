@@ -15,7 +15,7 @@ from moc.ops.loss import linear_cross_entropy
 from moc.ops.mass import shared_attention_mass
 from moc.ops.mixing import with_equal_weights
 from moc.ops.norm import rms_norm
-from moc.ops.rows import take_chapters
+from moc.ops.rows import take_rows
 from moc.ops.shapes import absorbs
 from moc.ops.swiglu import swiglu
 
@@ -30,6 +30,6 @@ __all__ = [
     "routed_attention",
     "shared_attention_mass",
     "swiglu",
-    "take_chapters",
+    "take_rows",
     "with_equal_weights",
 ]

@@ -23,7 +23,7 @@ from moc.ops import fused, reference
 from moc.ops.cpu import bank, gathered, grouped, projection
 from moc.ops.mixing import MIXINGS
 from moc.ops.norm import rms_norm
-from moc.ops.rows import take_chapters
+from moc.ops.rows import take_rows
 from moc.ops.triton import attention as triton
 
 
@@ -115,7 +115,7 @@ def absorbed_attention(
             scale=scale,
             norm_eps=norm_eps,
         )
-    tokens_UTM = take_chapters(bank_CTM, chapter_U, slot_UTM)
+    tokens_UTM = take_rows(bank_CTM, chapter_U, slot_UTM)
     if norm_eps is not None:
         tokens_UTM = rms_norm(tokens_UTM, None, norm_eps)
     m_UT1M = tokens_UTM.to(q_BLHM.dtype).unsqueeze(2)
@@ -143,7 +143,7 @@ def project_chapters(
     ``moc.ops.rows``."""
     if slot_UTM is not None and projection.supports(bank_CTM, slot_UTM):
         return projection.project(bank_CTM, chapter_U, slot_UTM, weight, norm_eps)
-    return project_tokens(take_chapters(bank_CTM, chapter_U, slot_UTM), weight, norm_eps=norm_eps)
+    return project_tokens(take_rows(bank_CTM, chapter_U, slot_UTM), weight, norm_eps=norm_eps)
 
 
 def project_tokens(

@@ -1,7 +1,7 @@
-"""Chapters taken from a bank, and copies of projected ones for routing groups.
+"""Rows taken from a bank, and copies of projected chapters for routing groups.
 
-C chapters of the bank, U of them taken, T tokens per chapter, M memory width, J key/value heads,
-E head dim, X groups, N chapters per group, P = X * N.
+R rows of a bank, U of them taken, X their shape; of chapters: T tokens each, J key/value heads, E
+head dim, X groups, N chapters per group, P = X * N.
 """
 
 from __future__ import annotations
@@ -17,47 +17,47 @@ from moc.ops.shards import fetch_rows, is_sharded
 _DOT_ROWS = 64  # rows that are taken once more at a time, to stay in a CPU's caches
 
 
-def take_chapters(bank_CTM: Tensor, chapter_U: Tensor, slot_UTM: Tensor | None = None) -> Tensor:
-    """The chapters ``chapter_U``, each at most once and ascending where that is all: (U, T, M).
+def take_rows(bank_RX: Tensor, row_U: Tensor, slot_UX: Tensor | None = None) -> Tensor:
+    """The rows ``row_U``, each at most once and ascending where that is all: (U, X).
 
-    A sharded bank is a DTensor, and this a collective call; ``chapter_U`` is then ascending.
+    A sharded bank is a DTensor, and this a collective call; ``row_U`` is then ascending.
 
     Args:
-        slot_UTM: takes the gradient in the bank's place, in its first rows; the further ones are
+        slot_UX: takes the gradient in the bank's place, in its first rows; the further ones are
             left undefined.
     """
-    if is_sharded(bank_CTM):
-        for_bank = slot_UTM is None and torch.is_grad_enabled() and bank_CTM.requires_grad
+    if is_sharded(bank_RX):
+        for_bank = slot_UX is None and torch.is_grad_enabled() and bank_RX.requires_grad
         assert not for_bank, (
             "gradients of a sharded bank go to slots: pass Transformer.gradient_slots, freeze the "
             "bank, or call under torch.no_grad"
         )
-        taken_UTM = fetch_rows(bank_CTM, chapter_U)
-        return taken_UTM if slot_UTM is None else _into_slot(taken_UTM, None, slot_UTM)
-    if slot_UTM is None:
-        return bank_CTM if len(chapter_U) == len(bank_CTM) else bank_CTM.index_select(0, chapter_U)
-    return _into_slot(bank_CTM.detach(), chapter_U, slot_UTM)
+        taken_UX = fetch_rows(bank_RX, row_U)
+        return taken_UX if slot_UX is None else _into_slot(taken_UX, None, slot_UX)
+    if slot_UX is None:
+        return bank_RX if len(row_U) == len(bank_RX) else bank_RX.index_select(0, row_U)
+    return _into_slot(bank_RX.detach(), row_U, slot_UX)
 
 
-def _into_slot(rows_RTM: Tensor, row_U: Tensor | None, slot_UTM: Tensor) -> Tensor:
+def _into_slot(rows_RX: Tensor, row_U: Tensor | None, slot_UX: Tensor) -> Tensor:
     """Rows ``row_U``, or all, whose gradient goes to the slot."""
-    tokens_UTM: Tensor = _IntoSlot.apply(rows_RTM, row_U, slot_UTM)
-    return tokens_UTM
+    taken_UX: Tensor = _IntoSlot.apply(rows_RX, row_U, slot_UX)
+    return taken_UX
 
 
 class _IntoSlot(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_RTM: Tensor, row_U: Tensor | None, slot_UTM: Tensor) -> Tensor:
-        ctx.num_rows = len(slot_UTM)
-        return rows_RTM.view_as(rows_RTM) if row_U is None else rows_RTM.index_select(0, row_U)
+    def forward(ctx: Any, rows_RX: Tensor, row_U: Tensor | None, slot_UX: Tensor) -> Tensor:
+        ctx.num_rows = len(slot_UX)
+        return rows_RX.view_as(rows_RX) if row_U is None else rows_RX.index_select(0, row_U)
 
     @staticmethod
-    def backward(ctx: Any, grad_UTM: Tensor) -> tuple[None, None, Tensor]:
-        if len(grad_UTM) == ctx.num_rows:
-            return None, None, grad_UTM
-        grad_slot_UTM = grad_UTM.new_empty(ctx.num_rows, *grad_UTM.shape[1:])
-        grad_slot_UTM[: len(grad_UTM)] = grad_UTM
-        return None, None, grad_slot_UTM
+    def backward(ctx: Any, grad_UX: Tensor) -> tuple[None, None, Tensor]:
+        if len(grad_UX) == ctx.num_rows:
+            return None, None, grad_UX
+        grad_slot_UX = grad_UX.new_empty(ctx.num_rows, *grad_UX.shape[1:])
+        grad_slot_UX[: len(grad_UX)] = grad_UX
+        return None, None, grad_slot_UX
 
 
 def take(chapters_UTJE: Tensor, row_XN: Tensor, weight_XN: Tensor | None = None) -> Tensor:

@@ -6,7 +6,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import replace
 
-from moc.model.config import ModelConfig, validate_model
+from moc.model.config import ModelConfig
+from moc.model.validate import validate_model
 
 Cost = Callable[[ModelConfig], float]  # linear in mlp_dim, growing with num_layers
 

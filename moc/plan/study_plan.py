@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
-from moc.model.config import ModelConfig, is_causal, routing_scope
+from moc.model.config import ModelConfig
+from moc.model.memory.build import is_causal, routing_scope
 from moc.plan.activations import activation_bytes
 from moc.plan.arms import (
     match_of,
@@ -179,7 +180,7 @@ def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmP
         checkpoint_bytes=4 * parameters.total + 8 * max(trainable) + MANIFEST_BYTES,
         bank_traffic=max(
             (moved for moved in traffic if moved is not None and sharded),
-            key=lambda moved: moved.fetched_chapters,
+            key=lambda moved: moved.fetched_rows,
             default=None,
         ),
     )
@@ -213,6 +214,7 @@ def _trainable(parameters: Parameters, phase: PhaseConfig) -> int:
 
 def _arm_json(arm: ArmPlan) -> dict[str, Any]:
     return {
+        "kind": arm.model.memory.kind if arm.model.memory else None,
         "scope": routing_scope(arm.model),
         "causal": is_causal(arm.model),
         "parameters": arm.num_parameters(),
@@ -231,10 +233,10 @@ def _arm_json(arm: ArmPlan) -> dict[str, Any]:
 
 def _traffic_json(traffic: BankTraffic) -> dict[str, Any]:
     return {
-        "fetched_chapters": traffic.fetched_chapters,
-        "fetched_bytes": traffic.fetched_chapters * traffic.chapter_bytes,
-        "gathered_chapters": traffic.gathered_chapters,
-        "gathered_bytes": traffic.gathered_chapters * traffic.chapter_bytes,
+        "fetched_rows": traffic.fetched_rows,
+        "fetched_bytes": traffic.fetched_rows * traffic.row_bytes,
+        "gathered_rows": traffic.gathered_rows,
+        "gathered_bytes": traffic.gathered_rows * traffic.row_bytes,
         "fetching_moves_less": traffic.fetching_moves_less,
     }
 

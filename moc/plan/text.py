@@ -5,6 +5,7 @@ from __future__ import annotations
 from textwrap import wrap
 
 from moc.model.config import ModelConfig
+from moc.model.memory.build import build_memory
 from moc.plan.bank_traffic import BankTraffic
 from moc.plan.study_plan import ArmPlan, PhasePlan, StudyPlan
 from moc.text import human, table
@@ -20,10 +21,10 @@ def render_plan(plan: StudyPlan, width: int = 100) -> str:
         f"{human(total, 'FLOP')} of training"
     ]
     rows = {
-        name: [str(arm.model.num_layers), str(arm.model.mlp_dim), _routing(arm.model)]
+        name: [str(arm.model.num_layers), str(arm.model.mlp_dim), *_memory(arm.model)]
         for name, arm in arms.items()
     }
-    lines += ["", *table(["arm", "layers", "MLP", "routing"], rows, width)]
+    lines += ["", *table(["arm", "layers", "MLP", "memory", "bank", "routing"], rows, width)]
     rows = {name: [f"{n:,}" for n in arm.num_parameters().values()] for name, arm in arms.items()}
     header = ["parameters", "total", "trainable", "backbone", "memory layers", "bank"]
     lines += ["", *table(header, rows, width)]
@@ -59,22 +60,16 @@ def render_plan(plan: StudyPlan, width: int = 100) -> str:
     return "\n".join([*lines, "", *notes] if notes else lines)
 
 
-def _routing(model: ModelConfig) -> str:
+def _memory(model: ModelConfig) -> list[str]:
+    """Kind, bank, and what shares a choice of rows."""
     if model.memory is None:
-        return "no memory"
-    if model.memory.num_routed is None:
-        return "every chapter"
-    router = model.memory.router
-    match router.scope:
-        case "sequence":
-            return "sequence (non-causal)"
-        case "segment":
-            label = f"segment of {router.segment_tokens}"
-            if router.window_tokens is not None:
-                label += f", window {router.window_tokens}"
-            return label
-        case _:
-            return router.scope
+        return ["none", "", ""]
+    kind = build_memory(model)
+    rows = f"{kind.num_rows:,} x {' x '.join(str(n) for n in kind.row_shape)}"
+    if model.memory.rows == "one":
+        rows = f"1 for {kind.num_rows:,}"
+    words = kind.group_words if kind.num_picked else f"every {kind.row_name}"
+    return [model.memory.kind, rows, words if kind.causal else f"{words} (non-causal)"]
 
 
 def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:
@@ -115,10 +110,10 @@ def _match_lines(name: str, arm: ArmPlan, width: int) -> list[str]:
 
 def _traffic(name: str, traffic: BankTraffic) -> str:
     fetched, gathered = (
-        f"{chapters:,}{what} ({human(chapters * traffic.chapter_bytes, 'B')})"
-        for chapters, what in (
-            (traffic.fetched_chapters, " chapters per device"),
-            (traffic.gathered_chapters, ""),
+        f"{rows:,}{what} ({human(rows * traffic.row_bytes, 'B')})"
+        for rows, what in (
+            (traffic.fetched_rows, f" {traffic.row_name}s per device"),
+            (traffic.gathered_rows, ""),
         )
     )
     verdict = "less" if traffic.fetching_moves_less else "more"

@@ -13,8 +13,8 @@ from uuid import uuid4
 import torch
 
 from moc.errors import CheckpointError, RunHeld, StudyInterrupted
-from moc.model.config import is_causal, routing_scope
 from moc.model.files import load_model
+from moc.model.memory.build import is_causal, routing_scope
 from moc.run.arm_seed import ArmSeed
 from moc.run.phase import train_phase
 from moc.run.probe import run_probe

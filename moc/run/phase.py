@@ -8,11 +8,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
-from moc.callbacks.chapters import ChapterUtilisation
 from moc.callbacks.checkpoint import Checkpoint
 from moc.callbacks.forgetting import Forgetting
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.in_phase import InPhaseEvaluation
+from moc.callbacks.memory_use import MemoryUse
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.revival import Revival
@@ -51,7 +51,7 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
     name, phase, trainer = run.dir.phases[index], run.phases[index], run.study.trainer
     start = _starting_point(run, index, latest_checkpoint(run.dir.checkpoints, name))
     if is_main_process():
-        for file in (run.dir.journal(), run.dir.chapters(), run.dir.revivals()):
+        for file in (run.dir.journal(), run.dir.memory_use(), run.dir.revivals()):
             if file.path.is_file():
                 file.truncate(name, start.step, phases=run.dir.phases)
     earlier = run.phases[:index]
@@ -105,7 +105,7 @@ def _callbacks(
         throughput,
         TrainingMetrics(),
         *revival,  # before ChapterUtilisation, which looks at what the next step reads
-        ChapterUtilisation(run.dir.chapters()),
+        MemoryUse(run.dir.memory_use()),
         LiveProgress(str(run), throughput),
         StopOnNonFinite(),
         Forgetting(

@@ -73,4 +73,4 @@ def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> No
 
 
 def _journals(run: RunDir) -> tuple[Journal, ...]:
-    return run.journal(), run.chapters(), run.revivals()
+    return run.journal(), run.memory_use(), run.revivals()

@@ -4,7 +4,7 @@ from them.
     <runs_dir>/<study>/
       study.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/, report/
       arms/<arm>/seed-<n>/                   a run
-        run.json, lock.json, metrics.jsonl, chapters.jsonl, revivals.jsonl, shared.json
+        run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json
         checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
         boundaries/<i>-<phase>/              model.safetensors, model.json, manifest.json,
                                              evals.json, samples/
@@ -118,8 +118,8 @@ class RunDir:
     def journal(self) -> Journal:
         return Journal(self.path / "metrics.jsonl")
 
-    def chapters(self) -> Journal:
-        return Journal(self.path / "chapters.jsonl")
+    def memory_use(self) -> Journal:
+        return Journal(self.path / "memory_use.jsonl")
 
     def revivals(self) -> Journal:
         return Journal(self.path / "revivals.jsonl")

@@ -25,11 +25,11 @@ MAX_TAG_CHARS = 8000
 T = TypeVar("T")
 
 CURSOR_FILE = "tracking.json"
-CHILD_FILES = (  # results and samples, and what every layer's router did
+CHILD_FILES = (  # results and samples, and which rows every layer read
     "boundaries/*/evals.json",
     "boundaries/*/samples/**/*.jsonl",
     "probes/**/*.json",
-    "chapters.jsonl",
+    "memory_use.jsonl",
     "revivals.jsonl",
 )
 NOTE_TAG = "mlflow.note.content"  # MLflow's name for a run's description, in Markdown

@@ -1,10 +1,10 @@
-"""Gradients of the banks, for the chapters that a step has read and no others. Needs torch alone.
+"""Gradients of the banks, for the rows that a step has read and no others. Needs torch alone.
 
 Autograd would make a gradient as large as the bank for every layer that reads it. Here the layers
 leave theirs in slots (``Transformer.gradient_slots``); this sums them over layers, micro-batches
-and ranks. Of a sharded bank (a DTensor) every rank ends with the sum for the chapters that it owns.
+and ranks. Of a sharded bank (a DTensor) every rank ends with the sum for the rows that it owns.
 
-C chapters, U chapters read, T tokens per chapter, M memory width.
+R rows, X their shape, U rows read.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from moc.model.memory.router import Routing
+from moc.model.memory.seam import Address
 from moc.model.transformer import Transformer
 from moc.ops.shards import is_sharded, rows_to_owners
 from moc.train.distributed import all_sum, is_distributed, world_size
@@ -27,15 +27,15 @@ if TYPE_CHECKING:
 class RowGradient(NamedTuple):
     """A bank's gradient, or its shard's: zero but in these rows."""
 
-    chapter_U: Tensor  # ascending, each once; of a shard, counted from its first
-    grad_UTM: Tensor
+    row_U: Tensor  # ascending, each once; of a shard, counted from its first
+    grad_UX: Tensor
 
-    def dense(self, num_chapters: int) -> Tensor:
-        """All of it, (C, T, M): ``num_chapters`` of the bank or shard."""
-        if len(self.chapter_U) == num_chapters:
-            return self.grad_UTM
-        grad_CTM = self.grad_UTM.new_zeros(num_chapters, *self.grad_UTM.shape[1:])
-        return grad_CTM.index_copy_(0, self.chapter_U, self.grad_UTM)
+    def dense(self, num_rows: int) -> Tensor:
+        """All of it, (R, X): ``num_rows`` of the bank or shard."""
+        if len(self.row_U) == num_rows:
+            return self.grad_UX
+        grad_RX = self.grad_UX.new_zeros(num_rows, *self.grad_UX.shape[1:])
+        return grad_RX.index_copy_(0, self.row_U, self.grad_UX)
 
 
 class BankGradients:
@@ -45,14 +45,14 @@ class BankGradients:
         self.model = model
         self.sums: dict[int, RowGradient] = {}  # by bank
 
-    def add(self, slots: Sequence[Tensor], routing: Sequence[Routing]) -> None:
+    def add(self, slots: Sequence[Tensor], addresses: Sequence[Address]) -> None:
         """Take in what one backward pass left in ``slots``."""
         found: dict[int, list[RowGradient]] = {bank: [rows] for bank, rows in self.sums.items()}
         banks = self.model.bank_of_layer.values()
-        for bank, slot, layer in zip(banks, slots, routing, strict=True):
+        for bank, slot, address in zip(banks, slots, addresses, strict=True):
             assert slot.grad is not None
-            num_chapters = len(self.model.bank_tokens()[bank])
-            found.setdefault(bank, []).append(_rows_read(slot.grad, layer, num_chapters))
+            num_rows = len(self.model.bank_rows()[bank])
+            found.setdefault(bank, []).append(_rows_read(slot.grad, address, num_rows))
         self.sums = {bank: merge(parts) for bank, parts in found.items()}
 
     def finish(self) -> dict[int, RowGradient]:
@@ -62,55 +62,58 @@ class BankGradients:
         """
         if is_distributed():
             for bank, rows in sorted(self.sums.items()):
-                tokens_CTM = self.model.bank_tokens()[bank]
-                if is_sharded(tokens_CTM):
-                    self.sums[bank] = _mean_at_owner(rows, tokens_CTM)
+                bank_RX = self.model.bank_rows()[bank]
+                if is_sharded(bank_RX):
+                    self.sums[bank] = _mean_at_owner(rows, bank_RX)
                 else:
-                    self.sums[bank] = _mean_over_ranks(rows, len(tokens_CTM))
+                    self.sums[bank] = _mean_over_ranks(rows, len(bank_RX))
         return self.sums
 
 
 def merge(parts: Sequence[RowGradient]) -> RowGradient:
-    """Their sum, over the chapters of any of them; their memory may be used for it."""
+    """Their sum, over the rows of any of them; their memory may be used for it."""
     first = parts[0]
-    if all(torch.equal(part.chapter_U, first.chapter_U) for part in parts[1:]):
+    if all(torch.equal(part.row_U, first.row_U) for part in parts[1:]):
         for part in parts[1:]:
-            first.grad_UTM.add_(part.grad_UTM)
+            first.grad_UX.add_(part.grad_UX)
         return first
-    chapter_P = torch.cat([part.chapter_U for part in parts])
-    chapter_U, row_P = chapter_P.unique(return_inverse=True)
-    grad_UTM = first.grad_UTM.new_zeros(len(chapter_U), *first.grad_UTM.shape[1:])
-    for part, rows in zip(parts, row_P.split([len(p.chapter_U) for p in parts]), strict=True):
-        grad_UTM.index_add_(0, rows, part.grad_UTM)
-    return RowGradient(chapter_U, grad_UTM)
+    every_P = torch.cat([part.row_U for part in parts])
+    row_U, row_P = every_P.unique(return_inverse=True)
+    grad_UX = first.grad_UX.new_zeros(len(row_U), *first.grad_UX.shape[1:])
+    for part, rows in zip(parts, row_P.split([len(p.row_U) for p in parts]), strict=True):
+        grad_UX.index_add_(0, rows, part.grad_UX)
+    return RowGradient(row_U, grad_UX)
 
 
-def _rows_read(grad_UTM: Tensor, layer: Routing, num_chapters: int) -> RowGradient:
-    """A slot's gradient in the chapters that a group has read: there may be others beside them."""
-    assert layer.chapter_U is not None
-    read_C = torch.zeros(num_chapters, dtype=torch.bool, device=grad_UTM.device)
-    read_C[layer.index_BGN.flatten()] = True
-    read_U = read_C[layer.chapter_U]
+def _rows_read(grad_UX: Tensor, address: Address, num_rows: int) -> RowGradient:
+    """A slot's gradient in the rows that a group has read: there may be others beside them."""
+    assert address.row_U is not None
+    if num_rows == 1:  # it stands for all
+        read_UX = grad_UX[: len(address.row_U)]
+        return RowGradient(torch.zeros_like(address.row_U[:1]), read_UX.sum(0, keepdim=True))
+    read_R = torch.zeros(num_rows, dtype=torch.bool, device=grad_UX.device)
+    read_R[address.index_BGN.flatten()] = True
+    read_U = read_R[address.row_U]
     if bool(read_U.all()):
-        return RowGradient(layer.chapter_U, grad_UTM[: len(layer.chapter_U)])
-    return RowGradient(layer.chapter_U[read_U], grad_UTM[: len(layer.chapter_U)][read_U])
+        return RowGradient(address.row_U, grad_UX[: len(address.row_U)])
+    return RowGradient(address.row_U[read_U], grad_UX[: len(address.row_U)][read_U])
 
 
-def _mean_at_owner(rows: RowGradient, bank_CTM: DTensor) -> RowGradient:
-    """Of the chapters that this rank owns, those that any rank has read."""
-    parts = rows_to_owners(bank_CTM, rows.chapter_U, rows.grad_UTM)
-    mean = merge([RowGradient(row_U, grad_UTM) for row_U, grad_UTM in parts])
-    mean.grad_UTM.div_(world_size())
+def _mean_at_owner(rows: RowGradient, bank_RX: DTensor) -> RowGradient:
+    """Of the rows that this rank owns, those that any rank has read."""
+    parts = rows_to_owners(bank_RX, rows.row_U, rows.grad_UX)
+    mean = merge([RowGradient(row_U, grad_UX) for row_U, grad_UX in parts])
+    mean.grad_UX.div_(world_size())
     return mean
 
 
-def _mean_over_ranks(rows: RowGradient, num_chapters: int) -> RowGradient:
-    """On every rank, over the chapters that any of them has read."""
-    read_C = torch.zeros(num_chapters, dtype=torch.int32, device=rows.chapter_U.device)
-    read_C[rows.chapter_U] = 1
-    chapter_U = all_sum(read_C).nonzero()[:, 0]
-    row_C = torch.zeros(num_chapters, dtype=torch.long, device=chapter_U.device)
-    row_C[chapter_U] = torch.arange(len(chapter_U), device=chapter_U.device)
-    grad_UTM = rows.grad_UTM.new_zeros(len(chapter_U), *rows.grad_UTM.shape[1:])
-    grad_UTM.index_copy_(0, row_C[rows.chapter_U], rows.grad_UTM)
-    return RowGradient(chapter_U, all_sum(grad_UTM).div_(world_size()))
+def _mean_over_ranks(rows: RowGradient, num_rows: int) -> RowGradient:
+    """On every rank, over the rows that any of them has read."""
+    read_R = torch.zeros(num_rows, dtype=torch.int32, device=rows.row_U.device)
+    read_R[rows.row_U] = 1
+    row_U = all_sum(read_R).nonzero()[:, 0]
+    place_R = torch.zeros(num_rows, dtype=torch.long, device=row_U.device)
+    place_R[row_U] = torch.arange(len(row_U), device=row_U.device)
+    grad_UX = rows.grad_UX.new_zeros(len(row_U), *rows.grad_UX.shape[1:])
+    grad_UX.index_copy_(0, place_R[rows.row_U], rows.grad_UX)
+    return RowGradient(row_U, all_sum(grad_UX).div_(world_size()))

@@ -7,8 +7,6 @@ import os
 from torch import Tensor
 from torch import distributed as dist
 
-from moc.ops.shards import is_sharded
-
 
 def is_distributed() -> bool:
     return dist.is_available() and dist.is_initialized()
@@ -50,8 +48,3 @@ def all_sum(tensor: Tensor) -> Tensor:
 def barrier() -> None:
     if is_distributed():
         dist.barrier()
-
-
-def full(tensor: Tensor) -> Tensor:
-    """The whole tensor of a sharded one (a collective); any other tensor as it is."""
-    return tensor.full_tensor() if is_sharded(tensor) else tensor

@@ -57,7 +57,7 @@ class StudyModule(L.LightningModule):
         freeze_groups(model, phase.optimizer)
         # ddp leaves these alone: ``BankGradients`` sums them over ranks
         self._ddp_params_and_buffers_to_ignore = [
-            f"model.banks.{bank}.tokens" for bank in range(len(model.banks))
+            f"model.banks.{bank}.rows" for bank in range(len(model.banks))
         ]
 
     def configure_model(self) -> None:
@@ -69,13 +69,13 @@ class StudyModule(L.LightningModule):
             mesh = self.device_mesh["data_parallel"]
             for block in self.model.blocks:
                 fully_shard(block, mesh=mesh)
-            # The root keeps embedding and norm. Banks are spread by chapter, and never gathered:
+            # The root keeps embedding and norm. Banks are spread by row, and never gathered:
             # memory layers fetch what they read, gradients go to ``BankGradients``.
             for bank in self.model.banks:
                 assert isinstance(bank, Bank)
-                trains = bank.tokens.requires_grad
-                bank.tokens = nn.Parameter(shard_rows(bank.tokens.detach(), mesh), trains)
-            fully_shard(self.model, mesh=mesh, ignored_params=set(self.model.bank_tokens()))
+                trains = bank.rows.requires_grad
+                bank.rows = nn.Parameter(shard_rows(bank.rows.detach(), mesh), trains)
+            fully_shard(self.model, mesh=mesh, ignored_params=set(self.model.bank_rows()))
 
     def configure_optimizers(self) -> torch.optim.Optimizer:
         sharded = isinstance(self.model, FSDPModule)

@@ -4,7 +4,7 @@ A step is A micro-batches of B sequences of L + 1 tokens for this rank: L inputs
 each. Gradients are averaged over ranks; the loss is a sum over the counted tokens of all ranks and
 micro-batches, divided by their number, so a step means the same however it is cut.
 
-C chapters.
+R rows of a bank.
 """
 
 from __future__ import annotations
@@ -19,27 +19,27 @@ from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from moc.model.transformer import ModelOutput, Transformer
-from moc.ops.shards import like_shard, own_rows
-from moc.train.bank_gradients import BankGradients, RowGradient
-from moc.train.distributed import all_sum, full, world_size
-from moc.train.lazy_adamw import LazyAdamW
-from moc.train.routers import (
+from moc.ops.shards import like_shard, own_rows, whole
+from moc.train.addresses import (
+    address_figures,
+    address_sums,
     nudge_selection,
-    picks_by_layer,
-    router_figures,
     router_loss,
-    router_sums,
+    use_by_layer,
 )
+from moc.train.bank_gradients import BankGradients, RowGradient
+from moc.train.distributed import all_sum, world_size
+from moc.train.lazy_adamw import LazyAdamW
 
 
 class StepResult(NamedTuple):
-    """The same on every rank. The router's figures are over the routing groups of all ranks and
-    micro-batches; None without a router."""
+    """The same on every rank. Use, and what a router lost, are over the routing groups of all ranks
+    and micro-batches; None where nothing is chosen, or without a router."""
 
     loss: Tensor  # mean cross-entropy over the counted tokens, float64
     grad_norm: Tensor  # before clipping
     skipped: bool  # loss or gradient was not finite: weights and moments are what they were
-    picks: Tensor | None  # (layers, C), how many groups picked each chapter
+    use: Tensor | None  # (layers, R), how many groups picked each row
     balance_loss: Tensor | None  # (layers,), unweighted
     z_loss: Tensor | None  # (layers,), unweighted
 
@@ -69,43 +69,44 @@ def optimizer_step(
     num_micro = len(tokens_ABL)
     num_counted = all_sum(counted_ABL.sum()).clamp(min=1)
     nll_sum = torch.zeros((), dtype=torch.float64, device=tokens_ABL.device)
-    sums_LX: list[Tensor] = []  # of the routers, one per micro-batch
-    trains_bank = any(tokens_CTM.requires_grad for tokens_CTM in model.bank_tokens())
+    sums_LX: list[Tensor] = []  # of the addresses, one per micro-batch
+    kind = model.kind
+    trains_bank = any(bank_RX.requires_grad for bank_RX in model.bank_rows())
     of_banks = BankGradients(model) if trains_bank else None
     for index, (tokens_BL, counted_BL) in enumerate(zip(tokens_ABL, counted_ABL, strict=True)):
         with gradients_synced(index == num_micro - 1):
             output, slots = predict(model, tokens_BL, counted_BL, with_slots=trains_bank)
             assert output.nll is not None
             objective = output.nll * (world_size() / num_counted)
-            routed = [layer for layer in output.routing if layer.logits_BGC.shape[-1]]
-            if routed:
-                memory = model.config.memory
-                assert memory is not None
-                picks_LC = picks_by_layer(routed, memory)
-                objective = objective + router_loss(routed, picks_LC, memory) / num_micro
-                sums_LX.append(router_sums(routed, picks_LC))
+            if kind is not None and kind.num_picked:
+                use_LR = use_by_layer(output.addresses, kind)
+                if kind.router is not None:
+                    loss = router_loss(output.addresses, use_LR, kind)
+                    objective = objective + loss / num_micro
+                sums_LX.append(address_sums(output.addresses, use_LR))
             backward(objective)
             if of_banks is not None:
-                of_banks.add(slots, output.routing)
+                of_banks.add(slots, output.addresses)
         nll_sum = nll_sum + output.nll.detach()
     rows = _give_to_banks(model, optimizer, of_banks.finish()) if of_banks is not None else {}
     grad_norm = _clip(model, rows, clip_norm)
     loss = all_sum(nll_sum) / num_counted
     skipped = not bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
-    figures = router_figures(all_sum(torch.stack(sums_LX).sum(0)) if sums_LX else None)
+    sums = all_sum(torch.stack(sums_LX).sum(0)) if sums_LX else None
+    figures = address_figures(sums, kind.num_rows if kind else 0)
     if update and not skipped:
         optimizer.rows = rows
         (take or optimizer.step)()
-        if figures["picks"] is not None:
-            nudge_selection(model, figures["picks"])
+        if figures.use is not None:
+            nudge_selection(model, figures.use)
     optimizer.zero_grad(set_to_none=True)
-    return StepResult(loss, grad_norm, skipped, **figures)
+    return StepResult(loss, grad_norm, skipped, **figures._asdict())
 
 
 def predict(
     model: Transformer, tokens_BL: Tensor, counted_BL: Tensor, *, with_slots: bool
 ) -> tuple[ModelOutput, list[Tensor]]:
-    """Loss and routing of one micro-batch, and where its backward pass leaves banks' gradients."""
+    """Loss and addresses of one micro-batch, and where its backward pass leaves gradients of rows."""
     inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
     slots = model.gradient_slots(*inputs_BL.shape) if with_slots else []
     output = model(inputs_BL, targets_BL=targets_BL, counted_BL=counted_BL, slots=slots)
@@ -120,29 +121,29 @@ def _give_to_banks(
     lazy = {id(parameter) for group in groups for parameter in group["params"]}
     found: dict[Tensor, RowGradient] = {}
     for bank, rows in of_bank.items():
-        tokens_CTM = model.bank_tokens()[bank]
-        if id(tokens_CTM) in lazy:
-            found[tokens_CTM] = rows
+        bank_RX = model.bank_rows()[bank]
+        if id(bank_RX) in lazy:
+            found[bank_RX] = rows
             continue
-        grad_CTM = rows.dense(len(own_rows(tokens_CTM)))
-        if isinstance(tokens_CTM, DTensor):
-            grad_CTM = like_shard(grad_CTM, tokens_CTM, tokens_CTM.device_mesh)
-        tokens_CTM.grad = grad_CTM
+        grad_RX = rows.dense(len(own_rows(bank_RX)))
+        if isinstance(bank_RX, DTensor):
+            grad_RX = like_shard(grad_RX, bank_RX, bank_RX.device_mesh)
+        bank_RX.grad = grad_RX
     return found
 
 
 def _clip(model: Transformer, rows: dict[Tensor, RowGradient], limit: float) -> Tensor:
     """Clip by global norm, ``rows`` included; the norm before clipping."""
     gradients = [p.grad for p in model.parameters() if p.grad is not None]
-    norms = [full(get_total_norm(gradients))] if gradients else []
-    for tokens_CTM, row in rows.items():
-        square = torch.linalg.vector_norm(row.grad_UTM).square()
-        sharded = isinstance(tokens_CTM, DTensor)  # else every rank has the same rows
+    norms = [whole(get_total_norm(gradients))] if gradients else []
+    for bank_RX, row in rows.items():
+        square = torch.linalg.vector_norm(row.grad_UX).square()
+        sharded = isinstance(bank_RX, DTensor)  # else every rank has the same rows
         norms.append((all_sum(square) if sharded else square).sqrt())
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if limit:
         factor = (limit / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(gradients, factor)
         for row in rows.values():
-            row.grad_UTM.mul_(factor)
+            row.grad_UX.mul_(factor)
     return norm

@@ -22,7 +22,7 @@ def current_losses(folder: Path, scope: str) -> list[float]:
             folder,
             f"phases.facts.tokens={50 * 256}",
             "phases.facts.schedule.warmup_steps=5",
-            f"model.memory.router.scope={scope}",
+            f"model.memory.chapters.router.scope={scope}",
         )
         _, recorder = train_phase(study, folder)
     finally:

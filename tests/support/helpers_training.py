@@ -33,11 +33,12 @@ model:
   num_kv_heads: 1
   mlp_dim: 64
   memory:
-    num_chapters: 9
-    num_routed: 2
-    chapter_tokens: 4
     layers: all
-    router: {{segment_tokens: 16}}  # several segments in 32 and 64 tokens
+    chapters:
+      num_chapters: 9
+      num_routed: 2
+      chapter_tokens: 4
+      router: {{segment_tokens: 16}}  # several segments in 32 and 64 tokens
 tokenizer: {{vocab_size: 400, training_bytes: 20_000}}
 data:
   people: {{kind: facts, num_people: 20, num_phrasings: 10}}

@@ -1,5 +1,4 @@
-"""Memories: store, address, read, and what a memory layer keeps while it decodes.
+"""Memories: store, address, read. ``seam`` says what a kind is, ``build`` which ones there are.
 
-In: the residual stream, the rows of a bank. Out: what is added to the stream, and how it was
-routed.
+In: the residual stream, the rows of a bank. Out: what is added to the stream, and its address.
 """

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
-from evals.measures.picks import overlap as overlap_of
+from evals.measures.overlap import overlap as overlap_of
 from moc.report.numbers.records import Run
 from moc.report.numbers.results import Results
 

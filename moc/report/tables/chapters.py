@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from evals.measures.picks import USED_SHARE
+from evals.measures.overlap import USED_SHARE
 from moc.report.numbers.chapters import Overlap, collapsed, moved
 from moc.report.numbers.results import Results
 from moc.report.tables.cells import MISSING, fixed, percent, table_of

@@ -13,18 +13,19 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from moc.model.config import MemoryConfig
+from moc.model.config import ChaptersConfig
 from moc.model.decode.cache import DecodePolicy
 from moc.model.decode.positions import Positions
-from moc.model.memory.kept_chapters import KeptChapters
-from moc.model.memory.router import (
+from moc.model.memory.chapters.kept import KeptChapters
+from moc.model.memory.chapters.router import (
+    RandomRouter,
     Router,
-    Routing,
     mean_of_last,
     pool_groups,
     read_everything,
     running_sums,
 )
+from moc.model.memory.seam import Address
 from moc.ops import kept_attention, routed_attention
 
 
@@ -47,7 +48,7 @@ class Choices(NamedTuple):
         return (step_BL if self.offset_B1 is None else step_BL + self.offset_B1) // self.width
 
 
-class MemoryState:
+class ChaptersState:
     """Of one memory layer: what its router has pooled, its current choice, its chapters.
 
     While tokens come one by one, keys and values of the current chapters are also kept side by side
@@ -56,7 +57,7 @@ class MemoryState:
 
     def __init__(
         self,
-        config: MemoryConfig,
+        config: ChaptersConfig,
         positions: Positions,
         policy: DecodePolicy,
         window_tokens: int | None,
@@ -69,10 +70,13 @@ class MemoryState:
         self.chapters = KeptChapters()
         self.copies: tuple[Tensor, Tensor] | None = None  # (B, J, N * T, E) each
         self.sums_BMD: Tensor | None = None  # over the positions up to and including each
+        self.choices: Choices | None = None  # of the call under way
         self.index_BN: Tensor | None = None  # of the last real position
         self.weight_BN: Tensor | None = None
 
-    def choose(self, router: Router | None, x_BLD: Tensor, num_chapters: int) -> Choices:
+    def choose(
+        self, router: Router | RandomRouter | None, x_BLD: Tensor, num_chapters: int
+    ) -> Address:
         """The chapters of the new positions; the router is asked only where a choice may change.
 
         ``router`` None: all ``num_chapters``.
@@ -81,11 +85,12 @@ class MemoryState:
             choices = self._everything(x_BLD, num_chapters)
         else:
             with torch.autocast(x_BLD.device.type, enabled=False):
-                choices = self._route(router, x_BLD.to(router.linear.weight.dtype))
+                choices = self._route(router, x_BLD.to(router.dtype))
         self.index_BN, self.weight_BN = choices.index_BPN[:, -1], choices.weight_BPN[:, -1]
-        return choices
+        self.choices = choices
+        return self._address(choices)
 
-    def routing(self, choices: Choices) -> Routing:
+    def _address(self, choices: Choices) -> Address:
         """The choices as index and weights of every new position."""
         index_BLN, weight_BLN = choices.index_BPN, choices.weight_BPN
         if index_BLN.shape[1] == 1:
@@ -95,20 +100,20 @@ class MemoryState:
             part_BL = choices.part_BL(self.positions.position_BL)
             part_BLN = part_BL[..., None].expand(-1, -1, index_BLN.shape[-1])
             index_BLN, weight_BLN = index_BLN.gather(1, part_BLN), weight_BLN.gather(1, part_BLN)
-        none_BGC = weight_BLN[..., :0]
-        return Routing(none_BGC, none_BGC, index_BLN, weight_BLN, 1)
+        return Address(index_BLN, weight_BLN, 1)
 
     def read(
         self,
         q_BLHE: Tensor,
-        choices: Choices,
         bank_CTM: Tensor,
         project: Callable[[Tensor], tuple[Tensor, Tensor]],
         *,
         mixing: str,
         scale: float,
     ) -> Tensor:
-        """Outputs (B, L, H, E)."""
+        """Outputs (B, L, H, E) for the last choice."""
+        choices = self.choices
+        assert choices is not None
         if choices.chosen_rows != []:
             self.chapters.fetch(choices.index_BPN, bank_CTM, project)
         weight_BPN = choices.weight_BPN.to(q_BLHE.dtype)
@@ -161,7 +166,7 @@ class MemoryState:
         index_B1N, weight_B1N = self.index_BN[:, None], self.weight_BN[:, None]
         return Choices(index_B1N, weight_B1N, self.positions.max_length, chosen_rows=[])
 
-    def _route(self, router: Router, x_BLD: Tensor) -> Choices:
+    def _route(self, router: Router | RandomRouter, x_BLD: Tensor) -> Choices:
         positions, position_BL = self.positions, self.positions.position_BL
         match self.config.scope:
             case "token":
@@ -180,7 +185,7 @@ class MemoryState:
         fresh = router.choose(whole_B1D, torch.zeros_like(position_BL[:, :1]), 1)
         return Choices(fresh.index_BGN, fresh.weight_BGN, positions.max_length)
 
-    def _route_segments(self, router: Router, x_BLD: Tensor) -> Choices:
+    def _route_segments(self, router: Router | RandomRouter, x_BLD: Tensor) -> Choices:
         positions, width, length = self.positions, self.config.segment_tokens, x_BLD.shape[1]
         sums_BMD = self._add(x_BLD)
         offsets = [n % width for n in positions.lengths]
@@ -208,7 +213,7 @@ class MemoryState:
             offset_B1=offset_B1 if any(offsets) else None, chosen_rows=chosen_rows
         )
 
-    def _parts(self, routing: Routing, width: int, offsets: list[int] | None = None) -> Choices:
+    def _parts(self, routing: Address, width: int, offsets: list[int] | None = None) -> Choices:
         """A choice for each part; what begins past a row's last real position is not wanted."""
         index_BPN, weight_BPN = routing.index_BGN, routing.weight_BGN
         counts = self.positions.counts

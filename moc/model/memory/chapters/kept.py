@@ -11,7 +11,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from moc.ops import take_chapters
+from moc.ops import take_rows
 
 
 class KeptChapters:
@@ -38,7 +38,7 @@ class KeptChapters:
         wanted_X = index_BPN.flatten()
         new_X = wanted_X[~self.known_C[wanted_X]]
         new_U = new_X.unique() if len(new_X) else new_X
-        chapters_UTM = take_chapters(bank_CTM, new_U)
+        chapters_UTM = take_rows(bank_CTM, new_U)
         if not len(new_U):
             return
         k_UTJE, v_UTJE = project(chapters_UTM)

@@ -6,25 +6,14 @@ B batch, L length, D model dim, C chapters, S shared, K routed, N = S + K read, 
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from moc.model.config import MemoryConfig, RouterConfig
-
-
-class Routing(NamedTuple):
-    """One memory layer's choice for a batch. Groups are consecutive positions of a sequence."""
-
-    logits_BGC: Tensor  # before the shared chapters are masked out; empty (C = 0) without a router
-    probs_BGC: Tensor  # softmax over the routed chapters; 0 at shared ones
-    index_BGN: Tensor  # chapters read, the shared ones first
-    weight_BGN: Tensor  # mixing weights, summing to 1
-    group_tokens: int  # positions per group; the last may have fewer
-    shared_mass: Tensor | None = None  # share of attention on shared chapters, when asked for
-    chapter_U: Tensor | None = None  # what was fetched for the batch; None with a cache
+from moc.model.config import ChaptersConfig, RouterConfig
+from moc.model.memory.random_address import random_rows
+from moc.model.memory.seam import Address, Kind
 
 
 class Router(nn.Module):
@@ -36,7 +25,7 @@ class Router(nn.Module):
 
     selection_bias: Tensor | None
 
-    def __init__(self, config: MemoryConfig, dim: int) -> None:
+    def __init__(self, config: ChaptersConfig, dim: int) -> None:
         super().__init__()
         assert config.num_routed is not None
         self.num_shared, self.num_routed = config.num_shared, config.num_routed
@@ -48,15 +37,20 @@ class Router(nn.Module):
         biased = self.config.bias_rate > 0
         self.register_buffer("selection_bias", torch.zeros(config.num_chapters) if biased else None)
 
-    def forward(self, x_BLD: Tensor, pool_BL: Tensor | None) -> Routing:
+    def forward(self, x_BLD: Tensor, pool_BL: Tensor | None) -> Address:
         """Route a whole batch of sequences; ``pool_BL``: what ``sequence`` scope may pool."""
         width = group_tokens(self.config, x_BLD.shape[1])
         with torch.autocast(x_BLD.device.type, enabled=False):
-            r_BGD = pool_groups(x_BLD.to(self.linear.weight.dtype), pool_BL, self.config)
+            r_BGD = pool_groups(x_BLD.to(self.dtype), pool_BL, self.config)
             group_G = torch.arange(r_BGD.shape[1], device=r_BGD.device)
             return self.choose(r_BGD, group_G, width)
 
-    def choose(self, r_BGD: Tensor, group_G: Tensor, width: int) -> Routing:
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which it wants to be asked."""
+        return self.linear.weight.dtype
+
+    def choose(self, r_BGD: Tensor, group_G: Tensor, width: int) -> Address:
         """Chapters and mixing weights for groups numbered ``group_G`` (or (B, G)), of ``width``."""
         logits_BGC = self.linear(r_BGD)
         masked_BGC = logits_BGC.clone()
@@ -69,11 +63,10 @@ class Router(nn.Module):
         # probabilities renormalised over the picks; from logits, because all of the probabilities
         # can have underflowed when the picks were not the router's own
         routed_BGK = self.routed_scale * logits_BGC.gather(-1, index_BGK).softmax(-1)
-        shared_S = torch.arange(self.num_shared, device=r_BGD.device)
-        index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
-        weight_BGN = F.pad(routed_BGK, (self.num_shared, 0), value=1.0)
-        weight_BGN = weight_BGN / weight_BGN.sum(-1, keepdim=True)
-        return Routing(logits_BGC, probs_BGC, index_BGN, weight_BGN, width)
+        if self.config.balance_over == "all":
+            probs_BGC = logits_BGC.softmax(-1)
+        address = _with_shared(index_BGK, routed_BGK, self.num_shared, width)
+        return address._replace(logits_BGC=logits_BGC, probs_BGC=probs_BGC)
 
     def _in_turn(self, index_BGK: Tensor, group_G: Tensor) -> Tensor:
         """K consecutive chapters each: rows side by side, a row's groups far apart."""
@@ -86,13 +79,45 @@ class Router(nn.Module):
         return (in_turn_BGK + self.num_shared).expand_as(index_BGK)
 
 
-def read_everything(num_chapters: int, batch: int, length: int, like: Tensor) -> Routing:
+class RandomRouter(nn.Module):
+    """Chooses by no content: a token's chapters by its id, a segment's by its number."""
+
+    dtype = torch.float32  # token ids up to 2^24 are exact
+
+    def __init__(self, kind: Kind, config: ChaptersConfig) -> None:
+        super().__init__()
+        self.kind, self.config, self.routed_scale = kind, config.router, config.routed_scale
+
+    def forward(self, token_BL1: Tensor, pool_BL: Tensor | None) -> Address:
+        """Route a whole batch of token ids."""
+        width = group_tokens(self.config, token_BL1.shape[1])
+        group_G = torch.arange(-(-token_BL1.shape[1] // width), device=token_BL1.device)
+        return self.choose(token_BL1[:, : len(group_G)], group_G, width)
+
+    def choose(self, r_BG1: Tensor, group_G: Tensor, width: int) -> Address:
+        """As of ``Router``; only scope ``token`` looks at ``r_BG1``, the token's id."""
+        key_BG = group_G.expand(r_BG1.shape[:2])
+        if self.config.scope == "token":
+            key_BG = r_BG1[..., 0].long()
+        index_BGK = random_rows(key_BG, self.kind)
+        weight_BGK = torch.full_like(index_BGK, 1 / index_BGK.shape[-1], dtype=torch.float32)
+        return _with_shared(index_BGK, self.routed_scale * weight_BGK, self.kind.num_always, width)
+
+
+def _with_shared(index_BGK: Tensor, routed_BGK: Tensor, num_shared: int, width: int) -> Address:
+    """The shared chapters first, with weight 1 each; then all weights normalised to sum to 1."""
+    shared_S = torch.arange(num_shared, device=index_BGK.device)
+    index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
+    weight_BGN = F.pad(routed_BGK, (num_shared, 0), value=1.0)
+    return Address(index_BGN, weight_BGN / weight_BGN.sum(-1, keepdim=True), width)
+
+
+def read_everything(num_chapters: int, batch: int, length: int, like: Tensor) -> Address:
     """The routing of a layer without a router: every chapter, equally."""
     index_BGN = torch.arange(num_chapters, device=like.device).expand(batch, 1, -1)
     wide = torch.promote_types(like.dtype, torch.float32)
     weight_BGN = torch.full(index_BGN.shape, 1 / num_chapters, dtype=wide, device=like.device)
-    none_BGC = like.new_zeros(batch, 1, 0)
-    return Routing(none_BGC, none_BGC, index_BGN, weight_BGN, length)
+    return Address(index_BGN, weight_BGN, length)
 
 
 def group_tokens(config: RouterConfig, length: int) -> int:
@@ -177,11 +202,3 @@ def balance_loss(probs_XC: Tensor, picks_C: Tensor) -> Tensor:
 def z_loss(logits_XC: Tensor) -> Tensor:
     """mean(logsumexp(logits)^2) over X routing groups. Scalar."""
     return logits_XC.logsumexp(-1).square().mean()
-
-
-def pick_counts(index_BGN: Tensor, num_chapters: int, num_shared: int) -> Tensor:
-    """How many groups picked each chapter, (C,) int64; shared chapters are never picked."""
-    picked_P = index_BGN[..., num_shared:].flatten()
-    counts_C = torch.zeros(num_chapters, dtype=torch.int64, device=picked_P.device)
-    # not bincount, which waits for the GPU to learn the size of its result
-    return counts_C.scatter_add_(0, picked_P, torch.ones_like(picked_P))

@@ -1,0 +1,161 @@
+"""Kind ``chapters`` (arXiv 2603.21096).
+
+B batch, L length, D model dim, C chapters, T tokens per chapter, M memory width.
+"""
+
+from __future__ import annotations
+
+from typing import get_args
+
+import torch
+from torch import Tensor, nn
+
+from moc.model.config import Mixing, ModelConfig, RouterConfig, RouterInput, Scope
+from moc.model.decode.cache import DecodePolicy
+from moc.model.decode.positions import Positions
+from moc.model.memory.chapters import costs
+from moc.model.memory.chapters.read import ChapterRead
+from moc.model.memory.chapters.router import (
+    RandomRouter,
+    Router,
+    group_tokens,
+    read_everything,
+)
+from moc.model.memory.chapters.sizes import Sizes
+from moc.model.memory.chapters.state import ChaptersState
+from moc.model.memory.checks import check_choice, check_heads
+from moc.model.memory.seam import Address, Context, Kind, Memory, Products
+
+
+class ChapterAddress(nn.Module):
+    """The chapters that a router picks for every group of positions; without one, all."""
+
+    def __init__(self, router: Router | RandomRouter | None) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Address:
+        num_chapters, state = len(context.bank.rows_RX), context.state
+        looks_at_BLD = context.stream_BLD
+        if isinstance(self.router, RandomRouter):
+            looks_at_BLD = context.tokens_BL[..., None].to(torch.float32)
+        if state is not None:
+            assert isinstance(state, ChaptersState)
+            return state.choose(self.router, looks_at_BLD, num_chapters)
+        if self.router is None:
+            batch, length, _ = x_BLD.shape
+            return read_everything(num_chapters, batch, length, x_BLD)
+        return self.router(looks_at_BLD, context.pool_BL)
+
+
+class Chapters(Kind):
+    row_name = "chapter"
+
+    def __init__(self, config: ModelConfig) -> None:
+        super().__init__(config)
+        self.chapters = chapters = self.memory.chapters
+        self.sizes = Sizes.of(config, chapters)
+        self._check()
+        self.num_picked = chapters.num_routed or 0
+        self.num_always = chapters.num_shared if self.num_picked else chapters.num_chapters
+        routed = bool(self.num_picked)
+        self.scope = chapters.router.scope if routed else "none"
+        learned = routed and self.memory.address == "learned"
+        self.router: RouterConfig | None = chapters.router if learned else None
+        self.addresses_block_input = chapters.router.input == "block_input"
+
+    @property
+    def num_rows(self) -> int:
+        return self.chapters.num_chapters
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        return self.chapters.chapter_tokens, self.sizes.memory_dim
+
+    def build_layer(self) -> Memory:
+        router: Router | RandomRouter | None = None
+        if self.router is not None:
+            router = Router(self.chapters, self.config.dim)
+        elif self.num_picked:
+            router = RandomRouter(self, self.chapters)
+        return Memory(ChapterAddress(router), ChapterRead(self.sizes))
+
+    def new_state(
+        self, positions: Positions, policy: DecodePolicy, window_tokens: int | None
+    ) -> ChaptersState:
+        return ChaptersState(self.chapters, positions, policy, window_tokens)
+
+    def paper_flops(self, context_length: int, batch: int) -> int:
+        return costs.paper_flops(self, context_length, batch)
+
+    def products(self, context_length: int, batch: int, *, gpu: bool) -> Products:
+        return costs.products(self, context_length, batch, gpu=gpu)
+
+    def activation_bytes(self, context_length: int, batch: int, width: int) -> int:
+        return costs.activation_bytes(self, context_length, batch, width)
+
+    @property
+    def causal(self) -> bool:
+        return self.router is None or self.scope != "sequence"
+
+    @property
+    def group_words(self) -> str:
+        if self.scope != "segment":
+            return self.scope
+        router = self.chapters.router
+        window = f", window {router.window_tokens}" if router.window_tokens else ""
+        return f"segment of {router.segment_tokens}{window}"
+
+    def group_tokens(self, length: int) -> int:
+        return group_tokens(self.chapters.router, length) if self.num_picked else length
+
+    def copied_positions(self, length: int) -> int:
+        return self.group_tokens(length)
+
+    def _check(self) -> None:
+        chapters, config = self.chapters, self.config
+        check_choice("memory.chapters.mixing", chapters.mixing, get_args(Mixing))
+        _check_router(chapters.router)
+        where = "model.memory.chapters"
+        for name in ("dim", "num_heads", "num_kv_heads"):
+            if (value := getattr(chapters, name)) is not None and value < 1:
+                raise ValueError(f"{where}.{name} must be at least 1, or null; it is {value}")
+        if chapters.chapter_tokens < 1 or chapters.num_chapters < 1:
+            raise ValueError(f"{where} needs at least one chapter of at least one token")
+        routable = chapters.num_chapters - chapters.num_shared
+        if not 0 <= chapters.num_shared <= chapters.num_chapters:
+            raise ValueError(
+                f"{where}.num_shared is {chapters.num_shared}, but there are "
+                f"{chapters.num_chapters} chapters"
+            )
+        if chapters.num_routed is not None and not 1 <= chapters.num_routed <= routable:
+            raise ValueError(
+                f"{where}.num_routed must be 1 to {routable} (the chapters that are not "
+                f"shared), or null for all; it is {chapters.num_routed}"
+            )
+        check_heads(where, config.dim, self.sizes.num_heads, self.sizes.num_kv_heads)
+
+
+def _check_router(router: RouterConfig) -> None:
+    where = "model.memory.chapters.router"
+    for name, choices in (
+        ("scope", get_args(Scope)),
+        ("input", get_args(RouterInput)),
+        ("balance_over", ("routed", "all")),
+    ):
+        check_choice(f"memory.chapters.router.{name}", getattr(router, name), choices)
+    if router.segment_tokens < 1:
+        raise ValueError(f"{where}.segment_tokens must be at least 1, not {router.segment_tokens}")
+    if router.window_tokens is not None:
+        if router.window_tokens < 1:
+            raise ValueError(
+                f"{where}.window_tokens must be at least 1, or null; it is {router.window_tokens}"
+            )
+        if router.scope != "segment":
+            raise ValueError(
+                f"{where}.window_tokens limits what scope segment looks back on; "
+                f"set it to null for scope {router.scope}"
+            )
+    for name in ("balance_coefficient", "z_loss_coefficient", "bias_rate"):
+        if getattr(router, name) < 0:
+            raise ValueError(f"{where}.{name} must not be negative, but is {getattr(router, name)}")

@@ -1,0 +1,191 @@
+"""The seam: what a memory is to the rest of the project. Every memory is store, address and read.
+
+- store: a ``Bank``, the same class for every kind
+- address: which rows of the bank a position reads, with which weights
+- read: what is made of these rows, and added to the residual stream
+
+A kind derives from ``Kind``, and ``build_memory`` names it. All else follows: plan, baselines,
+causality, checkpoints, sharding, lazy optimizer, use of rows, controls, decoding, report.
+
+B batch, L length, D model dim, R rows of a bank, U distinct rows of a batch, G routing groups, N
+rows read by a group, C rows among which a router chooses.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from moc.model.config import ModelConfig, RouterConfig
+from moc.model.decode.cache import DecodePolicy, RowState
+from moc.model.decode.positions import Positions
+from moc.model.memory.bank import BankRows, most_distinct
+
+
+class Context(NamedTuple):
+    """What a memory is given in one forward pass, beside the normalised residual stream."""
+
+    bank: BankRows
+    tokens_BL: Tensor
+    stream_BLD: Tensor  # what a learned address may look at: see ``Kind.addresses_block_input``
+    pool_BL: Tensor | None = None  # positions that ``sequence`` routing may pool; None: all
+    state: RowState | None = None  # of ``Kind.new_state``: the positions go on from those before
+    measure: bool = False  # fill ``Address.health``, at the cost of a few more products
+
+
+class Address(NamedTuple):
+    """One memory layer's choice for a batch. Groups are consecutive positions of a sequence."""
+
+    index_BGN: Tensor  # rows read, those that are always read first
+    weight_BGN: Tensor
+    group_tokens: int  # positions per group; the last may have fewer
+    logits_BGC: Tensor | None = None  # of a router, for its losses; None without one
+    probs_BGC: Tensor | None = None  # those whose mean its balance loss takes
+    row_U: Tensor | None = None  # what was fetched for the batch; None with a state
+    health: dict[str, Tensor] = {}  # noqa: RUF012  scalars by name, when asked for
+
+
+class Addresses(Protocol):
+    """The address: a module from the normalised stream (B, L, D) to the rows to be read."""
+
+    def __call__(self, x_BLD: Tensor, context: Context) -> Address: ...
+
+
+class Reads(Protocol):
+    """The read: a module from the stream and the rows to what is added, (B, L, D).
+
+    It returns the address with what it found out: ``row_U``, and ``health`` if that was asked for.
+    """
+
+    def __call__(
+        self, x_BLD: Tensor, address: Address, context: Context
+    ) -> tuple[Tensor, Address]: ...
+
+
+class Memory(nn.Module):
+    """One block's memory, of any kind."""
+
+    def __init__(self, address: nn.Module, read: nn.Module) -> None:
+        super().__init__()
+        self.read = read
+        self.address = address
+
+    def forward(self, x_BLD: Tensor, context: Context) -> tuple[Tensor, Address]:
+        """What is added to the residual stream, (B, L, D), and how it was addressed."""
+        return self.read(x_BLD, self.address(x_BLD, context), context)
+
+
+class Products(NamedTuple):
+    """FLOPs of the matrix products of one layer's forward pass, by what its backward pass makes
+    of them."""
+
+    linear: float = 0  # two more products each
+    attention: float = 0  # five products for every two
+    saved: float = 0  # to be taken off the sum: backward products that nothing asks for
+
+
+class Kind:
+    """One kind of memory with its settings: what it is made of and what it costs. Allocates
+    nothing; ``moc.plan`` asks it about models of any size.
+
+    The class has the answers that suit a kind whose positions choose by themselves and whose read
+    keeps nothing between calls. Its constructor raises ValueError for settings that cannot be.
+    """
+
+    row_name = "row"  # what a user calls one
+    num_always = 0  # the first so many rows are always read, never chosen
+    num_picked = 0  # rows that a group chooses; 0: there is no choice
+    router: RouterConfig | None = None  # of a learned router, which has losses
+    scope = "token"  # what shares a choice: "sequence", "segment", "token"; "none" without one
+    addresses_block_input = False  # True: the block's input; False: the stream after attention
+    decays_bank = True  # whether the optimizer's weight decay applies to the bank
+    bank_init_std = 0.02
+    uniform_bounds: dict[str, float] = {}  # noqa: RUF012  of parameters not drawn normal, by name
+
+    def __init__(self, config: ModelConfig) -> None:
+        assert config.memory is not None
+        self.config, self.memory = config, config.memory
+
+    # What it is made of
+
+    @property
+    def num_rows(self) -> int:
+        """R, rows that can be chosen or are always read."""
+        raise NotImplementedError
+
+    @property
+    def row_shape(self) -> tuple[int, ...]:
+        raise NotImplementedError
+
+    def build_address(self) -> nn.Module:
+        """``Addresses``, learned."""
+        raise NotImplementedError
+
+    def build_read(self) -> nn.Module:
+        """``Reads``. Its last map is called ``out``, and drawn as ``output_init`` says."""
+        raise NotImplementedError
+
+    def new_state(
+        self, positions: Positions, policy: DecodePolicy, window_tokens: int | None
+    ) -> RowState | None:
+        """What a layer keeps while it decodes; None: nothing."""
+        return None
+
+    # What it costs, without the layer's norm, residual and second MLP
+
+    def paper_flops(self, context_length: int, batch: int) -> int:
+        """FLOPs of one layer's forward pass as arXiv 2603.21096 (appendix A.2) counts."""
+        raise NotImplementedError
+
+    def products(self, context_length: int, batch: int, *, gpu: bool) -> Products:
+        """Of one layer, as ``torch.utils.flop_counter`` counts."""
+        raise NotImplementedError
+
+    def activation_bytes(self, context_length: int, batch: int, width: int) -> int:
+        """Roughly what one layer keeps for its backward pass, in floats of ``width`` bytes."""
+        raise NotImplementedError
+
+    # What follows
+
+    @property
+    def causal(self) -> bool:
+        """Whether logits depend on no later token."""
+        return self.scope != "sequence"
+
+    @property
+    def group_words(self) -> str:
+        """What shares a choice, in words."""
+        return self.scope
+
+    def group_tokens(self, length: int) -> int:
+        """Positions that share one choice, in sequences of ``length``."""
+        return 1 if self.scope == "token" else length
+
+    def num_groups(self, length: int) -> int:
+        """G: choices that a sequence makes."""
+        return -(-length // self.group_tokens(length))
+
+    @property
+    def num_read(self) -> int:
+        """N: rows that a group reads."""
+        return self.num_always + self.num_picked
+
+    def most_rows_read(self, batch: int, length: int) -> int:
+        """U at most."""
+        shape_BGN = (batch, self.num_groups(length), self.num_read)
+        return most_distinct(self.num_rows, shape_BGN, self.num_always)
+
+    def copied_positions(self, length: int) -> int:
+        """Positions whose shared rows are copied together; bounds how much is scored at once."""
+        return 1
+
+    def layer_parameters(self) -> int:
+        """Of one layer: address and read."""
+        with torch.device("meta"):
+            layer = self.build_layer()
+        return sum(parameter.numel() for parameter in layer.parameters())
+
+    def build_layer(self) -> Memory:
+        return Memory(self.build_address(), self.build_read())

@@ -23,8 +23,8 @@ from moc.config.schema import GroupConfig, OptimizerConfig
 from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
-from moc.train.optim import build_optimizer
 from moc.train.addresses import routers
+from moc.train.optim import build_optimizer
 from moc.train.step import optimizer_step
 
 Optimizer = Literal["lazy", "dense"]

@@ -99,7 +99,7 @@ class Revival(L.Callback):
                 self.revivals.append({**record, "bank": bank, "revived": pairs})
                 print(
                     f"phase {logger.phase}, step {step}: {len(dead_R)} {kind.row_name}s of bank "
-                    f"{bank} that no layer picked since the last revival were restarted from live ones",
+                    f"{bank} that no layer picked since the last revival restarted from live ones",
                     flush=True,
                 )
         logger.log_metrics({"memory/revived": num_revived}, step)

@@ -106,7 +106,7 @@ def optimizer_step(
 def predict(
     model: Transformer, tokens_BL: Tensor, counted_BL: Tensor, *, with_slots: bool
 ) -> tuple[ModelOutput, list[Tensor]]:
-    """Loss and addresses of one micro-batch, and where its backward pass leaves gradients of rows."""
+    """Loss and addresses of one micro-batch, and where its backward pass leaves rows' gradients."""
     inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
     slots = model.gradient_slots(*inputs_BL.shape) if with_slots else []
     output = model(inputs_BL, targets_BL=targets_BL, counted_BL=counted_BL, slots=slots)

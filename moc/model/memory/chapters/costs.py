@@ -5,15 +5,13 @@ G routing groups per sequence, N chapters read, U distinct chapters in a batch.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 from moc.model.memory import arithmetic
-from moc.model.memory.seam import Products
+from moc.model.memory.chapters.sizes import Sizes
+from moc.model.memory.seam import Kind, Products
 from moc.ops.mixing import MIXINGS
 from moc.ops.shapes import BIAS_WIDTH, absorbs, moves_queries
-
-if TYPE_CHECKING:
-    from moc.model.memory.chapters.kind import Chapters
 
 
 class ExecutedRead(NamedTuple):
@@ -28,13 +26,13 @@ class ExecutedRead(NamedTuple):
 
 
 def executed_read(
-    kind: Chapters, context_length: int, batch: int, *, gpu: bool = False
+    kind: Kind, sizes: Sizes, context_length: int, batch: int, *, gpu: bool = False
 ) -> ExecutedRead:
     """The sizes of one layer's read for ``batch`` sequences, whose routing spreads evenly.
 
     ``gpu``: whose kernels take no heads as wide as some memories, see ``moc.ops.shapes.absorbs``.
     """
-    sizes, num_tokens = kind.sizes, kind.chapters.chapter_tokens
+    num_tokens = sizes.chapter_tokens
     per_sequence = kind.num_groups(context_length)
     num_groups, num_queries = batch * per_sequence, batch * context_length
     distinct = kind.most_rows_read(batch, context_length)
@@ -62,12 +60,12 @@ def executed_read(
     )
 
 
-def products(kind: Chapters, context_length: int, batch: int, *, gpu: bool) -> Products:
+def products(kind: Kind, sizes: Sizes, context_length: int, batch: int, *, gpu: bool) -> Products:
     """See ``Kind``. A batch is taken to read as many distinct chapters as it can, and positions
     that are sorted by chapter as needing no padding, of which there is at most a seventh."""
-    sizes, tokens = kind.sizes, batch * context_length
-    read = executed_read(kind, context_length, batch, gpu=gpu)
-    num_tokens = kind.chapters.chapter_tokens
+    tokens = batch * context_length
+    read = executed_read(kind, sizes, context_length, batch, gpu=gpu)
+    num_tokens = sizes.chapter_tokens
     if read.absorbed:
         maps = 2 * arithmetic.linear(tokens, sizes.dim, sizes.memory_dim)
     else:
@@ -76,7 +74,7 @@ def products(kind: Chapters, context_length: int, batch: int, *, gpu: bool) -> P
     linear = 2 * arithmetic.linear(tokens, sizes.dim, sizes.dim) + maps
     if kind.router is not None:
         linear += arithmetic.linear(read.num_groups, sizes.dim, kind.num_rows)
-    head_width, mixing, saved = read.head_width, MIXINGS[kind.chapters.mixing], 0
+    head_width, mixing, saved = read.head_width, MIXINGS[sizes.mixing], 0
     if not read.grouped and mixing.score_bias:
         head_width += BIAS_WIDTH
     if not read.grouped and mixing.per_chapter:
@@ -88,12 +86,12 @@ def products(kind: Chapters, context_length: int, batch: int, *, gpu: bool) -> P
     return Products(linear, 4 * scores * head_width, saved)
 
 
-def paper_flops(kind: Chapters, context_length: int, batch: int) -> int:
+def paper_flops(kind: Kind, sizes: Sizes, context_length: int, batch: int) -> int:
     """See ``Kind``. The three mixings count alike, and every chapter is projected for every
     sequence that reads it. The paper routes whole sequences; of several routing groups, each
     chooses and weights its own chapters, and a sequence's share projections."""
-    sizes, tokens = kind.sizes, batch * context_length
-    num_groups, num_tokens = kind.num_groups(context_length), kind.chapters.chapter_tokens
+    tokens = batch * context_length
+    num_groups, num_tokens = kind.num_groups(context_length), sizes.chapter_tokens
     groups = batch * num_groups
     read = kind.num_read * num_tokens  # tokens per group
     projected = batch * kind.most_rows_read(1, context_length) * num_tokens
@@ -115,9 +113,10 @@ def paper_flops(kind: Chapters, context_length: int, batch: int) -> int:
     return total + _paper_router_losses(groups, chapters, kind.num_picked)
 
 
-def _pooling(kind: Chapters, context_length: int) -> int:
+def _pooling(kind: Kind, context_length: int) -> int:
     """Operations per dim to pool one sequence for its router."""
-    router, num_groups = kind.chapters.router, kind.num_groups(context_length)
+    router, num_groups = kind.router, kind.num_groups(context_length)
+    assert router is not None
     match router.scope:
         case "sequence":
             return context_length  # L - 1 additions and a division
@@ -145,42 +144,41 @@ def _paper_router_losses(groups: int, chapters: int, num_routed: int) -> int:
     return load + balance + squared_mean + mse + z_loss + entropy
 
 
-def activation_bytes(kind: Chapters, context_length: int, batch: int, width: int) -> int:
+def activation_bytes(kind: Kind, sizes: Sizes, context_length: int, batch: int, width: int) -> int:
     """See ``Kind``."""
-    chosen, tokens, dim = kind.sizes, batch * context_length, kind.sizes.dim
-    sizes = executed_read(kind, context_length, batch)
-    num_heads = chosen.num_heads
-    queries = sizes.num_pairs // kind.num_read
+    tokens, dim, num_heads = batch * context_length, sizes.dim, sizes.num_heads
+    read = executed_read(kind, sizes, context_length, batch)
+    queries = read.num_pairs // kind.num_read
     # inputs of the q and output maps, and if the key and value maps take them, q and outputs
-    kept = tokens * width * (2 + sizes.absorbed) * dim
-    normalised = chosen.normalises_tokens
+    kept = tokens * width * (2 + read.absorbed) * dim
+    normalised = sizes.normalises_tokens
     if kind.router is not None:
-        kept += 4 * sizes.num_groups * (dim + 2 * kind.num_rows)  # input, logits, shares
-    if sizes.grouped:  # log-sum-exp, index and weight; q, and outputs, unless they are counted
-        kept += sizes.num_pairs * (4 * num_heads + 8 + 4)
-        kept += width * tokens * num_heads * sizes.head_width * (1 + sizes.absorbed)
-        if sizes.absorbed:
+        kept += 4 * read.num_groups * (dim + 2 * kind.num_rows)  # input, logits, shares
+    if read.grouped:  # log-sum-exp, index and weight; q, and outputs, unless they are counted
+        kept += read.num_pairs * (4 * num_heads + 8 + 4)
+        kept += width * tokens * num_heads * read.head_width * (1 + read.absorbed)
+        if read.absorbed:
             return kept  # chapters are fetched again
-    elif sizes.absorbed:
-        kept += width * tokens * num_heads * sizes.head_width  # outputs, in order
-    chapter_tokens = sizes.num_chapters * kind.chapters.chapter_tokens
-    if width == 4 and not sizes.absorbed:  # chapters are fetched again
+    elif read.absorbed:
+        kept += width * tokens * num_heads * read.head_width  # outputs, in order
+    chapter_tokens = read.num_chapters * sizes.chapter_tokens
+    if width == 4 and not read.absorbed:  # chapters are fetched again
         kept += 4 * chapter_tokens * normalised
     else:  # chapters, and what their maps take in
-        kept += chapter_tokens * chosen.memory_dim * (4 if width == 4 else 4 * normalised + width)
-    mixing = MIXINGS[kind.chapters.mixing]
-    if not sizes.absorbed and (sizes.grouped or mixing.score_bias is None):
-        kept += width * chapter_tokens * 2 * chosen.kv_width
-    if sizes.grouped:
+        kept += chapter_tokens * sizes.memory_dim * (4 if width == 4 else 4 * normalised + width)
+    mixing = MIXINGS[sizes.mixing]
+    if not read.absorbed and (read.grouped or mixing.score_bias is None):
+        kept += width * chapter_tokens * 2 * sizes.kv_width
+    if read.grouped:
         return kept
-    vectors = num_heads * sizes.head_width
+    vectors = num_heads * read.head_width
     if mixing.per_chapter:  # of each; outputs once more, for the gradients of the weights
         copies = 3 if kind.num_picked else 2
-        return kept + sizes.num_pairs * (copies * width * vectors + 4 * num_heads)
+        return kept + read.num_pairs * (copies * width * vectors + 4 * num_heads)
     if mixing.score_bias:  # queries, outputs, keys and values, all of them wider
-        head_width = sizes.head_width + BIAS_WIDTH
-        num_kv_heads = 1 if sizes.absorbed else chosen.num_kv_heads
-        taken = sizes.num_groups * kind.num_read * kind.chapters.chapter_tokens
+        head_width = read.head_width + BIAS_WIDTH
+        num_kv_heads = 1 if read.absorbed else sizes.num_kv_heads
+        taken = read.num_groups * kind.num_read * sizes.chapter_tokens
         kept += 2 * width * head_width * (queries * num_heads + taken * num_kv_heads)
         return kept + 4 * queries * num_heads
     return kept + queries * (2 * width * vectors + 4 * num_heads)  # queries, outputs

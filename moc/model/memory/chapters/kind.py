@@ -86,13 +86,13 @@ class Chapters(Kind):
         return ChaptersState(self.chapters, positions, policy, window_tokens)
 
     def paper_flops(self, context_length: int, batch: int) -> int:
-        return costs.paper_flops(self, context_length, batch)
+        return costs.paper_flops(self, self.sizes, context_length, batch)
 
     def products(self, context_length: int, batch: int, *, gpu: bool) -> Products:
-        return costs.products(self, context_length, batch, gpu=gpu)
+        return costs.products(self, self.sizes, context_length, batch, gpu=gpu)
 
     def activation_bytes(self, context_length: int, batch: int, width: int) -> int:
-        return costs.activation_bytes(self, context_length, batch, width)
+        return costs.activation_bytes(self, self.sizes, context_length, batch, width)
 
     @property
     def causal(self) -> bool:

@@ -15,6 +15,7 @@ class Sizes(NamedTuple):
     num_kv_heads: int  # J
     num_shared: int  # S
     num_routed: int | None  # K; None: all chapters are read
+    chapter_tokens: int  # T
     mixing: str
 
     @classmethod
@@ -28,6 +29,7 @@ class Sizes(NamedTuple):
             num_kv_heads=chapters.num_kv_heads or num_heads,
             num_shared=chapters.num_shared,
             num_routed=chapters.num_routed,
+            chapter_tokens=chapters.chapter_tokens,
             mixing=chapters.mixing if routed else with_equal_weights(chapters.mixing),
         )
 

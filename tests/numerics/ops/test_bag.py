@@ -9,10 +9,12 @@ import sys
 
 import pytest
 import torch
+from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
 
 from moc.ops import weighted_rows
 from moc.ops.bag import _CHUNK_ROWS
+from moc.ops.shards import shard_rows
 
 torch.set_num_threads(1)
 WAYS = ["slot", "larger slot", "bank"]
@@ -55,7 +57,7 @@ def gradients(way, bank_RD, row_U, index_XN, weight_XN, upstream_XD, call=weight
         out.backward(upstream_XD)
         return out.detach(), bank.grad, weight.grad
     num_slot_rows = len(row_U) + (3 if way == "larger slot" else 0)
-    zero = torch.zeros((), dtype=bank.dtype)
+    zero = torch.zeros((), dtype=bank.dtype)  # as Transformer.gradient_slots makes them
     slot = zero.expand(num_slot_rows, bank.shape[1]).requires_grad_()
     out = call(bank, row_U, index_XN, weight, slot)
     out.backward(upstream_XD)
@@ -66,15 +68,17 @@ def gradients(way, bank_RD, row_U, index_XN, weight_XN, upstream_XD, call=weight
     return out.detach(), grad_bank, weight.grad
 
 
+def assert_equal(found, expected):
+    torch.testing.assert_close(found, expected, rtol=1e-12, atol=1e-12)
+
+
 @pytest.mark.parametrize("way", WAYS)
 @pytest.mark.parametrize("num_rows", [8, 50])  # nearly all of them read; half of them
 def test_sums_and_gradients_are_those_of_a_loop(way, num_rows):
     bank, index, weight, upstream = make_inputs(num_rows)
     row_U, row_XN = index.unique(return_inverse=True)
     found = gradients(way, bank, row_U, row_XN, weight, upstream)
-    torch.testing.assert_close(
-        found, by_hand(bank, index, weight, upstream), rtol=1e-12, atol=1e-12
-    )
+    assert_equal(found, by_hand(bank, index, weight, upstream))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -84,9 +88,7 @@ def test_more_rows_than_are_summed_at_a_time(way):
     row_U, row_XN = index.unique(return_inverse=True)
     assert _CHUNK_ROWS < len(row_U) < num_rows
     found = gradients(way, bank, row_U, row_XN, weight, upstream)
-    torch.testing.assert_close(
-        found, by_hand(bank, index, weight, upstream), rtol=1e-12, atol=1e-12
-    )
+    assert_equal(found, by_hand(bank, index, weight, upstream))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -95,9 +97,7 @@ def test_rows_that_nobody_reads_get_no_gradient(way):
     bank, index, weight, upstream = make_inputs()
     row_U = torch.arange(len(bank))
     found = gradients(way, bank, row_U, index, weight, upstream)
-    torch.testing.assert_close(
-        found, by_hand(bank, index, weight, upstream), rtol=1e-12, atol=1e-12
-    )
+    assert_equal(found, by_hand(bank, index, weight, upstream))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -107,9 +107,7 @@ def test_compiled_code_computes_the_same_without_a_break(way):
     torch._dynamo.reset()
     compiled = torch.compile(weighted_rows, fullgraph=True, backend="aot_eager")
     found = gradients(way, bank, row_U, index, weight, upstream, compiled)
-    torch.testing.assert_close(
-        found, by_hand(bank, index, weight, upstream), rtol=1e-12, atol=1e-12
-    )
+    assert_equal(found, by_hand(bank, index, weight, upstream))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -151,9 +149,29 @@ def test_a_frozen_bank_and_frozen_weights():
     weight.requires_grad_()
     out = weighted_rows(bank, row_U, row_XN, weight)
     out.backward(upstream)
-    torch.testing.assert_close(out.detach(), expected, rtol=1e-12, atol=1e-12)
-    torch.testing.assert_close(weight.grad, grad_weight, rtol=1e-12, atol=1e-12)
+    assert_equal((out.detach(), weight.grad), (expected, grad_weight))
     assert bank.grad is None
+
+
+@pytest.fixture
+def mesh():
+    """Of one rank; how rows find their way between two: tests/integration/test_sharded_bank.py."""
+    store = torch.distributed.HashStore()
+    torch.distributed.init_process_group("gloo", store=store, rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("way", ["slot", "larger slot"])
+def test_a_sharded_bank_is_fetched(way, mesh):
+    bank, index, weight, upstream = make_inputs()
+    row_U, row_XN = index.unique(return_inverse=True)
+
+    def call(bank_RD, *rest):
+        return weighted_rows(shard_rows(bank_RD, mesh), *rest)
+
+    found = gradients(way, bank, row_U, row_XN, weight, upstream, call)
+    assert_equal(found, by_hand(bank, index, weight, upstream))
 
 
 def largest_allocation(run):

@@ -25,7 +25,7 @@ def draw_parameters(model: nn.Module, config: ModelConfig, seed: int) -> None:
     """
     bounds = build_memory(config).uniform_bounds if config.memory is not None else {}
     for name, parameter in model.named_parameters():
-        std = _init_std(name, config)
+        std, bound = _init_std(name, config), _of_ending(name, bounds)
         if std is None:
             continue  # norms stay at one
         for part_name, part in _parts(model, name, parameter):
@@ -33,7 +33,6 @@ def draw_parameters(model: nn.Module, config: ModelConfig, seed: int) -> None:
                 part_name = part_name.replace(name_now, name_then)
             digest = hashlib.sha256(f"{seed}/{part_name}".encode()).digest()
             generator = torch.Generator().manual_seed(int.from_bytes(digest[:7], "little"))
-            bound = bounds.get(name.rpartition(".")[2])
             if bound is not None:
                 part.uniform_(-bound, bound, generator=generator)
             elif std:
@@ -69,6 +68,15 @@ def _init_std(name: str, config: ModelConfig) -> float | None:
     if name.endswith("memory.read.out.weight"):
         assert config.memory is not None
         return 0.0 if config.memory.output_init == "zero" else residual
+    if config.memory is not None:
+        of_kind = _of_ending(name, build_memory(config).init_stds)
+        if of_kind is not None:
+            return of_kind
     if name.endswith(("attention.out.weight", "mlp.down.weight")):
         return residual
     return config.init_std
+
+
+def _of_ending(name: str, values: dict[str, float]) -> float | None:
+    """The value of the ending that ``name`` has."""
+    return next((value for ending, value in values.items() if name.endswith(ending)), None)

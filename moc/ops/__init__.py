@@ -10,11 +10,13 @@ from moc.ops.attention import (
     project_tokens,
     routed_attention,
 )
+from moc.ops.bag import weighted_rows
 from moc.ops.kept import kept_attention
 from moc.ops.loss import linear_cross_entropy
 from moc.ops.mass import shared_attention_mass
 from moc.ops.mixing import with_equal_weights
 from moc.ops.norm import rms_norm
+from moc.ops.product_keys import product_topk
 from moc.ops.rows import take_rows
 from moc.ops.shapes import absorbs
 from moc.ops.swiglu import swiglu
@@ -24,6 +26,7 @@ __all__ = [
     "absorbs",
     "kept_attention",
     "linear_cross_entropy",
+    "product_topk",
     "project_chapters",
     "project_tokens",
     "rms_norm",
@@ -31,5 +34,6 @@ __all__ = [
     "shared_attention_mass",
     "swiglu",
     "take_rows",
+    "weighted_rows",
     "with_equal_weights",
 ]

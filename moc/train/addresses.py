@@ -1,4 +1,4 @@
-"""Addresses in training: use of rows, auxiliary losses of routers, balancing by bias. Needs torch
+"""Addresses in training: use of rows, auxiliary losses of routers, balancing. Needs torch
 alone.
 
 X routing groups, R rows, C = R rows that a router scores; a table (layers, ...) has a row for each
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from moc.model.memory.bank import count_use
 from moc.model.memory.chapters.router import Router, balance_loss, z_loss
+from moc.model.memory.query_norm import QueryBatchNorm
 from moc.model.memory.seam import Address, Kind
 from moc.model.transformer import Block, Transformer
 from moc.train.distributed import all_sum, world_size
@@ -115,3 +116,10 @@ def nudge(bias_C: Tensor, picks_C: Tensor, rate: float) -> None:
     less often than the mean, down for the others (arXiv 2408.15664, algorithm 1)."""
     above_C = picks_C * picks_C.numel() - picks_C.sum()  # picks minus their mean, exact in integers
     bias_C -= rate * above_C.sign()
+
+
+def commit_statistics(model: Transformer) -> None:
+    """Let batch norms of queries learn what the step's last micro-batch showed, over all ranks."""
+    for module in model.modules():
+        if isinstance(module, QueryBatchNorm):
+            module.commit(all_sum(module.seen_2Q) / world_size())

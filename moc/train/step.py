@@ -23,6 +23,7 @@ from moc.ops.shards import like_shard, own_rows, whole
 from moc.train.addresses import (
     address_figures,
     address_sums,
+    commit_statistics,
     nudge_selection,
     router_loss,
     use_by_layer,
@@ -99,6 +100,7 @@ def optimizer_step(
         (take or optimizer.step)()
         if figures.use is not None:
             nudge_selection(model, figures.use)
+        commit_statistics(model)
     optimizer.zero_grad(set_to_none=True)
     return StepResult(loss, grad_norm, skipped, **figures._asdict())
 

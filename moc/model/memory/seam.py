@@ -102,7 +102,9 @@ class Kind:
     addresses_block_input = False  # True: the block's input; False: the stream after attention
     decays_bank = True  # whether the optimizer's weight decay applies to the bank
     bank_init_std = 0.02
-    uniform_bounds: dict[str, float] = {}  # noqa: RUF012  of parameters not drawn normal, by name
+    # by how their names end: parameters drawn with another deviation, or evenly from +-bound
+    init_stds: dict[str, float] = {}  # noqa: RUF012
+    uniform_bounds: dict[str, float] = {}  # noqa: RUF012
 
     def __init__(self, config: ModelConfig) -> None:
         assert config.memory is not None

@@ -12,6 +12,7 @@ Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
 RouterInput = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
+Normalise = Literal["joint", "routed", "none"]
 Variant = Literal["A", "B"]
 OutputInit = Literal["zero", "normal"]
 QueryNorm = Literal["none", "batch", "layer"]
@@ -45,7 +46,12 @@ class ChaptersConfig:
     num_heads: int | None = None  # heads of the memory read; null: the model's
     num_kv_heads: int | None = None  # its key/value heads; null: num_heads
     mixing: Mixing = "joint"
-    routed_scale: float = 2.5  # routed weights before the final normalisation; shared ones are 1
+    routed_scale: float = 2.5  # routed weights before they are normalised; shared ones are 1
+    # joint: all weights of a group sum to 1, as published; routed: the routed ones to routed_scale,
+    # shared ones stay at 1; none: routed ones are routed_scale times the router's probabilities
+    normalise: Normalise = "joint"
+    qk_norm: bool = False  # attend by normalised queries and keys, with a learned temperature
+    gated: bool = False  # the read times silu of a map of the stream, as of product keys
     router: RouterConfig = field(default_factory=RouterConfig)
 
 

@@ -8,6 +8,7 @@ N chapters of T tokens with weights w_n that sum to 1, raw scores r_nt = scale q
 
                  a  b      c  softmax over
     joint        w  0      w  all tokens: keys and values scaled by w (arXiv 2603.21096)
+    joint_normed 1  0      w  all tokens: joint, of keys that are normalised after their weight
     per_chapter  1  0      w  each chapter's
     log_bias     1  log w  1  all tokens
     unweighted   1  0      1  all tokens
@@ -66,6 +67,7 @@ _LOG = Weighting("log", finite_log, lambda grad, w: grad / _positive(w))
 
 MIXINGS = {
     "joint": Mixing(score_factor=_WEIGHT, value_factor=_WEIGHT),
+    "joint_normed": Mixing(value_factor=_WEIGHT),
     "per_chapter": Mixing(value_factor=_WEIGHT, per_chapter=True),
     "log_bias": Mixing(score_bias=_LOG),
     "unweighted": Mixing(),

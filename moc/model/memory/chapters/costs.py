@@ -36,7 +36,7 @@ def executed_read(
     per_sequence = kind.num_groups(context_length)
     num_groups, num_queries = batch * per_sequence, batch * context_length
     distinct = kind.most_rows_read(batch, context_length)
-    absorbed = absorbs(
+    absorbed = not sizes.qk_norm and absorbs(
         num_queries=num_queries,
         num_read=kind.num_read,
         num_tokens=num_tokens,
@@ -71,7 +71,7 @@ def products(kind: Kind, sizes: Sizes, context_length: int, batch: int, *, gpu: 
     else:
         chapter_tokens = read.num_chapters * num_tokens
         maps = 2 * arithmetic.linear(chapter_tokens, sizes.memory_dim, sizes.kv_width)
-    linear = 2 * arithmetic.linear(tokens, sizes.dim, sizes.dim) + maps
+    linear = (2 + sizes.gated) * arithmetic.linear(tokens, sizes.dim, sizes.dim) + maps
     if kind.router is not None:
         linear += arithmetic.linear(read.num_groups, sizes.dim, kind.num_rows)
     head_width, mixing, saved = read.head_width, MIXINGS[sizes.mixing], 0
@@ -98,6 +98,11 @@ def paper_flops(kind: Kind, sizes: Sizes, context_length: int, batch: int) -> in
     total = 2 * arithmetic.linear(tokens, sizes.dim, sizes.dim)
     total += 2 * arithmetic.linear(projected, sizes.memory_dim, sizes.kv_width)
     total += arithmetic.attention(batch, context_length, read, sizes.dim, sizes.num_heads)
+    if sizes.qk_norm:
+        total += arithmetic.norm(tokens * sizes.num_heads, sizes.head_dim)
+        total += arithmetic.norm(projected * sizes.num_kv_heads, sizes.head_dim)
+    if sizes.gated:
+        total += arithmetic.linear(tokens, sizes.dim, sizes.dim) + 5 * tokens * sizes.dim
     if not kind.num_picked:
         return total
     total += groups * read * sizes.memory_dim  # weighting
@@ -150,7 +155,7 @@ def activation_bytes(kind: Kind, sizes: Sizes, context_length: int, batch: int, 
     read = executed_read(kind, sizes, context_length, batch)
     queries = read.num_pairs // kind.num_read
     # inputs of the q and output maps, and if the key and value maps take them, q and outputs
-    kept = tokens * width * (2 + read.absorbed) * dim
+    kept = tokens * width * (2 + read.absorbed + 3 * sizes.gated + sizes.qk_norm) * dim
     normalised = sizes.normalises_tokens
     if kind.router is not None:
         kept += 4 * read.num_groups * (dim + 2 * kind.num_rows)  # input, logits, shares

@@ -10,7 +10,7 @@ from typing import get_args
 import torch
 from torch import Tensor, nn
 
-from moc.model.config import Mixing, ModelConfig, RouterConfig, RouterInput, Scope
+from moc.model.config import Mixing, ModelConfig, Normalise, RouterConfig, RouterInput, Scope
 from moc.model.decode.cache import DecodePolicy
 from moc.model.decode.positions import Positions
 from moc.model.memory.chapters import costs
@@ -62,6 +62,8 @@ class Chapters(Kind):
         self.scope = chapters.router.scope if routed else "none"
         learned = routed and self.memory.address == "learned"
         self.router: RouterConfig | None = chapters.router if learned else None
+        # as of product keys: a gate of small weights would keep the bank from being read at first
+        self.init_stds = {".memory.read.gate.weight": config.dim**-0.5}
         self.addresses_block_input = chapters.router.input == "block_input"
 
     @property
@@ -115,6 +117,7 @@ class Chapters(Kind):
     def _check(self) -> None:
         chapters, config = self.chapters, self.config
         check_choice("memory.chapters.mixing", chapters.mixing, get_args(Mixing))
+        check_choice("memory.chapters.normalise", chapters.normalise, get_args(Normalise))
         _check_router(chapters.router)
         where = "model.memory.chapters"
         for name in ("dim", "num_heads", "num_kv_heads"):

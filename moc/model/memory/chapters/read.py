@@ -11,6 +11,7 @@ from typing import TypedDict
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from moc.model.layers import NORM_EPS, FusedLinear
 from moc.model.memory.bank import distinct_rows
@@ -22,6 +23,7 @@ from moc.ops import (
     absorbs,
     project_chapters,
     project_tokens,
+    rms_norm,
     routed_attention,
     shared_attention_mass,
     take_rows,
@@ -45,10 +47,15 @@ class ChapterRead(nn.Module):
         self.head_dim, self.num_shared = sizes.head_dim, sizes.num_shared
         self.q = nn.Linear(sizes.dim, self.num_heads * self.head_dim, bias=False)
         self.kv = FusedLinear(sizes.memory_dim, {"k": sizes.kv_width, "v": sizes.kv_width})
-        self.out = nn.Linear(self.num_heads * self.head_dim, sizes.dim, bias=False)
+        width = self.num_heads * self.head_dim
+        self.out = nn.Linear(width, sizes.dim, bias=False)
+        self.qk_norm = QueryKeyNorm(self.num_heads) if sizes.qk_norm else None
+        self.gate = nn.Linear(sizes.dim, width, bias=False) if sizes.gated else None
 
     def forward(self, x_BLD: Tensor, address: Address, context: Context) -> tuple[Tensor, Address]:
         q_BLHE = self.q(x_BLD).unflatten(-1, (self.num_heads, self.head_dim))
+        if self.qk_norm is not None:
+            q_BLHE = self.qk_norm(q_BLHE)
         state = context.state
         # Fetching from other ranks waits for the sizes anyway, and only what is read should
         # travel. Every rank fetches in every call, even with a state that knows the chapters: if
@@ -58,7 +65,10 @@ class ChapterRead(nn.Module):
             out_BLHE, address = self._read_on(q_BLHE, address, context, state)
         else:
             out_BLHE, address = self._read(q_BLHE, address, context)
-        return self.out(out_BLHE.flatten(2)), address
+        out_BLX = out_BLHE.flatten(2)
+        if self.gate is not None:
+            out_BLX = out_BLX * F.silu(self.gate(x_BLD))
+        return self.out(out_BLX), address
 
     def project(self, chapters_UTM: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values (U, T, J, E) of chapters."""
@@ -134,11 +144,14 @@ class ChapterRead(nn.Module):
 
     def _by_head(self, k_UTX: Tensor, v_UTX: Tensor) -> tuple[Tensor, Tensor]:
         shape = (self.num_kv_heads, self.head_dim)
-        return k_UTX.unflatten(-1, shape), v_UTX.unflatten(-1, shape)
+        k_UTJE, v_UTJE = k_UTX.unflatten(-1, shape), v_UTX.unflatten(-1, shape)
+        return k_UTJE if self.qk_norm is None else normalised(k_UTJE), v_UTJE
 
     def _absorbs(
         self, q_BLHE: Tensor, bank_CTM: Tensor, chapter_U: Tensor, row_BGN: Tensor
     ) -> bool:
+        if self.qk_norm is not None:
+            return False  # a norm does not pass through a map
         batch, length, _, _ = q_BLHE.shape
         _, num_tokens, memory_dim = bank_CTM.shape
         return absorbs(
@@ -152,6 +165,26 @@ class ChapterRead(nn.Module):
             head_dim=self.head_dim,
             gpu=q_BLHE.is_cuda,
         )
+
+
+class QueryKeyNorm(nn.Module):
+    """Queries of unit mean square times a learned temperature for each head.
+
+    With normalised keys and the usual scale, scores are temperature * sqrt(E) * cosine.
+    """
+
+    def __init__(self, num_heads: int) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(num_heads))
+
+    def forward(self, q_BLHE: Tensor) -> Tensor:
+        return normalised(q_BLHE) * self.weight[:, None].to(q_BLHE.dtype)
+
+
+def normalised(x_E: Tensor) -> Tensor:
+    """Of unit mean square, in float32 or wider."""
+    wide = torch.promote_types(x_E.dtype, torch.float32)
+    return rms_norm(x_E.to(wide), None, NORM_EPS).to(x_E.dtype)
 
 
 def _by_kv_head(x_BLHF: Tensor, map_JFO: Tensor) -> Tensor:

@@ -29,7 +29,7 @@ class Router(nn.Module):
         super().__init__()
         assert config.num_routed is not None
         self.num_shared, self.num_routed = config.num_shared, config.num_routed
-        self.routed_scale = config.routed_scale
+        self.routed_scale, self.normalise = config.routed_scale, config.normalise
         self.config = config.router
         self.takes_turns = False  # set by benchmarks: chapters in turn, by place in the batch
         self.linear = nn.Linear(dim, config.num_chapters)
@@ -60,12 +60,15 @@ class Router(nn.Module):
         index_BGK = biased.topk(self.num_routed, dim=-1).indices
         if self.takes_turns:
             index_BGK = self._in_turn(index_BGK, group_G)
-        # probabilities renormalised over the picks; from logits, because all of the probabilities
-        # can have underflowed when the picks were not the router's own
-        routed_BGK = self.routed_scale * logits_BGC.gather(-1, index_BGK).softmax(-1)
+        if self.normalise == "none":
+            routed_BGK = self.routed_scale * probs_BGC.gather(-1, index_BGK)
+        else:
+            # probabilities renormalised over the picks; from logits, because all of the
+            # probabilities can have underflowed when the picks were not the router's own
+            routed_BGK = self.routed_scale * logits_BGC.gather(-1, index_BGK).softmax(-1)
         if self.config.balance_over == "all":
             probs_BGC = logits_BGC.softmax(-1)
-        address = _with_shared(index_BGK, routed_BGK, self.num_shared, width)
+        address = _with_shared(index_BGK, routed_BGK, self.num_shared, width, self.normalise)
         return address._replace(logits_BGC=logits_BGC, probs_BGC=probs_BGC)
 
     def _in_turn(self, index_BGK: Tensor, group_G: Tensor) -> Tensor:
@@ -86,7 +89,8 @@ class RandomRouter(nn.Module):
 
     def __init__(self, kind: Kind, config: ChaptersConfig) -> None:
         super().__init__()
-        self.kind, self.config, self.routed_scale = kind, config.router, config.routed_scale
+        self.kind, self.config = kind, config.router
+        self.routed_scale, self.normalise = config.routed_scale, config.normalise
 
     def forward(self, token_BL1: Tensor, pool_BL: Tensor | None) -> Address:
         """Route a whole batch of token ids."""
@@ -101,15 +105,20 @@ class RandomRouter(nn.Module):
             key_BG = r_BG1[..., 0].long()
         index_BGK = random_rows(key_BG, self.kind)
         weight_BGK = torch.full_like(index_BGK, 1 / index_BGK.shape[-1], dtype=torch.float32)
-        return _with_shared(index_BGK, self.routed_scale * weight_BGK, self.kind.num_always, width)
+        routed_BGK = self.routed_scale * weight_BGK
+        return _with_shared(index_BGK, routed_BGK, self.kind.num_always, width, self.normalise)
 
 
-def _with_shared(index_BGK: Tensor, routed_BGK: Tensor, num_shared: int, width: int) -> Address:
-    """The shared chapters first, with weight 1 each; then all weights normalised to sum to 1."""
+def _with_shared(
+    index_BGK: Tensor, routed_BGK: Tensor, num_shared: int, width: int, normalise: str
+) -> Address:
+    """The shared chapters first, with weight 1 each; all weights normalised to sum to 1 if so."""
     shared_S = torch.arange(num_shared, device=index_BGK.device)
     index_BGN = torch.cat((shared_S.expand(*index_BGK.shape[:2], -1), index_BGK), dim=-1)
     weight_BGN = F.pad(routed_BGK, (num_shared, 0), value=1.0)
-    return Address(index_BGN, weight_BGN / weight_BGN.sum(-1, keepdim=True), width)
+    if normalise == "joint":
+        weight_BGN = weight_BGN / weight_BGN.sum(-1, keepdim=True)
+    return Address(index_BGN, weight_BGN, width)
 
 
 def read_everything(num_chapters: int, batch: int, length: int, like: Tensor) -> Address:

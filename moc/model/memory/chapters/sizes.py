@@ -17,11 +17,16 @@ class Sizes(NamedTuple):
     num_routed: int | None  # K; None: all chapters are read
     chapter_tokens: int  # T
     mixing: str
+    qk_norm: bool
+    gated: bool
 
     @classmethod
     def of(cls, config: ModelConfig, chapters: ChaptersConfig) -> Sizes:
         num_heads = chapters.num_heads or config.num_heads
         routed = chapters.num_routed is not None
+        mixing = chapters.mixing if routed else with_equal_weights(chapters.mixing)
+        if chapters.qk_norm and mixing == "joint":
+            mixing = "joint_normed"  # a chapter's weight is lost when its keys are normalised
         return cls(
             dim=config.dim,
             memory_dim=chapters.dim or config.dim,
@@ -30,7 +35,9 @@ class Sizes(NamedTuple):
             num_shared=chapters.num_shared,
             num_routed=chapters.num_routed,
             chapter_tokens=chapters.chapter_tokens,
-            mixing=chapters.mixing if routed else with_equal_weights(chapters.mixing),
+            mixing=mixing,
+            qk_norm=chapters.qk_norm,
+            gated=chapters.gated and config.memory is not None and config.memory.gate == "learned",
         )
 
     @property

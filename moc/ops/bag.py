@@ -46,7 +46,7 @@ def weighted_rows(
         row_XN = row_U[index_XN]
     table_RD = table_RD.detach()
     weight_XN = weight_XN.to(table_RD.dtype)
-    if _has_sampled_products(table_RD):
+    if _has_sampled_products(table_RD, row_XN):
         out_XD: Tensor = _Bag.apply(table_RD, row_XN, weight_XN)
     else:
         out_XD = F.embedding_bag(row_XN, table_RD, mode="sum", per_sample_weights=weight_XN)
@@ -58,17 +58,20 @@ def weighted_rows(
     return out_XD
 
 
-# X 2048, N 64, R 65536, D 256, float32, rows drawn evenly, one thread of a CPU, milliseconds: 136
-# in all, against 278 by take_rows and embedding_bag with its own gradients. Weights' gradient: 27
-# by sampled_addmm, 57 by embedding_bag's own, 48 to 90 by gathered dots. Rows' gradient: 65 sorted
-# and summed by chunks, 118 summed and copied to the slot, 102 by a sparse matrix, 120 to 250 by
-# index_add; 51 of them go to fresh pages, 64 MB, so a slot's rows that nobody reads stay untouched.
+# X 2048, N 64, R 65536, D 256, float32, rows drawn evenly, one thread of a CPU, milliseconds: in
+# all 135, against 250 to 280 by take_rows and embedding_bag with its own gradients. Weights'
+# gradient: 27 by sampled_addmm, 57 by embedding_bag's own, 48 to 90 by gathered dots. Rows'
+# gradient: 65 sorted and summed by chunks, 118 summed and copied to the slot, 102 by a sparse
+# matrix, 120 to 250 by index_add; fresh pages, 64 MB, are 51 of them: hence a slot's rows that
+# nobody reads stay untouched.
 
 
-def _has_sampled_products(table_RD: Tensor) -> bool:
+def _has_sampled_products(table_RD: Tensor, row_XN: Tensor) -> bool:
     if table_RD.device.type != "cpu" or torch.compiler.is_compiling():
         return False
-    return table_RD.dtype in (torch.float32, torch.float64)
+    # a sparse matrix is refused more entries than it has places
+    fits = row_XN.shape[1] <= len(table_RD)
+    return fits and table_RD.dtype in (torch.float32, torch.float64)
 
 
 class _Bag(torch.autograd.Function):

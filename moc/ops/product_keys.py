@@ -1,6 +1,6 @@
 """The best of n * n keys, each the pair of two half-keys, without a score for every pair.
 
-arXiv 1907.05242, section 3.1. X positions, H heads, n half-keys on each side, k keys picked,
+arXiv 1907.05242. X positions, H heads, n half-keys on each side, k keys picked,
 P pairs that can be among the best k.
 """
 

@@ -30,7 +30,7 @@ def make_inputs(num_rows=50, positions=9, num_read=6, dim=5, dtype=torch.float64
 
     index_XN = torch.randint(num_rows, (positions, num_read), generator=generator)
     index_XN[2, :3] = index_XN[2, 3]
-    index_XN[:, 5] = 7
+    index_XN[:, 5] = num_rows - 1
     return draw(num_rows, dim), index_XN, draw(positions, num_read), draw(positions, dim)
 
 
@@ -73,7 +73,7 @@ def assert_equal(found, expected):
 
 
 @pytest.mark.parametrize("way", WAYS)
-@pytest.mark.parametrize("num_rows", [8, 50])  # nearly all of them read; half of them
+@pytest.mark.parametrize("num_rows", [1, 4, 6, 50])  # fewer than a position reads; most unread
 def test_sums_and_gradients_are_those_of_a_loop(way, num_rows):
     bank, index, weight, upstream = make_inputs(num_rows)
     row_U, row_XN = index.unique(return_inverse=True)

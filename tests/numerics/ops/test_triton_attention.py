@@ -18,6 +18,7 @@ from moc.ops.triton import attention as triton_attention
 from moc.ops.triton import schedule as triton_schedule
 from moc.ops.triton.attention import HAS_TRITON, INTERPRETED, attend, supports
 from tests.support.oracle import naive_attention
+from tests.support.triton_interpreter import bfloat16_as_on_a_gpu
 
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,24 +59,8 @@ def by_chapter(request, monkeypatch):
 
 @pytest.fixture
 def bfloat16_products(monkeypatch):
-    """The interpreter multiplies bfloat16 numbers as the integers that hold them; not so here."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    multiply = interpreter.InterpreterBuilder.create_dot
-
-    def widened(x):
-        if x.dtype != interpreter.tl.bfloat16:
-            return x
-        data = (x.data.astype("uint32") << 16).view("float32")
-        return interpreter.TensorHandle(data, interpreter.tl.float32)
-
-    monkeypatch.setattr(
-        interpreter.InterpreterBuilder,
-        "create_dot",
-        lambda self, a, b, *rest: multiply(self, widened(a), widened(b), *rest),
-    )
+    if INTERPRETED:
+        bfloat16_as_on_a_gpu(monkeypatch)
 
 
 def make_rows(kind, num_groups, *, num_read=3, num_distinct=NUM_DISTINCT):

@@ -10,9 +10,9 @@ from moc.ops.attention import (
     project_tokens,
     routed_attention,
 )
+from moc.ops.figures import ReadFigures, read_figures
 from moc.ops.kept import kept_attention
 from moc.ops.loss import linear_cross_entropy
-from moc.ops.mass import shared_attention_mass
 from moc.ops.mixing import with_equal_weights
 from moc.ops.norm import rms_norm
 from moc.ops.rows import take_chapters
@@ -20,15 +20,16 @@ from moc.ops.shapes import absorbs
 from moc.ops.swiglu import swiglu
 
 __all__ = [
+    "ReadFigures",
     "absorbed_attention",
     "absorbs",
     "kept_attention",
     "linear_cross_entropy",
     "project_chapters",
     "project_tokens",
+    "read_figures",
     "rms_norm",
     "routed_attention",
-    "shared_attention_mass",
     "swiglu",
     "take_chapters",
     "with_equal_weights",

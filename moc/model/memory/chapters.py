@@ -22,8 +22,8 @@ from moc.ops import (
     absorbs,
     project_chapters,
     project_tokens,
+    read_figures,
     routed_attention,
-    shared_attention_mass,
     take_chapters,
     with_equal_weights,
 )
@@ -163,8 +163,8 @@ class MemoryRead(nn.Module):
         self, routing: Routing, q_BLHE: Tensor, k_UTJE: Tensor, row_BGN: Tensor
     ) -> Routing:
         weight_BGN, how = routing.weight_BGN.to(q_BLHE.dtype), self._how(routing.group_tokens)
-        mass = shared_attention_mass(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
-        return routing._replace(shared_mass=mass)
+        figures = read_figures(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
+        return routing._replace(shared_mass=figures.shared_mass)
 
     def _how(self, group_tokens: int) -> _How:
         return _How(mixing=self.mixing, group_tokens=group_tokens, scale=self.head_dim**-0.5)

@@ -11,7 +11,7 @@ from functools import partial
 import pytest
 import torch
 
-from moc.ops import fused, reference, routed_attention, shared_attention_mass
+from moc.ops import fused, reference, routed_attention
 from moc.ops.cpu import gathered, grouped
 from moc.ops.cpu.plan import plan_groups
 from moc.ops.shapes import moves_queries
@@ -313,38 +313,3 @@ def test_unknown_mixing_is_named():
     (q, k, v, weight), _ = make_inputs(2, row)
     with pytest.raises(ValueError, match="'sum' is none of joint, per_chapter, log_bias"):
         routed_attention(q, k, v, row, weight, mixing="sum", group_tokens=7)
-
-
-# how much of it falls on shared chapters
-
-
-@pytest.mark.parametrize("group_tokens", [7, 4, 3, 1, 9])
-@pytest.mark.parametrize("num_shared", [0, 1, 3])
-@pytest.mark.parametrize("mixing", MIXINGS)
-def test_shared_mass_is_the_attention_on_shared_chapters(mixing, num_shared, group_tokens):
-    row_BGN = make_rows("random", -(-LENGTH // group_tokens))
-    q, k, _, weight = make_inputs(2, row_BGN)[0]
-    total = 0.0
-    for b in range(BATCH):
-        for position in range(LENGTH):
-            group = position // group_tokens
-            for head in range(NUM_HEADS):
-                shares = []
-                for n, row in enumerate(row_BGN[b, group].tolist()):
-                    w = weight[b, group, n].item()
-                    for t in range(TOKENS):
-                        score = float(q[b, position, head] @ k[row, t, head // 2]) / HEAD_DIM**0.5
-                        if mixing == "joint":
-                            score *= w
-                        scale = w if mixing == "log_bias" else 1.0
-                        shares.append((n, math.exp(score) * scale))
-                if mixing == "per_chapter":
-                    total += weight[b, group, :num_shared].sum().item()
-                else:
-                    everything = sum(share for _, share in shares)
-                    total += sum(share for n, share in shares if n < num_shared) / everything
-    mass = shared_attention_mass(
-        q, k, row_BGN, weight, num_shared, mixing=mixing, group_tokens=group_tokens
-    )
-    assert mass.dtype == torch.float32
-    assert mass.item() == pytest.approx(total / (BATCH * LENGTH * NUM_HEADS), abs=1e-6)

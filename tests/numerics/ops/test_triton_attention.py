@@ -187,6 +187,15 @@ def test_a_vanished_weight_leaves_finite_gradients(mixing, by_chapter):
 
 
 @needs_kernels
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_weights_need_not_sum_to_1(mixing, by_chapter):
+    row_BGN = make_rows("random", 2)
+    tensors, upstream = make_inputs(row_BGN)
+    tensors[3] = torch.tensor([1.0, 1.6, 0.9]).expand(row_BGN.shape)
+    check(tensors, row_BGN, upstream, mixing, 4)
+
+
+@needs_kernels
 def test_chapters_that_nobody_reads_may_hold_anything(by_chapter):
     """Decoding keeps room for chapters that it has not projected yet: memory of any content."""
     row_BGN = make_rows("random", 1)

@@ -13,7 +13,7 @@ import torch
 from moc.model import Transformer, build_model, preset
 from moc.model.transformer import parameter_group
 from tests.support.oracle import unfused
-from tests.support.small_models import DENSE, MEMORY, MOC, lively, tokens_of
+from tests.support.small_models import DENSE, MEMORY, MOC, chapters, lively, tokens_of
 
 # sizes
 
@@ -36,11 +36,11 @@ def test_parameter_counts_are_the_published_ones():
 
 
 def test_every_parameter_is_in_the_group_that_its_learning_rate_is_meant_for():
-    model = build_model(replace(MOC, memory=replace(MEMORY, variant="B", layers_per_bank=1)))
+    model = build_model(replace(MOC, memory=chapters(MEMORY, variant="B", layers_per_bank=1)))
     groups = {name: parameter_group(name) for name, _ in model.named_parameters()}
     assert {name for name, group in groups.items() if group == "bank"} == {
-        "banks.0.tokens",
-        "banks.1.tokens",
+        "banks.0.rows",
+        "banks.1.rows",
     }
     parts = ("memory.", "memory_mlp.", "memory_mlp_norm.")
     assert {name for name, group in groups.items() if group == "memory_layers"} == {
@@ -56,12 +56,12 @@ def test_a_fresh_memory_changes_nothing():
     dense, moc = build_model(DENSE, 5), build_model(MOC, 5)
     tokens_BL = tokens_of(2, 10)
     assert torch.equal(moc(tokens_BL).logits_BLV, dense(tokens_BL).logits_BLV)
-    normal = build_model(replace(MOC, memory=replace(MEMORY, output_init="normal")), 5)
+    normal = build_model(replace(MOC, memory=chapters(MEMORY, output_init="normal")), 5)
     assert not torch.equal(normal(tokens_BL).logits_BLV, dense(tokens_BL).logits_BLV)
 
 
 def test_a_fresh_memory_in_variant_b_adds_only_the_second_mlp():
-    model = build_model(replace(MOC, memory=replace(MEMORY, variant="B")), 5)
+    model = build_model(replace(MOC, memory=chapters(MEMORY, variant="B")), 5)
     tokens_BL = tokens_of(2, 10)
     fresh_BLV = model(tokens_BL).logits_BLV
     for block in model.blocks:
@@ -75,7 +75,7 @@ def test_arms_of_one_seed_start_from_the_same_backbone():
     dense = build_model(DENSE, 3).state_dict()
     for config in (
         MOC,
-        replace(MOC, memory=replace(MEMORY, variant="B", num_chapters=30, layers="all")),
+        replace(MOC, memory=chapters(MEMORY, variant="B", num_chapters=30, layers="all")),
         replace(DENSE, num_layers=5),
     ):
         torch.manual_seed(torch.randint(1000, ()).item())  # the global generator plays no part
@@ -95,7 +95,7 @@ def test_initial_standard_deviations(residual_init_std, residual):
         dim=128,
         mlp_dim=256,
         residual_init_std=residual_init_std,
-        memory=replace(MEMORY, num_chapters=33, chapter_tokens=16, variant="B"),
+        memory=chapters(MEMORY, num_chapters=33, chapter_tokens=16, variant="B"),
     )
     for name, parameter in build_model(config).named_parameters():
         leaf = name.split(".", 2)[-1]

@@ -10,21 +10,22 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig, RouterConfig
-from moc.model.memory.router import Router, balance_loss, pick_counts, pool_groups, z_loss
-from tests.support.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
+from moc.model import RouterConfig
+from moc.model.memory.bank import count_use
+from moc.model.memory.chapters.router import Router, balance_loss, pool_groups, z_loss
+from tests.support.small_models import CAUSAL, ROUTERS, W, chapters, lively, tokens_of, with_router
 
 DIM = 6
 
 
 def make_router(scope, *, num_chapters=9, num_routed=3, num_shared=1, **changes):
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=num_chapters,
         num_routed=num_routed,
         num_shared=num_shared,
         router=replace(ROUTERS[scope], **changes),
     )
-    router = Router(memory, DIM)
+    router = Router(memory.chapters, DIM)
     with torch.no_grad():
         router.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
         router.linear.bias.normal_(generator=torch.Generator().manual_seed(1))
@@ -135,7 +136,7 @@ def test_taking_turns_spreads_the_load(batch, num_groups, num_routed, num_routab
     with torch.no_grad():
         router.linear.bias[1:3] = 50.0
     routing = router(states(batch, num_groups), None)
-    counts_C = pick_counts(routing.index_BGN, num_routable + 1, 1)
+    counts_C = count_use(routing.index_BGN, num_routable + 1, 1)
     assert counts_C[0] == 0
     mean = batch * num_groups * num_routed / num_routable
     assert counts_C.max() <= 1.5 * mean and counts_C[1:].min() >= 0.5 * mean
@@ -150,7 +151,7 @@ def test_a_whole_round_of_turns_is_perfectly_even(scope):
     router = make_router(scope)
     router.takes_turns = True
     routing = router(states(batch, length), None)
-    assert pick_counts(routing.index_BGN, 9, 1).tolist() == [0, *[3] * 8]
+    assert count_use(routing.index_BGN, 9, 1).tolist() == [0, *[3] * 8]
 
 
 def test_turns_keep_the_weights_of_the_router():
@@ -193,7 +194,7 @@ def test_z_loss_by_hand():
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_losses_and_load_of_a_batch_follow_their_definition(scope):
     model, num_chapters = lively(with_router(scope)), 9
-    for routing in model(tokens_of(6, 14)).routing:
+    for routing in model(tokens_of(6, 14)).addresses:
         logits, probs, index = (
             tensor.flatten(0, 1).tolist()
             for tensor in (routing.logits_BGC, routing.probs_BGC, routing.index_BGN)
@@ -206,7 +207,7 @@ def test_losses_and_load_of_a_batch_follow_their_definition(scope):
             balance += picked * sum(row[c] for row in probs) / num_groups
         for row in logits:
             squares += math.log(sum(map(math.exp, row))) ** 2
-        picks_C = pick_counts(routing.index_BGN, num_chapters, 1)
+        picks_C = count_use(routing.index_BGN, num_chapters, 1)
         flat = routing.probs_BGC.flatten(0, 1), routing.logits_BGC.flatten(0, 1)
         found = balance_loss(flat[0], picks_C).item(), z_loss(flat[1]).item()
         assert found == pytest.approx((num_chapters * balance, squares / num_groups), rel=1e-5)
@@ -218,10 +219,12 @@ def test_losses_and_load_of_a_batch_follow_their_definition(scope):
 def test_shared_mass_is_measured_on_request(scope):
     model = lively(with_router(scope, mixing="per_chapter"))
     tokens_BL = tokens_of(2, 14)
-    assert all(routing.shared_mass is None for routing in model(tokens_BL).routing)
-    out = model(tokens_BL, measure_mass=True)
+    assert all(routing.health == {} for routing in model(tokens_BL).addresses)
+    out = model(tokens_BL, measure=True)
     # the shared chapter weighs 1 against routed_scale times weights that sum to 1
-    assert [routing.shared_mass.item() for routing in out.routing] == [pytest.approx(1 / 3.5)] * 2
+    assert [routing.health["shared_mass"].item() for routing in out.addresses] == [
+        pytest.approx(1 / 3.5)
+    ] * 2
 
 
 def test_a_window_far_into_a_text_is_pooled_as_exactly_as_the_first():

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
+from moc.model import ModelConfig, RouterConfig, build_model, preset
 from moc.model.transformer import parameter_group
 from moc.plan.activations import activation_bytes
 from moc.plan.flops import (
@@ -14,16 +14,16 @@ from moc.plan.flops import (
     parameter_counts,
 )
 from moc.plan.iso_flop import solve_shape
-from tests.support.small_models import take_turns
+from tests.support.small_models import chapters, take_turns
 
 PAPER = preset("paper")
 SMALL = ModelConfig(vocab_size=97, num_layers=3, dim=48, num_heads=4, num_kv_heads=2, mlp_dim=72)
-MEMORY = MemoryConfig(num_chapters=9, num_shared=1, num_routed=3, chapter_tokens=4, layers="1,2")
+MEMORY = chapters(num_chapters=9, num_shared=1, num_routed=3, chapter_tokens=4, layers="1,2")
 DENSE = replace(SMALL, memory=None)
 
 
 def with_memory(**changes) -> ModelConfig:
-    return replace(SMALL, memory=replace(MEMORY, **changes))
+    return replace(SMALL, memory=chapters(MEMORY, **changes))
 
 
 SHAPES = {
@@ -95,7 +95,7 @@ def test_paper_accounting_by_hand():
     backbone = self_attention + 80 + 16 + mlp + 80 + 320 + 150  # norm, residual; norm, head, loss
     assert paper_forward_flops(dense, 2, batch=2) == backbone
 
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=5,
         num_shared=1,
         num_routed=2,
@@ -112,13 +112,13 @@ def test_paper_accounting_by_hand():
     routed = backbone + read + router + tokens + losses
     assert paper_forward_flops(replace(dense, memory=memory), 2, batch=2) == routed
     assert (
-        paper_forward_flops(replace(dense, memory=replace(memory, variant="B")), 2, batch=2)
+        paper_forward_flops(replace(dense, memory=chapters(memory, variant="B")), 2, batch=2)
         == routed + mlp
     )
     everything = 256 + 960 + 320 + 140 + 80 + 16  # five chapters, no router, no weights
-    unrouted = replace(memory, num_routed=None)
+    unrouted = chapters(memory, num_routed=None)
     assert paper_forward_flops(replace(dense, memory=unrouted), 2, batch=2) == backbone + everything
-    no_shared = replace(memory, num_shared=0, num_routed=3)  # three read, nothing to normalise
+    no_shared = chapters(memory, num_shared=0, num_routed=3)  # three read, nothing to normalise
     extra = 10 + 10  # a second bit in ceil(log2 K); a third pick in the load statistics
     assert paper_forward_flops(replace(dense, memory=no_shared), 2, batch=2) == routed - 168 + extra
 
@@ -131,7 +131,7 @@ def test_paper_accounting_of_routing_groups_by_hand():
     )
 
     def layer(**router):
-        memory = MemoryConfig(
+        memory = chapters(
             num_chapters=8,
             num_shared=1,
             num_routed=2,
@@ -322,7 +322,7 @@ def sweep():
             {"num_routed": None, "num_chapters": 33},
             {"variant": "B", "layers": "all"},
         ):
-            yield replace(base, memory=replace(base.memory, **changes)), context_length
+            yield replace(base, memory=chapters(base.memory, **changes)), context_length
 
 
 @pytest.mark.parametrize("accounting", ["paper", "hardware"])

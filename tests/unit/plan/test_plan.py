@@ -200,7 +200,7 @@ def test_plan_says_whether_an_arm_is_causal(study_file, overrides, label, scope,
 
 def test_a_baseline_is_matched_to_its_targets_routing_scope(study_file):
     """Routing every token costs FLOPs, which an iso-FLOP baseline of that arm must get too."""
-    token = load_study(study_file, ["arms.moc.model.memory.router.scope=token"])
+    token = load_study(study_file, ["arms.moc.model.memory.chapters.router.scope=token"])
     by_segment = plan_study(load_study(study_file)).arms["iso_flop"]
     by_token = plan_study(token).arms["iso_flop"]
     assert by_token.paper_train_flops > by_segment.paper_train_flops * 1.01

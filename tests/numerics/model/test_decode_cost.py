@@ -20,7 +20,7 @@ def test_a_chapter_is_projected_once(scope):
     model = lively(with_router(scope, num_chapters=40)).eval()
     projected = {}
     for layer in (0, 2):
-        read = model.blocks[layer].memory
+        read = model.blocks[layer].memory.read
         rows = projected[layer] = []
 
         def counted(chapters_UTM, rows=rows, project=read.project):
@@ -90,7 +90,7 @@ def test_no_chapter_is_projected_for_padding(scope):
     with torch.no_grad():
         for rows in ([0], [1], [0, 1]):
             model = lively(with_router(scope, num_chapters=60)).eval()
-            read = model.blocks[0].memory
+            read = model.blocks[0].memory.read
             found = wanted if len(rows) == 1 else fetched
 
             def counted(chapters_UTM, found=found, project=read.project):

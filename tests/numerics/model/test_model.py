@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from moc.model import Transformer, build_model, preset
+from moc.model.memory.build import build_memory
 from moc.model.transformer import parameter_group
 from tests.support.oracle import unfused
 from tests.support.small_models import DENSE, MEMORY, MOC, chapters, lively, tokens_of
@@ -42,7 +43,7 @@ def test_every_parameter_is_in_the_group_that_its_learning_rate_is_meant_for():
         "banks.0.rows",
         "banks.1.rows",
     }
-    parts = ("memory.", "memory_mlp.", "memory_mlp_norm.")
+    parts = ("memory.", "memory_norm.", "memory_mlp.", "memory_mlp_norm.")
     assert {name for name, group in groups.items() if group == "memory_layers"} == {
         name for name in groups if name.split(".", 2)[-1].startswith(parts)
     }
@@ -64,8 +65,8 @@ def test_a_fresh_memory_in_variant_b_adds_only_the_second_mlp():
     model = build_model(replace(MOC, memory=chapters(MEMORY, variant="B")), 5)
     tokens_BL = tokens_of(2, 10)
     fresh_BLV = model(tokens_BL).logits_BLV
-    for block in model.blocks:
-        block.memory = None
+    for layer in MOC.memory_layers():
+        model.blocks[layer].memory.forward = lambda x_BLD, context: (torch.zeros_like(x_BLD), None)
     assert torch.equal(model(tokens_BL).logits_BLV, fresh_BLV)
     assert not torch.equal(build_model(DENSE, 5)(tokens_BL).logits_BLV, fresh_BLV)
 
@@ -102,7 +103,7 @@ def test_initial_standard_deviations(residual_init_std, residual):
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
             continue
-        if leaf in ("memory.out.weight", "memory.router.linear.bias"):
+        if leaf in ("memory.read.out.weight", "memory.address.router.linear.bias"):
             assert (parameter == 0).all(), name
             continue
         small = leaf in ("attention.out.weight", "mlp.down.weight", "memory_mlp.down.weight")
@@ -116,7 +117,8 @@ def test_initial_standard_deviations(residual_init_std, residual):
 def test_paper_preset_has_the_published_init():
     paper = preset("paper")
     assert (paper.init_std, paper.residual_init_std) == (0.02, 0.00378)
-    assert paper.memory.bank_init_std == 0.02 and paper.memory.output_init == "zero"
+    assert paper.memory.bank_init_std is None and build_memory(paper).bank_init_std == 0.02
+    assert paper.memory.output_init == "zero"
 
 
 # the backbone

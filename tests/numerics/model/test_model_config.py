@@ -7,8 +7,14 @@ from dataclasses import replace
 
 import pytest
 
-from moc.model import RouterConfig, build_model, is_causal, preset, routing_scope
-from moc.model.config import validate_model
+from moc.model import (
+    RouterConfig,
+    build_model,
+    is_causal,
+    preset,
+    routing_scope,
+    validate_model,
+)
 from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, chapters, with_router
 
 
@@ -93,7 +99,7 @@ def test_the_label_follows_the_routing():
         assert is_causal(config)
     assert routing_scope(with_router("sequence")) == "sequence"
     assert not is_causal(with_router("sequence"))
-    every_chapter = replace(with_router("sequence").memory, num_routed=None)
+    every_chapter = with_router("sequence", num_routed=None).memory
     for config in (DENSE, replace(DENSE, memory=every_chapter)):
         assert routing_scope(config) == "none" and is_causal(config)
     assert [is_causal(preset(name)) for name in ("paper", "small", "tiny")] == [False, True, True]

@@ -46,8 +46,10 @@ def states(batch, length):
 def test_a_sequence_falls_into_groups(scope, length, num_groups, group_tokens):
     routing = make_router(scope)(states(2, length), None)
     assert routing.group_tokens == group_tokens
-    for tensor, last in zip(routing[:4], (9, 9, 4, 4), strict=True):
-        assert tensor.shape == (2, num_groups, last)
+    for tensor in (routing.index_BGN, routing.weight_BGN):
+        assert tensor.shape == (2, num_groups, 4)
+    for tensor in (routing.logits_BGC, routing.probs_BGC):
+        assert tensor.shape == (2, num_groups, 9)
 
 
 @pytest.mark.parametrize("scope", ROUTERS)

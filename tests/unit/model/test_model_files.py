@@ -18,6 +18,7 @@ from moc.model import (
     save_model,
     write_safetensors,
 )
+from tests.support.small_models import chapters
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(
@@ -182,7 +183,6 @@ else:
 import torch
 from moc.model import build_model, generate, load_model, preset, save_model
 from moc.model.config import MemoryConfig, ModelConfig
-from tests.support.small_models import chapters
 
 config = ModelConfig(vocab_size=9, num_layers=1, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8,
                      memory=chapters(num_chapters=5, num_routed=2, layers="all"))

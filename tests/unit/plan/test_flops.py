@@ -5,10 +5,11 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from moc.model import ModelConfig, RouterConfig, build_model, preset
+from moc.model.memory.build import build_memory
+from moc.model.memory.chapters import costs
 from moc.model.transformer import parameter_group
 from moc.plan.activations import activation_bytes
 from moc.plan.flops import (
-    executed_read,
     hardware_train_flops_per_token,
     paper_forward_flops,
     parameter_counts,
@@ -198,7 +199,7 @@ def test_hardware_accounting_follows_the_routing_scope(scope, read, mixing, micr
     check_hardware_accounting(config, micro_batch)
     check_hardware_accounting(replace(config, activation_checkpointing=True), micro_batch)
     if micro_batch == 3:
-        executed = executed_read(config, config.memory, 24, micro_batch)
+        executed = executed_read(config, 24, micro_batch)
         assert executed.grouped == grouped
         assert executed.absorbed == (scope in ABSORBED.get(read, ()))
 
@@ -211,7 +212,7 @@ def test_natural_routing_executes_no_more_than_is_planned(scope, read):
     config = with_memory(**SCOPES[scope][0], **READS[read])
     planned = hardware_train_flops_per_token(config, 24, 3)
     reading = planned - hardware_train_flops_per_token(replace(config, memory=None), 24, 3)
-    sizes = executed_read(config, config.memory, 24, 3)
+    sizes = executed_read(config, 24, 3)
     if sizes.grouped:  # readers of like numbers share a product: a seventh may be padding
         planned += 0.15 * reading
     if sizes.absorbed:  # maps are absorbed to save a quarter: few chapters may be projected again
@@ -224,12 +225,17 @@ def test_a_gpu_projects_chapters_that_are_too_wide_for_its_kernels():
     scope = {"router": RouterConfig(scope="token"), "chapter_tokens": 16, "num_chapters": 301}
     for memory_dim, too_wide in ((256, False), (264, True)):
         config = with_memory(dim=memory_dim, num_routed=1, **scope)
-        read = executed_read(config, config.memory, 24, 3)
+        read = executed_read(config, 24, 3)
         assert read.absorbed and read.head_width == memory_dim
-        on_gpu = executed_read(config, config.memory, 24, 3, gpu=True)
+        on_gpu = executed_read(config, 24, 3, gpu=True)
         assert (on_gpu.absorbed, on_gpu.head_width) == ((False, 12) if too_wide else (True, 256))
         cpu, gpu = (hardware_train_flops_per_token(config, 24, 3, gpu=on) for on in (False, True))
         assert (gpu > cpu) == too_wide
+
+
+def executed_read(config, context_length, batch, **options):
+    kind = build_memory(config)
+    return costs.executed_read(kind, kind.sizes, context_length, batch, **options)
 
 
 def check_hardware_accounting(config, micro_batch):

@@ -137,7 +137,7 @@ def test_chapter_lines_add_up(study: StudyConfig) -> None:
     assert len(lines) == 2 * (8 + 6)
     for line in lines:
         segments = 256 // 16  # of a step
-        assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_shared"] == 1
+        assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_always"] == 1
         assert sum(line["load"]) == line["step"] * segments * 2
         assert line["window_tokens"] == line["step"] * 256
         assert 0 < line["shared_mass"] < 1
@@ -302,7 +302,7 @@ def test_leakage_is_measured_where_routing_sees_later_tokens(study: StudyConfig,
 @pytest.mark.parametrize("arm", SCOPES)
 def test_which_chapters_are_read_is_kept_at_every_boundary(study: StudyConfig, arm: str) -> None:
     records = [
-        load_json(run_dir(study, arm) / "boundaries" / boundary / "evals.json")["routing"]
+        load_json(run_dir(study, arm) / "boundaries" / boundary / "evals.json")["memory"]
         for boundary in ("0-start", "1-facts", "2-skills")
     ]
     if arm == "backbone":

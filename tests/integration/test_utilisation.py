@@ -77,8 +77,8 @@ def test_router_losses_by_hand() -> None:
         [4, 0, 0, 2.0, 1.0, 1.0, 8.0, 4],  # collapsed: 3 * 1 * 1/2
         [1, 2, 1, 1.0, 2.0, 1.0, 1.0, 4],  # 3 * (1/4 * 1/4 + 1/2 * 1/2 + 1/4 * 1/4)
     ]
-    figures = address_figures(torch.tensor(sums, dtype=torch.float64))
-    assert {key: value.tolist() for key, value in figures.items() if value is not None} == {
+    figures = address_figures(torch.tensor(sums, dtype=torch.float64), num_rows=3)
+    assert {key: value.tolist() for key, value in figures._asdict().items()} == {
         "use": [[4, 0, 0], [1, 2, 1]],
         "balance_loss": [1.5, 1.125],
         "z_loss": [2.0, 0.25],

@@ -182,10 +182,11 @@ else:
 
 import torch
 from moc.model import build_model, generate, load_model, preset, save_model
-from moc.model.config import MemoryConfig, ModelConfig
+from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
 
+chapters = ChaptersConfig(num_chapters=5, num_routed=2)
 config = ModelConfig(vocab_size=9, num_layers=1, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8,
-                     memory=chapters(num_chapters=5, num_routed=2, layers="all"))
+                     memory=MemoryConfig(layers="all", chapters=chapters))
 model = build_model(config)
 model(torch.tensor([[1, 2]]), measure=True).logits_BLV.sum().backward()
 with tempfile.TemporaryDirectory() as folder:

@@ -37,8 +37,8 @@ def test_chapters_by_hand(
     config: ModelConfig, micro_batch: int, fetched: int, gathered: int
 ) -> None:
     found = bank_traffic(config, 1024, micro_batch)
-    assert (found.fetched_chapters, found.gathered_chapters) == (fetched, gathered)
-    assert found.chapter_bytes == 64 * 256 * 4
+    assert (found.fetched_rows, found.gathered_rows) == (fetched, gathered)
+    assert found.row_bytes == 64 * 256 * 4 and found.row_name == "chapter"
     assert found.fetching_moves_less == (fetched < gathered)
 
 
@@ -68,9 +68,9 @@ def test_the_plan_gives_the_verdict_for_arms_with_memory(tmp_path) -> None:
     arms = json.loads(plan.to_json())["arms"]
     assert "bank_traffic" not in arms["backbone"]
     assert arms["moc"]["bank_traffic"] == {
-        "fetched_chapters": 260,
+        "fetched_rows": 260,
         "fetched_bytes": 260 * 65_536,
-        "gathered_chapters": 4097,
+        "gathered_rows": 4097,
         "gathered_bytes": 4097 * 65_536,
         "fetching_moves_less": True,
     }

@@ -36,12 +36,12 @@ BACKBONE_BLOCK = [
     "mlp.down.weight",
 ]
 MEMORY_BLOCK = [
-    "memory.norm.weight",
-    "memory.q.weight",
-    "memory.kv.weight",
-    "memory.out.weight",
-    "memory.router.linear.weight",
-    "memory.router.linear.bias",
+    "memory_norm.weight",
+    "memory.read.q.weight",
+    "memory.read.kv.weight",
+    "memory.read.out.weight",
+    "memory.address.router.linear.weight",
+    "memory.address.router.linear.bias",
     "memory_mlp_norm.weight",
     "memory_mlp.gate_up.weight",
     "memory_mlp.down.weight",

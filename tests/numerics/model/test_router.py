@@ -6,11 +6,13 @@ is read instead of who is, a loss that pulls the wrong way.
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
 
-from moc.model import RouterConfig
+from moc.model import RouterConfig, preset
+from moc.model.config import Preset
 from moc.model.memory.bank import count_use
 from moc.model.memory.chapters.router import Router, balance_loss, pool_groups, z_loss
 from tests.support.small_models import CAUSAL, ROUTERS, W, chapters, lively, tokens_of, with_router
@@ -215,6 +217,33 @@ def test_losses_and_load_of_a_batch_follow_their_definition(scope):
         assert found == pytest.approx((num_chapters * balance, squares / num_groups), rel=1e-5)
         assert picks_C[0] == 0  # the shared chapter is read, never picked
         assert (picks_C / num_groups).sum().item() == pytest.approx(3)
+
+
+@pytest.mark.parametrize("balance_over", ["routed", "all"])
+@pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
+def test_whose_probability_the_balance_loss_takes(scope, balance_over):
+    """``all``: of the softmax over shared chapters too, as published: to raise a shared logit then
+    shrinks the loss. ``routed``: renormalised over those that can be picked."""
+    router = make_router(scope, num_shared=2, balance_over=balance_over).double()
+    routing = router(states(4, 13).double(), None)
+    loss = balance_loss(routing.probs_BGC.flatten(0, 1), count_use(routing.index_BGN, 9, 2))
+    loss.backward()
+    logits, index = (x.flatten(0, 1).tolist() for x in (routing.logits_BGC, routing.index_BGN))
+    expected = 0.0
+    for c in range(2, 9):
+        mean = 0.0
+        for row in logits:
+            among = row if balance_over == "all" else row[2:]
+            mean += math.exp(row[c]) / sum(map(math.exp, among)) / len(logits)
+        expected += 9 * mean * sum(c in row[2:] for row in index) / len(index)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    of_shared = router.linear.bias.grad[:2]
+    assert (of_shared < 0).all() if balance_over == "all" else not of_shared.any()
+
+
+def test_only_the_published_preset_balances_over_shared_chapters_too():
+    found = {name: preset(name).memory.chapters.router for name in get_args(Preset)}
+    assert {name for name, router in found.items() if router.balance_over == "all"} == {"paper"}
 
 
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])

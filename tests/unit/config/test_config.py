@@ -265,6 +265,31 @@ def test_an_unusable_file_is_named(write, text, words):
     assert words in message and "study.yaml: " in message
 
 
+def test_the_old_form_of_a_memory_is_answered_with_the_new_one(write):
+    """Studies of before there were kinds of memory; what is said can be typed."""
+    old = STUDY.replace("preset: tiny", "preset: tiny, memory: {num_chapters: 9}")
+    message = refusal(write(old))
+    assert "study.yaml: model.memory.num_chapters is now model.memory.chapters.num_chapters" in (
+        message
+    )
+    assert "{kind: chapters, chapters: {num_chapters: ...}}" in message
+    new = "memory: {kind: chapters, chapters: {num_chapters: 9}}"
+    study = load_study(write(STUDY.replace("preset: tiny", f"preset: tiny, {new}")))
+    assert study.model.memory.chapters.num_chapters == 9
+    for where in ("", "arms.moc."):
+        message = refusal(write(), f"{where}model.memory.router.scope=token")
+        assert message.startswith(
+            f"command line: {where}model.memory.router is now {where}model.memory.chapters.router: "
+        )
+    study = load_study(write(), ["model.memory.chapters.router.scope=token"])
+    assert study.arms["moc"].model.memory.chapters.router.scope == "token"
+
+
+def test_an_unknown_kind_of_memory_is_told_which_there_are(write):
+    message = refusal(write(), "model.memory.kind=chaptrs")
+    assert "model.memory.kind 'chaptrs' is none of chapters, product_keys" in message
+
+
 def test_questions_of_other_halves_would_train_what_is_asked(write):
     """Whose questions are trained depends on the number of people and on their share."""
     quiz = "skills: {kind: skills}, quiz: {documents: questions, %s}"

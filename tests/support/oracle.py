@@ -126,12 +126,11 @@ def naive_attention(
                     out[b, position, head] = weight_N @ out_NE
                     continue
                 if mixing == "joint":
-                    scores_NT, v_NTE = (
-                        scores_NT * weight_N[:, None],
-                        v_NTE * weight_N[:, None, None],
-                    )
+                    scores_NT = scores_NT * weight_N[:, None]
                 elif mixing == "log_bias":
                     scores_NT = scores_NT + weight_N.log()[:, None]
+                if mixing in ("joint", "joint_normed"):
+                    v_NTE = v_NTE * weight_N[:, None, None]
                 share_Y = scores_NT.flatten().softmax(-1)
                 out[b, position, head] = share_Y @ v_NTE.flatten(0, 1)
     return out

@@ -76,7 +76,8 @@ class ValueRead(nn.Module):
         if self.gate is not None:
             read_BLD = read_BLD * F.silu(self.gate(x_BLD))
         if context.measure:
-            address.health["effective_read"] = effective_number(weight_BLN)
+            health = {"effective_read": effective_number(weight_BLN)}
+            address = address._replace(health=health)
         return self.out(read_BLD), address
 
 

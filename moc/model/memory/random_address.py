@@ -5,26 +5,21 @@ B batch, G routing groups, K rows picked.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from moc.model.memory.seam import Kind
 
 # Multipliers of a multiplicative hash (Knuth, TAOCP 6.4): odd, near the golden section of 2^32.
 _OF_KEY, _OF_PLACE, _SHIFT, _MASK = 2_654_435_761, 2_246_822_519, 15, 2**32 - 1
 
 
-def random_rows(key_BG: Tensor, kind: Kind) -> Tensor:
+def random_rows(key_BG: Tensor, *, num_rows: int, num_always: int, num_picked: int) -> Tensor:
     """K distinct rows for every key, the same at any time and on any machine: (B, G, K).
 
     The rows that can be picked are cut into K equal parts, and each key has one of every part.
     """
-    part = (kind.num_rows - kind.num_always) // kind.num_picked
-    place_K = torch.arange(kind.num_picked, device=key_BG.device)
+    part = (num_rows - num_always) // num_picked
+    place_K = torch.arange(num_picked, device=key_BG.device)
     mixed_BGK = ((key_BG[..., None] + 1) * _OF_KEY + (place_K + 1) * _OF_PLACE) & _MASK
     mixed_BGK = ((mixed_BGK ^ (mixed_BGK >> _SHIFT)) * _OF_PLACE) & _MASK
     mixed_BGK = mixed_BGK ^ (mixed_BGK >> _SHIFT)
-    return kind.num_always + place_K * part + mixed_BGK % part
+    return num_always + place_K * part + mixed_BGK % part

@@ -188,6 +188,15 @@ class Kind:
         """Positions whose shared rows are copied together; bounds how much is scored at once."""
         return 1
 
+    def random_rows(self, key_BG: Tensor) -> Tensor:
+        """K rows for every key: see ``random_rows``."""
+        return random_rows(
+            key_BG,
+            num_rows=self.num_rows,
+            num_always=self.num_always,
+            num_picked=self.num_picked,
+        )
+
     def layer_parameters(self) -> int:
         """Of one layer: address and read."""
         with torch.device("meta"):
@@ -209,7 +218,7 @@ class RandomAddress(nn.Module):
         self.kind = kind
 
     def forward(self, x_BLD: Tensor, context: Context) -> Address:
-        index_BLK = random_rows(context.tokens_BL, self.kind)
+        index_BLK = self.kind.random_rows(context.tokens_BL)
         always_N = torch.arange(self.kind.num_always, device=x_BLD.device)
         always_BLN = always_N.expand(*index_BLK.shape[:2], -1)
         index_BLN = torch.cat((always_BLN, index_BLK), dim=-1)

@@ -116,8 +116,11 @@ class ProductKeys(Kind):
         return (self.config.dim,)
 
     def build_address(self) -> nn.Module:
-        """With a random address, too: its parameters then stay as they are drawn."""
         return KeyAddress(self.settings, self.config.dim, self.key_dim)
+
+    def build_random_address(self) -> nn.Module:
+        """The same; its parameters stay as they are drawn."""
+        return self.build_address()
 
     def build_read(self) -> nn.Module:
         return ValueRead(self.config.dim, gated=self.memory.gate == "learned")

@@ -13,7 +13,6 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moc.model.config import ChaptersConfig, RouterConfig
-from moc.model.memory.random_address import random_rows
 from moc.model.memory.seam import Address, Context, Kind
 
 
@@ -132,7 +131,7 @@ class RandomRouter(nn.Module):
         key_BG = group_G.expand(r_BG1.shape[:2])
         if self.config.scope == "token":
             key_BG = r_BG1[..., 0].long()
-        index_BGK = random_rows(key_BG, self.kind)
+        index_BGK = self.kind.random_rows(key_BG)
         weight_BGK = torch.full_like(index_BGK, 1 / index_BGK.shape[-1], dtype=torch.float32)
         routed_BGK = self.routed_scale * weight_BGK
         return _with_shared(index_BGK, routed_BGK, self.kind.num_always, width, self.normalise)

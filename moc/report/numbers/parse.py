@@ -165,7 +165,9 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
         description=entry.get("description") or "",
         phases=_phases(entry.get("phases")),
         causal=trained.get("causal", not sees_later_tokens(entry["model"])),
-        routing=routing_text(entry["model"]) or trained.get("scope") or planned.get("scope", "none"),
+        routing=routing_text(entry["model"])
+        or trained.get("scope")
+        or planned.get("scope", "none"),
         bank_optimizer=bank_optimizer(dict(entry)),
         shape=_shape(model) if model else None,
         iso_flop=_match(entry.get("iso_flop"), planned.get("iso_flop")),

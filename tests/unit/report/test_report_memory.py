@@ -7,12 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from moc.report.figures.use import load_map
 from moc.report.figures.losses import bits_per_byte
 from moc.report.figures.scores import scores
+from moc.report.figures.use import load_map
 from moc.report.numbers.results import load_results
-from moc.report.tables.use import memory_use, overlap
 from moc.report.tables.cost import cost
+from moc.report.tables.use import memory_use, overlap
 from moc.store.journal import Journal
 from tests.support.helpers_report import change_evals, row_of, study_of
 

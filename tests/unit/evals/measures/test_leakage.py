@@ -11,8 +11,9 @@ import torch
 from evals.measures.leakage import _donors, choice_leakage, leakage_record, measure_leakage
 from evals.scoring.harness import evaluate_model
 from evals.statistics.intervals import clustered_mean, paired_difference
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
+from moc.model import ModelConfig, RouterConfig, build_model
 from tests.support.fake_language import ByteTokenizer, routed_model
+from tests.support.small_models import chapters
 
 SURE = 40.0  # a logit that leaves nothing to the others
 
@@ -25,7 +26,7 @@ def hand_set_model(next_VV, router_CV, bias_C, chapter_CV, scope="sequence"):
     """
     num_chapters, vocab_size = router_CV.shape
     ballast, dim = 1e5, vocab_size + 1 + (vocab_size + 1) % 2
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=num_chapters, num_shared=0, num_routed=1, chapter_tokens=1, layers="all",
         variant="B", router=RouterConfig(scope=scope, segment_tokens=4),
     )  # fmt: skip

@@ -134,7 +134,7 @@ def test_params_datasets_and_files_are_there(study: StudyConfig) -> None:
     run = runs_of(study)["moc-0"]
     grouping = ("arm", "seed", "scope", "causal")  # in the pages' menu "Group by"
     assert [run.data.params[key] for key in grouping] == ["moc", "0", "sequence", "false"]
-    assert run.data.params["model.memory.router.scope"] == "sequence"
+    assert run.data.params["model.memory.chapters.router.scope"] == "sequence"
     assert run.data.params["phases.ift.context_length"] == "256"
     assert run.data.params["plan.parameters.bank"] == "133120"
     inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}

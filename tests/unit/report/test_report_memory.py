@@ -10,6 +10,7 @@ from typing import Any
 from moc.report.figures.losses import bits_per_byte
 from moc.report.figures.scores import scores
 from moc.report.figures.use import load_map
+from moc.report.figures.use import memory_use as heat_maps
 from moc.report.numbers.results import load_results
 from moc.report.tables.cost import cost
 from moc.report.tables.use import memory_use, overlap
@@ -110,3 +111,29 @@ def test_figures_show_every_seed_and_mark_only_who_sees_later_tokens(
         assert marks[1] - marks[0] >= 2 * 2 * 3
     assert b"non-causal" in pages[1]["memory_use_moc"].svg
     assert b"non-causal" not in pages[1]["memory_use_moc_segment"].svg
+
+
+def test_two_kinds_stand_in_one_table_and_a_missing_load_only_costs_the_map(tmp_path: Path) -> None:
+    folder = study_of(tmp_path, 1, "moc_segment", "keys")
+    results = load_results(folder)
+    row = row_of(cost(results), "bank: rows × shape of a row")
+    assert (row["moc_segment"], row["keys"]) == ("65 × 16 × 128", "256 × 128")
+    assert row_of(cost(results), "rows read")["keys"] == "4 by each of 2 heads"
+    table = memory_use(results)
+    of_keys, of_chapters = (row_of(table, arm, "0", "ift", "1") for arm in ("keys", "moc_segment"))
+    assert (of_keys["balance loss"], of_chapters["balance loss"]) == ("—", "1.100")
+    assert (of_keys["effective read"], of_keys["of most"]) == ("5.5", "8")
+    assert of_chapters["of most"] == "144"  # 9 chapters of 16 tokens
+    assert [figure.name for figure in heat_maps(results)] == [
+        "memory_use_moc_segment",
+        "memory_use_keys",
+    ]
+    assert row_of(overlap(results), "keys", "0", "pretrain → ift", "1")["training: mass"] != "—"
+
+    path = folder / "arms/keys/seed-0/memory_use.jsonl"
+    lines = [json.loads(line) | {"load": None} for line in path.read_text().splitlines()]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    results = load_results(folder)
+    assert row_of(memory_use(results), "keys", "0", "ift", "1") == of_keys
+    assert [figure.name for figure in heat_maps(results)] == ["memory_use_moc_segment"]
+    assert row_of(overlap(results), "keys", "0", "pretrain → ift", "1")["training: mass"] == "—"

@@ -244,3 +244,9 @@ def test_the_last_chapter_and_all_routed_ones_can_be_asked_for(tmp_path: Path) -
         "knockout-top-64",
         "bank_swap-facts",
     ]
+
+
+def test_a_row_that_stands_for_all_can_only_be_knocked_out_as_a_bank() -> None:
+    asked = ControlConfig(knockouts=["bank", "top-1", "row-0"], bank_swap=[])
+    assert control_names(asked, [], config()) == [f"knockout-{w}" for w in asked.knockouts]
+    assert control_names(asked, [], config(rows="one")) == ["knockout-bank"]

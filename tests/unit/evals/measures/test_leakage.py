@@ -48,11 +48,11 @@ def hand_set_model(next_VV, router_CV, bias_C, chapter_CV, scope="sequence"):
         for gate_or_up in block.mlp.gate_up.weight.chunk(2):
             gate_or_up[:, V] = torch.eye(vocab_size)
         block.mlp.down.weight[V] = next_VV.T * (1 + math.exp(-1))  # silu(1) = 1 / (1 + 1/e)
-        block.memory.kv.weight.chunk(2)[1].copy_(torch.eye(dim))  # values; keys stay zero
-        block.memory.out.weight.copy_(torch.eye(dim))
-        model.banks[0].tokens[:, 0, V] = chapter_CV
-        block.memory.router.linear.weight[:, V] = router_CV
-        block.memory.router.linear.bias.copy_(bias_C)
+        block.memory.read.kv.weight.chunk(2)[1].copy_(torch.eye(dim))  # values; keys stay zero
+        block.memory.read.out.weight.copy_(torch.eye(dim))
+        model.banks[0].rows[:, 0, V] = chapter_CV
+        block.memory.address.router.linear.weight[:, V] = router_CV
+        block.memory.address.router.linear.bias.copy_(bias_C)
     return model.eval()
 
 
@@ -232,7 +232,7 @@ def test_constant_routing_gains_nothing():
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         for block in model.blocks:
-            block.memory.router.linear.weight.zero_()
+            block.memory.address.router.linear.weight.zero_()
     found = measure_leakage(model, *text_windows(8, 24), batch_size=8)
     model.load_state_dict(kept)
     for key in ("leakage", "future", "mismatch"):

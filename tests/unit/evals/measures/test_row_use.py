@@ -126,3 +126,15 @@ def test_router_drift_of_a_whole_model() -> None:
     drift = address_drift(before, after)
     assert drift == pytest.approx({1: 0.0, 2: 1.0})
     assert all(math.isfinite(value) for value in drift.values())
+
+
+def test_health_is_what_the_first_batch_says_of_every_layer() -> None:
+    model = model_of("token")
+    tokens = torch.randint(0, 32, (3, 10), generator=torch.Generator().manual_seed(0))
+    found = row_use(model, tokens, batch_size=2).health
+    with torch.no_grad():
+        addresses = model(tokens[:2], measure=True).addresses
+    assert list(found) == [1, 2]
+    for layer, address in zip((1, 2), addresses, strict=True):
+        expected = {name: float(value) for name, value in address.health.items()}
+        assert expected and found[layer] == pytest.approx(expected)

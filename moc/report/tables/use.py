@@ -81,7 +81,7 @@ def overlap(results: Results) -> Table:
     caption = "Rows before and after a transition, by memory layer (0-based block)"
     notes = [
         f"{ROWS} Jaccard: rows used before and after, over those used at either time (used: at "
-        f"least {USED_SHARE:g} of the uniform load). Mass: what the two distributions of picks have "
+        f"least {USED_SHARE:g} of the uniform load). Mass: what two distributions of picks have "
         "in common. 1: nothing moved.",
         "Training: the last window of either phase, each on its own data. Same text: the earlier "
         "phase's validation text, read by the model before and after.",

@@ -46,7 +46,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     study: StudyConfig, result: Path, **options: Any
 ) -> tuple[Recorder, list[Record], dict[int, float]]:
-    """What was seen, the records of revivals, and ``router/revived`` by step."""
+    """What was seen, the records of revivals, and ``memory/revived`` by step."""
     callback = Revival(2, seed=0, revivals=Journal(result / "revivals.jsonl"))
     recorder = Recorder(weights=True)
     train_phase(study, result, callbacks=(callback,), recorder=recorder, **options)

@@ -226,7 +226,8 @@ def test_whose_probability_the_balance_loss_takes(scope, balance_over):
     shrinks the loss. ``routed``: renormalised over those that can be picked."""
     router = make_router(scope, num_shared=2, balance_over=balance_over).double()
     routing = router(states(4, 13).double(), None)
-    loss = balance_loss(routing.probs_BGC.flatten(0, 1), count_use(routing.index_BGN, 9, 2))
+    picks_C = count_use(routing.index_BGN, 9, 2).double()
+    loss = balance_loss(routing.probs_BGC.flatten(0, 1), picks_C)
     loss.backward()
     logits, index = (x.flatten(0, 1).tolist() for x in (routing.logits_BGC, routing.index_BGN))
     expected = 0.0

@@ -217,7 +217,7 @@ arms: {moc: {}, dense: {model: {memory: null}}}
         ("knockouts=[top-0]", "knockouts: 'top-0' is none of"),
         ("knockouts=[row--1]", "knockouts: 'row--1' is none of"),
         ("knockouts=[row-65]", "arms.moc has no 'row-65'; its rows are 0 to 64"),
-        ("knockouts=[top-65]", "'top-65' is more than the 64 rows that arms.moc chooses from"),
+        ("knockouts=[top-65]", "'top-65' is more than the 64 rows that arms.moc can pick"),
         ("bank_swap=[fact]", "bank_swap: 'fact' is neither 'previous' nor 'all' nor"),
         ("bank_swap=[skills]", "'skills' is neither 'previous' nor 'all' nor a phase before the"),
         ("num_items=0", "evals.controls.num_items must be at least 1"),

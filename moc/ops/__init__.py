@@ -11,9 +11,9 @@ from moc.ops.attention import (
     routed_attention,
 )
 from moc.ops.bag import weighted_rows
+from moc.ops.figures import ReadFigures, read_figures
 from moc.ops.kept import kept_attention
 from moc.ops.loss import linear_cross_entropy
-from moc.ops.mass import shared_attention_mass
 from moc.ops.mixing import with_equal_weights
 from moc.ops.norm import rms_norm
 from moc.ops.product_keys import product_topk
@@ -22,6 +22,7 @@ from moc.ops.shapes import absorbs
 from moc.ops.swiglu import swiglu
 
 __all__ = [
+    "ReadFigures",
     "absorbed_attention",
     "absorbs",
     "kept_attention",
@@ -29,9 +30,9 @@ __all__ = [
     "product_topk",
     "project_chapters",
     "project_tokens",
+    "read_figures",
     "rms_norm",
     "routed_attention",
-    "shared_attention_mass",
     "swiglu",
     "take_rows",
     "weighted_rows",

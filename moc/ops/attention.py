@@ -16,6 +16,7 @@ width.
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 from torch.nn import functional as F
 
@@ -23,6 +24,7 @@ from moc.ops import fused, reference
 from moc.ops.cpu import bank, gathered, grouped, projection
 from moc.ops.mixing import MIXINGS
 from moc.ops.norm import rms_norm
+from moc.ops.precision import keys_and_values_in, product_dtype
 from moc.ops.rows import take_rows
 from moc.ops.triton import attention as triton
 
@@ -42,7 +44,7 @@ def routed_attention(
 
     Args:
         k_UTJE, v_UTJE: may be one object, which saves half of the copies.
-        weight_BGN: sum to 1 over the chapters of a group.
+        weight_BGN: at least 0. Their dtype may be wider than that of the others.
         mixing: one of ``moc.ops.mixing.MIXINGS``.
         scale: of the scores; None: 1 / sqrt(E).
 
@@ -56,7 +58,8 @@ def routed_attention(
         raise ValueError(
             f"{num_groups} routing groups of {group_tokens} do not cover {length} positions"
         )
-    formula = MIXINGS[mixing]
+    formula, dtype = MIXINGS[mixing], product_dtype(q_BLHE)
+    q_BLHE, (k_UTJE, v_UTJE) = q_BLHE.to(dtype), keys_and_values_in(dtype, k_UTJE, v_UTJE)
     if triton.supports(q_BLHE, k_UTJE, num_groups, formula):
         attend = triton.attend
     elif grouped.supports(q_BLHE, k_UTJE, num_groups, formula):
@@ -67,16 +70,17 @@ def routed_attention(
         attend = fused.attend
     else:
         attend = reference.attend
-    return attend(
-        q_BLHE,
-        k_UTJE,
-        v_UTJE,
-        row_BGN,
-        weight_BGN,
-        mixing=mixing,
-        group_tokens=group_tokens,
-        scale=q_BLHE.shape[-1] ** -0.5 if scale is None else scale,
-    )
+    with torch.autocast(q_BLHE.device.type, enabled=False):  # a way's wide sums stay wide
+        return attend(
+            q_BLHE,
+            k_UTJE,
+            v_UTJE,
+            row_BGN,
+            weight_BGN,
+            mixing=mixing,
+            group_tokens=group_tokens,
+            scale=q_BLHE.shape[-1] ** -0.5 if scale is None else scale,
+        )
 
 
 def absorbed_attention(
@@ -102,6 +106,7 @@ def absorbed_attention(
     Returns:
         (B, L, H, M).
     """
+    q_BLHM = q_BLHM.to(product_dtype(q_BLHM))
     if bank.supports(q_BLHM, bank_CTM, slot_UTM, row_BGN.shape[1], MIXINGS[mixing]):
         return bank.attend(
             q_BLHM,

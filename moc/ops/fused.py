@@ -1,6 +1,10 @@
 """Chapters copied to the queries of their group, and PyTorch's fused attention over the copies.
 
-For long groups, on any device. X groups, J key/value heads, Y queries per group and key/value head,
+For long groups, on any device. Where keys are weighted the weight rounds 16-bit copies of them: at
+scores of 30 a chapter's share is off by up to 3% of the whole. Not on a CPU, which multiplies
+16-bit numbers more slowly than the float32 copies that it gets.
+
+X groups, J key/value heads, Y queries per group and key/value head,
 E head dim, N chapters per group, U chapters, T tokens per chapter, I = N * T.
 """
 
@@ -12,6 +16,7 @@ from torch.nn import functional as F
 
 from moc.ops.groups import over_groups
 from moc.ops.mixing import MIXINGS, Mixing
+from moc.ops.precision import keys_and_values_in, wide_dtype
 from moc.ops.rows import take
 from moc.ops.shapes import BIAS_WIDTH
 
@@ -33,17 +38,22 @@ def attend(
     scale: float,
 ) -> Tensor:
     """``routed_attention``, where ``supports``."""
-    return over_groups(
+    dtype = _copied_dtype(q_BLHE)
+    out_BLHE = over_groups(
         _attend,
-        q_BLHE,
-        k_UTJE,
-        v_UTJE,
+        q_BLHE.to(dtype),
+        *keys_and_values_in(dtype, k_UTJE, v_UTJE),
         row_BGN,
         weight_BGN,
         mixing=MIXINGS[mixing],
         group_tokens=group_tokens,
         scale=scale,
     )
+    return out_BLHE.to(q_BLHE.dtype)
+
+
+def _copied_dtype(q_BLHE: Tensor) -> torch.dtype:
+    return wide_dtype(q_BLHE.dtype) if q_BLHE.device.type == "cpu" else q_BLHE.dtype
 
 
 def _attend(

@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from moc.ops.mixing import MIXINGS, Mixing
+from moc.ops.precision import wide_dtype
 
 # (q_XJYE, k_UTJE, v_UTJE, row_XN, weight_XN, mixing, scale) to outputs (X, J, Y, E), for a mixing
 # with one softmax over all of a group's tokens
@@ -46,10 +47,12 @@ def over_groups(
         row_Z1, weight_Z1 = row_XN.reshape(-1, 1), weight_XN.reshape(-1, 1)
         plain = MIXINGS["unweighted"]
         out_ZJYE = attend(q_ZJYE, k_UTJE, v_UTJE, row_Z1, weight_Z1, plain, scale)
+        wide = wide_dtype(q_BLHE.dtype)
         out_XNJYE = out_ZJYE.unflatten(0, (-1, num_read))
         if mixing.value_factor:
-            factor_XN = mixing.value_factor.of(weight_XN)
-            out_XJYE = torch.einsum("xnjye,xn->xjye", out_XNJYE, factor_XN)
+            factor_XN = mixing.value_factor.of(weight_XN.to(wide))
+            out_XJYE = torch.einsum("xnjye,xn->xjye", out_XNJYE.to(wide), factor_XN)
+            out_XJYE = out_XJYE.to(q_BLHE.dtype)
         else:
             out_XJYE = out_XNJYE.sum(1)
     return join_groups(out_XJYE, q_BLHE.shape[2], group_tokens, len(q_BLHE), length)

@@ -6,12 +6,13 @@ I = N * T.
 
 from __future__ import annotations
 
-import torch
 from torch import Tensor
 
 from moc.ops.mixing import MIXINGS, value_shares
+from moc.ops.precision import wide_dtype, without_autocast
 
 
+@without_autocast
 def kept_attention(
     q_BHE: Tensor,
     k_BJIE: Tensor,
@@ -26,8 +27,8 @@ def kept_attention(
     With one query the scores are a row a head: weights are applied to these, and nothing is fused.
     """
     q_BJRE = q_BHE.unflatten(1, (k_BJIE.shape[1], -1))
-    wide = torch.promote_types(q_BHE.dtype, torch.float32)
-    raw_BJRI = (scale * q_BJRE @ k_BJIE.transpose(-1, -2)).to(wide)
+    wide = wide_dtype(q_BHE.dtype)
+    raw_BJRI = scale * q_BJRE.to(wide) @ k_BJIE.to(wide).transpose(-1, -2)
     raw_BJRNT = raw_BJRI.unflatten(-1, (weight_BN.shape[1], -1))
     weight_B11N1 = weight_BN.to(wide)[:, None, None, :, None]
     share_BJRI = value_shares(raw_BJRNT, weight_B11N1, MIXINGS[mixing]).flatten(-2)

@@ -1,17 +1,17 @@
 """How the chapters of a group are mixed: the formulas, once, for every way of routed attention.
 
-N chapters of T tokens with weights w_n that sum to 1, raw scores r_nt = scale q.k_nt:
+N chapters of T tokens with weights w_n >= 0 of any sum, raw scores r_nt = scale q.k_nt:
 
     s_nt = a(w_n) r_nt + b(w_n)
     p    = softmax of s over all N * T tokens, or over the T tokens of each chapter
     out  = sum_nt c(w_n) p_nt v_nt
 
-                 a  b      c  softmax over
-    joint        w  0      w  all tokens: keys and values scaled by w (arXiv 2603.21096)
-    joint_normed 1  0      w  all tokens: joint, of keys that are normalised after their weight
-    per_chapter  1  0      w  each chapter's
-    log_bias     1  log w  1  all tokens
-    unweighted   1  0      1  all tokens
+                  a  b      c  softmax over
+    joint         w  0      w  all tokens: keys and values scaled by w (arXiv 2603.21096)
+    joint_normed  1  0      w  all tokens: keys that are normalised are not scaled
+    per_chapter   1  0      w  each chapter's
+    log_bias      1  log w  1  all tokens
+    unweighted    1  0      1  all tokens
 
 A mode is one entry of ``MIXINGS``. ``moc.ops.reference`` computes any; a faster way asks these
 properties what it can do, in its ``supports``.
@@ -75,9 +75,9 @@ MIXINGS = {
 
 
 def with_equal_weights(mixing: str) -> str:
-    """The mode of a layer without a router, where there is nothing to weigh: equal weights on
-    scores would only shrink the keys by 1/N, so the tokens enter as they are."""
-    return "unweighted" if MIXINGS[mixing].score_factor else mixing
+    """The mode of a layer without a router, where there is nothing to weigh: equal weights would
+    only shrink the keys or the outputs by 1/N, so the tokens enter as they are."""
+    return "unweighted" if mixing in ("joint", "joint_normed") else mixing
 
 
 def token_shares(raw_NT: Tensor, weight_N1: Tensor, mixing: Mixing) -> Tensor:

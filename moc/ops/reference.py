@@ -12,6 +12,7 @@ from torch import Tensor
 
 from moc.ops.groups import join_groups, split_groups
 from moc.ops.mixing import MIXINGS, value_shares
+from moc.ops.precision import wide_dtype
 
 
 def attend(
@@ -29,8 +30,9 @@ def attend(
     batch, length, num_heads, _ = q_BLHE.shape
     q_XJYE = split_groups(q_BLHE, row_BGN.shape[1], group_tokens, k_UTJE.shape[2])
     row_XN, weight_X11N1 = row_BGN.flatten(0, 1), weight_BGN.flatten(0, 1)[:, None, None, :, None]
-    wide = torch.promote_types(q_BLHE.dtype, torch.float32)
-    raw_XJYNT = torch.einsum("xjye,xntje->xjynt", q_XJYE, k_UTJE[row_XN]).to(wide) * scale
+    wide = wide_dtype(q_BLHE.dtype)
+    k_XNTJE, v_XNTJE = (x_UTJE[row_XN].to(wide) for x_UTJE in (k_UTJE, v_UTJE))
+    raw_XJYNT = torch.einsum("xjye,xntje->xjynt", q_XJYE.to(wide), k_XNTJE) * scale
     share_XJYNT = value_shares(raw_XJYNT, weight_X11N1.to(wide), MIXINGS[mixing])
-    out_XJYE = torch.einsum("xjynt,xntje->xjye", share_XJYNT.to(v_UTJE.dtype), v_UTJE[row_XN])
+    out_XJYE = torch.einsum("xjynt,xntje->xjye", share_XJYNT, v_XNTJE).to(q_BLHE.dtype)
     return join_groups(out_XJYE.contiguous(), num_heads, group_tokens, batch, length)

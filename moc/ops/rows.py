@@ -61,8 +61,8 @@ class _IntoSlot(torch.autograd.Function):
 
 
 def take(chapters_UTJE: Tensor, row_XN: Tensor, weight_XN: Tensor | None = None) -> Tensor:
-    """Each group's chapters, times their weights: (X, N, T, J, E)."""
-    weight_P = None if weight_XN is None else weight_XN.flatten().to(chapters_UTJE.dtype)
+    """Each group's chapters, times their weights, which may be wider: (X, N, T, J, E)."""
+    weight_P = None if weight_XN is None else weight_XN.flatten()
     taken_PY: Tensor = _Take.apply(chapters_UTJE.flatten(1), row_XN.flatten(), weight_P)
     return taken_PY.view(*row_XN.shape, *chapters_UTJE.shape[1:])
 
@@ -79,6 +79,8 @@ class _Take(torch.autograd.Function):
         ctx.num_rows = len(table_UY)
         if weight_P is None:
             return table_UY.index_select(0, row_P)
+        if weight_P.dtype != table_UY.dtype:  # a rounded weight would move a chapter's every score
+            return table_UY.index_select(0, row_P).mul_(weight_P[:, None])
         return F.embedding_bag(
             row_P[:, None], table_UY, mode="sum", per_sample_weights=weight_P[:, None]
         )
@@ -93,11 +95,11 @@ class _Take(torch.autograd.Function):
             grad_PY.contiguous(),
             count_U.cumsum(0) - count_U,
             mode="sum",
-            per_sample_weights=None if weight_P is None else weight_P[order_P],
+            per_sample_weights=None if weight_P is None else weight_P[order_P].to(grad_PY.dtype),
         )
         grad_weight_P = None
         if weight_P is not None and ctx.needs_input_grad[2]:
             rows = zip(grad_PY.split(_DOT_ROWS), row_P.split(_DOT_ROWS), strict=True)
             dots = [torch.linalg.vecdot(grad, table_UY.index_select(0, row)) for grad, row in rows]
-            grad_weight_P = torch.cat(dots)
+            grad_weight_P = torch.cat(dots).to(weight_P.dtype)
         return grad_table_UY, None, grad_weight_P

@@ -49,9 +49,9 @@ def naive_product_keys(
 
     Args:
         tensors: ``query`` (H * key_dim, D), head by head; ``keys`` (H, 2, n, key_dim / 2);
-            ``values`` (n * n, D); ``gate`` and ``out`` (D, D). With a norm, ``norm_weight`` and
-            ``norm_bias`` (key_dim); for ``batch`` that does not train, ``running_mean`` and
-            ``running_var`` (key_dim).
+            ``values`` (n * n, D); ``gate`` and ``out`` (D, D); without a gate, step 5 has none.
+            With a norm, ``norm_weight`` and ``norm_bias`` (key_dim); for ``batch`` that does not
+            train, ``running_mean`` and ``running_var`` (key_dim).
         query_norm: ``none``, ``layer`` or ``batch``.
         training: batch norm takes the batch's own statistics.
     """
@@ -76,8 +76,10 @@ def naive_product_keys(
             for row, weight in choice:
                 memory = memory + weight * tensors["values"][row]
             picks.append([(row, weight.item()) for row, weight in choice])
-        gate = tensors["gate"] @ x
-        out.append(tensors["out"] @ (memory * gate * (1 / (1 + (-gate).exp()))))
+        if "gate" in tensors:
+            gate = tensors["gate"] @ x
+            memory = memory * gate * (1 / (1 + (-gate).exp()))
+        out.append(tensors["out"] @ memory)
         picked.append(picks)
     return Read(torch.stack(out), picked)
 

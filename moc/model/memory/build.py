@@ -15,11 +15,19 @@ def build_memory(config: ModelConfig) -> Kind:
         ValueError: for an unknown kind, or settings that cannot be.
     """
     assert config.memory is not None
-    match config.memory.kind:
+    return kind_called(config.memory.kind)(config)
+
+
+def kind_called(name: str) -> type[Kind]:
+    """
+    Raises:
+        ValueError: for an unknown kind.
+    """
+    match name:
         case "chapters":
-            return Chapters(config)
+            return Chapters
         case "product_keys":
-            return ProductKeys(config)
+            return ProductKeys
         case unknown:
             raise ValueError(f"model.memory.kind {unknown!r} is none of chapters, product_keys")
 

@@ -76,7 +76,8 @@ class ValueRead(nn.Module):
         if self.gate is not None:
             read_BLD = read_BLD * F.silu(self.gate(x_BLD))
         if context.measure:
-            address.health["effective_read"] = effective_number(weight_BLN)
+            health = {"effective_read": effective_number(weight_BLN)}
+            address = address._replace(health=health)
         return self.out(read_BLD), address
 
 
@@ -115,8 +116,11 @@ class ProductKeys(Kind):
         return (self.config.dim,)
 
     def build_address(self) -> nn.Module:
-        """With a random address, too: its parameters then stay as they are drawn."""
         return KeyAddress(self.settings, self.config.dim, self.key_dim)
+
+    def build_random_address(self) -> nn.Module:
+        """The same; its parameters stay as they are drawn."""
+        return self.build_address()
 
     def build_read(self) -> nn.Module:
         return ValueRead(self.config.dim, gated=self.memory.gate == "learned")

@@ -22,6 +22,7 @@ from moc.model.config import ModelConfig, RouterConfig
 from moc.model.decode.cache import DecodePolicy, RowState
 from moc.model.decode.positions import Positions
 from moc.model.memory.bank import BankRows, most_distinct
+from moc.model.memory.random_address import random_rows
 
 
 class Context(NamedTuple):
@@ -122,8 +123,12 @@ class Kind:
         raise NotImplementedError
 
     def build_address(self) -> nn.Module:
-        """``Addresses``, learned."""
+        """``Addresses``, learned or given."""
         raise NotImplementedError
+
+    def build_random_address(self) -> nn.Module:
+        """``Addresses``: the control in its place."""
+        return RandomAddress(self)
 
     def build_read(self) -> nn.Module:
         """``Reads``. Its last map is called ``out``, and drawn as ``output_init`` says."""
@@ -183,6 +188,15 @@ class Kind:
         """Positions whose shared rows are copied together; bounds how much is scored at once."""
         return 1
 
+    def random_rows(self, key_BG: Tensor) -> Tensor:
+        """K rows for every key: see ``random_rows``."""
+        return random_rows(
+            key_BG,
+            num_rows=self.num_rows,
+            num_always=self.num_always,
+            num_picked=self.num_picked,
+        )
+
     def layer_parameters(self) -> int:
         """Of one layer: address and read."""
         with torch.device("meta"):
@@ -190,4 +204,23 @@ class Kind:
         return sum(parameter.numel() for parameter in layer.parameters())
 
     def build_layer(self) -> Memory:
-        return Memory(self.build_address(), self.build_read())
+        random = self.memory.address == "random"
+        address = self.build_random_address() if random else self.build_address()
+        return Memory(address, self.build_read())
+
+
+class RandomAddress(nn.Module):
+    """For positions that address by themselves: rows from a hash of the token, equal weights."""
+
+    def __init__(self, kind: Kind) -> None:
+        super().__init__()
+        assert kind.scope == "token", "groups of positions are numbered by their kind"
+        self.kind = kind
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Address:
+        index_BLK = self.kind.random_rows(context.tokens_BL)
+        always_N = torch.arange(self.kind.num_always, device=x_BLD.device)
+        always_BLN = always_N.expand(*index_BLK.shape[:2], -1)
+        index_BLN = torch.cat((always_BLN, index_BLK), dim=-1)
+        weight_BLN = torch.full_like(index_BLN, 1 / index_BLN.shape[-1], dtype=torch.float32)
+        return Address(index_BLN, weight_BLN, 1)

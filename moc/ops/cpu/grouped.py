@@ -24,6 +24,7 @@ from moc.ops.cpu.passes import backward_pass, forward_pass
 from moc.ops.cpu.plan import Plan, plan_groups
 from moc.ops.cpu.sources import ProjectedSource
 from moc.ops.mixing import MIXINGS, Mixing, differentiable
+from moc.ops.precision import wide_dtype
 from moc.ops.shapes import moves_queries
 
 
@@ -184,8 +185,8 @@ def _opaque_backward(
 def _(
     q_XHE: Tensor, k_UTJE: Tensor, v_UTJE: Tensor | None, row_XN: Tensor, *_: Any
 ) -> tuple[Tensor, Tensor]:
-    lse_XHN = q_XHE.new_empty(q_XHE.shape[0], q_XHE.shape[1], row_XN.shape[1])
-    return _like(q_XHE), lse_XHN
+    lse_shape = (*q_XHE.shape[:2], row_XN.shape[1])
+    return _like(q_XHE), q_XHE.new_empty(lse_shape, dtype=wide_dtype(q_XHE.dtype))
 
 
 @_opaque_backward.register_fake

@@ -1,5 +1,8 @@
 """The two passes of grouped attention over the buckets of a plan.
 
+Of 16-bit inputs a bucket at a time is made wide (``moc.ops.precision``), and all is wide until what
+a pass returns: few CPUs multiply 16-bit numbers as fast, and partial outputs are sums.
+
 Letters and formulas as in ``moc.ops.cpu.grouped``.
 """
 
@@ -12,8 +15,10 @@ from torch.nn import functional as F
 from moc.ops.cpu.plan import Plan
 from moc.ops.cpu.sources import Source
 from moc.ops.mixing import Mixing, chapter_factors, chapter_gradients_
+from moc.ops.precision import wide_dtype, without_autocast
 
 
+@without_autocast
 def forward_pass(
     q_XHE: Tensor,
     source: Source,
@@ -22,21 +27,23 @@ def forward_pass(
     mixing: Mixing,
     scale: float,
 ) -> tuple[Tensor, Tensor]:
-    """Outputs (X, H, E), and log-sum-exp of every pair's scores (X, H, N)."""
+    """Outputs (X, H, E), and log-sum-exp of every pair's scores, wide (X, H, N)."""
+    wide = wide_dtype(q_XHE.dtype)
     q_SE = q_XHE.reshape(-1, q_XHE.shape[-1])
-    weight_XHN = weight_XN[:, None].expand(-1, q_XHE.shape[1], -1)
+    weight_XHN = weight_XN[:, None].to(wide).expand(-1, q_XHE.shape[1], -1)
     factor_S = plan.by_row(mixing.score_factor.of(weight_XHN)) if mixing.score_factor else None
-    lse_S = q_SE.new_empty(len(plan.source_S))
+    lse_S = q_SE.new_empty(len(plan.source_S), dtype=wide)
     # where what falls on a chapter is known beforehand, partial outputs are summed as they come
-    summed_YE = torch.zeros_like(q_SE) if mixing.per_chapter else None
+    summed_YE = torch.zeros_like(q_SE, dtype=wide) if mixing.per_chapter else None
     value_factor_S = None
     if mixing.per_chapter and mixing.value_factor:
         value_factor_S = plan.by_row(mixing.value_factor.of(weight_XHN))
-    out_SE = q_SE.new_empty(0 if summed_YE is not None else len(plan.source_S), q_SE.shape[1])
+    num_partial = 0 if summed_YE is not None else len(plan.source_S)
+    out_SE = q_SE.new_empty(num_partial, q_SE.shape[1], dtype=wide)
     for bucket in plan.buckets:
-        k_ZTE, v_ZTE = source.fetch(bucket)
+        k_ZTE, v_ZTE = source.fetch(bucket, wide)
         here, shape = bucket.rows(len(k_ZTE))
-        q_ZYE = q_SE.index_select(0, plan.source_S[here]).view(*shape, -1)
+        q_ZYE = q_SE.index_select(0, plan.source_S[here]).to(wide).view(*shape, -1)
         score_ZYT = torch.bmm(q_ZYE, k_ZTE.transpose(1, 2)).mul_(scale)
         if factor_S is not None:
             score_ZYT *= factor_S[here].view(*shape, 1)
@@ -59,9 +66,10 @@ def forward_pass(
             mode="sum",
             per_sample_weights=(factor_XHN * value_factor_XHN).flatten(0, 1),
         )
-    return summed_YE.view(q_XHE.shape), lse_XHN
+    return summed_YE.view(q_XHE.shape).to(q_XHE.dtype), lse_XHN
 
 
+@without_autocast
 def backward_pass(
     grad_XHE: Tensor,
     q_XHE: Tensor,
@@ -74,20 +82,22 @@ def backward_pass(
     scale: float,
 ) -> tuple[Tensor, Tensor]:
     """Gradients of queries and weights; those of keys and values go to ``source``."""
+    wide = lse_XHN.dtype
     q_SE, grad_SE = (x.reshape(-1, x.shape[-1]) for x in (q_XHE, grad_XHE))
     factor_XHN, value_factor_XHN = chapter_factors(lse_XHN, weight_XN, mixing)
     # rows that only pad have no softmax (exp(s - inf)) and no weight
     lse_S = plan.by_row(lse_XHN, fill=float("inf"))
     factor_S, value_factor_S = plan.by_row(factor_XHN), plan.by_row(value_factor_XHN)
-    dot_S = torch.linalg.vecdot(grad_SE, out_XHE.reshape(grad_SE.shape))[plan.source_S]
-    grad_q_YE = torch.zeros_like(q_SE)
+    out_SE = out_XHE.reshape(grad_SE.shape)
+    dot_S = torch.linalg.vecdot(grad_SE.to(wide), out_SE.to(wide))[plan.source_S]
+    grad_q_YE = torch.zeros_like(q_SE, dtype=wide)
     grad_weight_S = torch.zeros_like(lse_S)
     for bucket in plan.buckets:
-        k_ZTE, v_ZTE = source.fetch(bucket)
+        k_ZTE, v_ZTE = source.fetch(bucket, wide)
         here, shape = bucket.rows(len(k_ZTE))
         source_Y = plan.source_S[here]
-        q_ZYE = q_SE.index_select(0, source_Y).view(*shape, -1)
-        grad_ZYE = grad_SE.index_select(0, source_Y).view(*shape, -1)
+        q_ZYE = q_SE.index_select(0, source_Y).to(wide).view(*shape, -1)
+        grad_ZYE = grad_SE.index_select(0, source_Y).to(wide).view(*shape, -1)
         lse_ZY1, factor_ZY1, value_factor_ZY1, dot_ZY1 = (
             x_S[here].view(*shape, 1) for x_S in (lse_S, factor_S, value_factor_S, dot_S)
         )
@@ -111,5 +121,5 @@ def backward_pass(
         source.store(bucket, grad_k_ZTE, torch.bmm(value_share_ZYT.transpose(1, 2), grad_ZYE))
     grad_weight_XN = grad_weight_S[plan.row_XHN].sum(1)
     for weighting in mixing.weightings[:1]:
-        grad_weight_XN = weighting.to_weight(grad_weight_XN, weight_XN)
-    return grad_q_YE.view(q_XHE.shape), grad_weight_XN
+        grad_weight_XN = weighting.to_weight(grad_weight_XN, weight_XN.to(wide))
+    return grad_q_YE.view(q_XHE.shape).to(q_XHE.dtype), grad_weight_XN.to(weight_XN.dtype)

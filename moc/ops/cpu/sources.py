@@ -15,9 +15,10 @@ from moc.ops.norm import inverse_rms, to_input_gradient_
 
 
 class Source(Protocol):
-    """Where a bucket's keys and values (Z, T, E) come from, and their gradients go."""
+    """Where a bucket's keys and values (Z, T, E) come from, and their gradients go: in a dtype that
+    is no narrower than theirs."""
 
-    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]: ...
+    def fetch(self, bucket: Bucket, wide: torch.dtype) -> tuple[Tensor, Tensor]: ...
 
     def store(self, bucket: Bucket, grad_k_ZTE: Tensor, grad_v_ZTE: Tensor) -> None: ...
 
@@ -30,10 +31,11 @@ class ProjectedSource:
         self.plan = plan
         self.grads: list[Tensor] = []
 
-    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
+    def fetch(self, bucket: Bucket, wide: torch.dtype) -> tuple[Tensor, Tensor]:
         members_A = self.plan.members(bucket)
         taken = [
-            table.index_select(0, members_A).transpose(1, 2).flatten(0, 1) for table in self.tables
+            table.index_select(0, members_A).to(wide).transpose(1, 2).flatten(0, 1)
+            for table in self.tables
         ]
         return taken[0], taken[-1]
 
@@ -45,7 +47,7 @@ class ProjectedSource:
             parts = [grad_k_ZTE.add_(grad_v_ZTE)]
         for grad_UTJE, grad_ZTE in zip(self.grads, parts, strict=True):
             grad_ATJE = grad_ZTE.unflatten(0, (bucket.num, -1)).transpose(1, 2)
-            grad_UTJE.index_copy_(0, self.plan.members(bucket), grad_ATJE)
+            grad_UTJE.index_copy_(0, self.plan.members(bucket), grad_ATJE.to(grad_UTJE.dtype))
 
 
 class BankSource:
@@ -59,8 +61,9 @@ class BankSource:
         # every one of chapter_U has a reader; rows beyond them mean nothing; a frozen bank has none
         self.grad_UTM = bank_CTM.new_empty(slot_rows, *bank_CTM.shape[1:]) if slot_rows else None
 
-    def fetch(self, bucket: Bucket) -> tuple[Tensor, Tensor]:
-        taken_ATM = self.bank_CTM.index_select(0, self.chapter_U[self.plan.members(bucket)])
+    def fetch(self, bucket: Bucket, wide: torch.dtype) -> tuple[Tensor, Tensor]:
+        member_A = self.chapter_U[self.plan.members(bucket)]
+        taken_ATM = self.bank_CTM.index_select(0, member_A).to(wide)
         if self.eps is not None:
             self.inverse_AT1 = inverse_rms(taken_ATM, self.eps)
             taken_ATM.mul_(self.inverse_AT1)
@@ -73,4 +76,5 @@ class BankSource:
         grad_ATM = grad_k_ZTE.add_(grad_v_ZTE)
         if self.eps is not None:
             to_input_gradient_(grad_ATM, self.normed_ATM, self.inverse_AT1)
+        grad_ATM = grad_ATM.to(self.grad_UTM.dtype)
         self.grad_UTM.index_copy_(0, self.plan.members(bucket), grad_ATM)

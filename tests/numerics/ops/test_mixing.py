@@ -30,7 +30,7 @@ NEW = {  # and how: a, b, c by hand, and the ways that can
     "values alone": (
         Mixing(value_factor=WEIGHT),
         (lambda w: 1, lambda w: 0, lambda w: w),
-        {"grouped", "fused"},
+        {"grouped", "gathered", "fused"},
     ),
     "two functions": (
         Mixing(score_factor=WEIGHT, score_bias=LOG, value_factor=SQUARE),
@@ -56,8 +56,9 @@ NEW = {  # and how: a, b, c by hand, and the ways that can
 
 
 def test_the_config_offers_those_that_there_are():
-    """And ``unweighted``, which is what a layer without a router makes of ``joint``."""
-    assert {*get_args(model_config.Mixing), "unweighted"} == MIXINGS.keys()
+    """And what a layer makes of ``joint``: without a router, and of keys that are normalised."""
+    made = {"unweighted", "joint_normed"}
+    assert {*get_args(model_config.Mixing)} | made == MIXINGS.keys()
 
 
 def make_inputs():

@@ -11,15 +11,15 @@ from functools import partial
 import pytest
 import torch
 
-from moc.ops import fused, reference, routed_attention, shared_attention_mass
-from moc.ops.cpu import gathered, grouped
+from moc.ops import absorbed_attention, fused, kept_attention, reference, routed_attention
+from moc.ops.cpu import bank, gathered, grouped
 from moc.ops.cpu.plan import plan_groups
 from moc.ops.shapes import moves_queries
 from tests.support.oracle import naive_attention
 
 torch.set_num_threads(1)
 BATCH, LENGTH, NUM_HEADS, HEAD_DIM, NUM_DISTINCT, TOKENS = 2, 7, 4, 3, 6, 2
-MIXINGS = ("joint", "per_chapter", "log_bias", "unweighted")
+MIXINGS = ("joint", "joint_normed", "per_chapter", "log_bias", "unweighted")
 WAYS = {"grouped": grouped, "gathered": gathered, "fused": fused, "reference": reference}
 COPIES = ("gathered", "fused")  # whichever comes first and can do the mixing
 GROUP_TOKENS = [7, 4, 3, 2, 1, 9]  # one group; short last ones; a token each; longer than the text
@@ -125,6 +125,53 @@ def test_query_heads_share_key_heads_in_consecutive_runs(mixing, num_kv_heads, f
     row_BGN = make_rows("random", 2)
     tensors, upstream = make_inputs(num_kv_heads, row_BGN)
     check(tensors, row_BGN, upstream, mixing, group_tokens=4)
+
+
+@pytest.mark.parametrize("forced", WAYS, indirect=True)
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_weights_need_not_sum_to_1(mixing, forced):
+    """Left as they are: 1 for a shared chapter, 2.5 for the routed ones together."""
+    row_BGN = make_rows("one_for_all", 2)
+    tensors, upstream = make_inputs(2, row_BGN)
+    tensors[3] = with_shared(tensors[3])
+    check(tensors, row_BGN, upstream, mixing, group_tokens=4)
+
+
+def with_shared(weight_BGN):
+    routed_BGN = 2.5 * weight_BGN[..., 1:] / weight_BGN[..., 1:].sum(-1, keepdim=True)
+    return torch.cat([torch.ones_like(weight_BGN[..., :1]), routed_BGN], -1)
+
+
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_tokens_of_a_bank_and_kept_copies_with_such_weights(mixing, monkeypatch):
+    """One head for all; a position is a row of its own to ``kept_attention``."""
+    monkeypatch.setattr(bank, "moves_queries", lambda *_: True)
+    row_BGN = make_rows("random", LENGTH)
+    tensors, upstream = make_inputs(1, row_BGN)
+    q, m, _, weight = tensors
+
+    def from_bank(q, m, _, row_BGN, weight, **how):
+        chapter_U, scale = torch.arange(NUM_DISTINCT), HEAD_DIM**-0.5
+        return absorbed_attention(
+            q, m.detach()[:, :, 0], chapter_U, row_BGN, weight,
+            scale=scale, norm_eps=None, slot_UTM=m[:, :, 0], **how,
+        )  # fmt: skip
+
+    def from_copies(q, m, _, row_BGN, weight, mixing, group_tokens):
+        copies = m[row_BGN.flatten(0, 1)].flatten(1, 2).transpose(1, 2)
+        arguments = q.flatten(0, 1), copies, copies, weight.flatten(0, 1)
+        return kept_attention(*arguments, mixing=mixing, scale=HEAD_DIM**-0.5).view(q.shape)
+
+    def by_hand(q, m, _, *arguments, **how):
+        return naive_attention(q, m, m, *arguments, **how)
+
+    ways = (
+        run(way, (q, m, m, with_shared(weight)), row_BGN, upstream, mixing, 1)
+        for way in (from_bank, from_copies, by_hand)
+    )
+    found, kept, expected = ((out, {n: x for n, x in g.items() if x.any()}) for out, g in ways)
+    torch.testing.assert_close(found, expected, rtol=1e-9, atol=1e-11)
+    torch.testing.assert_close(kept, expected, rtol=1e-9, atol=1e-11)
 
 
 # queries sorted by chapter
@@ -250,12 +297,13 @@ def test_two_tokens_by_hand(forced):
     weight = torch.tensor([[[0.75, 0.25]]], dtype=torch.float64)
     share = {
         "joint": (math.exp(0.75), math.exp(0.5)),  # scores 1 and 2, times the weights
+        "joint_normed": (math.exp(1), math.exp(2)),
         "log_bias": (0.75 * math.exp(1), 0.25 * math.exp(2)),
         "unweighted": (math.exp(1), math.exp(2)),
         "per_chapter": (0.75, 0.25),
     }
     for mixing, (first, second) in share.items():
-        values = (0.75, 0.25) if mixing == "joint" else (1.0, 1.0)
+        values = (0.75, 0.25) if mixing in ("joint", "joint_normed") else (1.0, 1.0)
         total = first + second
         expected = [first / total * values[0], second / total * values[1], 0.0, 0.0]
         out = routed_attention(q, k, v, row, weight, mixing=mixing, group_tokens=1)
@@ -311,40 +359,7 @@ def test_groups_must_cover_the_sequence():
 def test_unknown_mixing_is_named():
     row = make_rows("random", 1)
     (q, k, v, weight), _ = make_inputs(2, row)
-    with pytest.raises(ValueError, match="'sum' is none of joint, per_chapter, log_bias"):
+    with pytest.raises(
+        ValueError, match="'sum' is none of joint, joint_normed, per_chapter, log_bias"
+    ):
         routed_attention(q, k, v, row, weight, mixing="sum", group_tokens=7)
-
-
-# how much of it falls on shared chapters
-
-
-@pytest.mark.parametrize("group_tokens", [7, 4, 3, 1, 9])
-@pytest.mark.parametrize("num_shared", [0, 1, 3])
-@pytest.mark.parametrize("mixing", MIXINGS)
-def test_shared_mass_is_the_attention_on_shared_chapters(mixing, num_shared, group_tokens):
-    row_BGN = make_rows("random", -(-LENGTH // group_tokens))
-    q, k, _, weight = make_inputs(2, row_BGN)[0]
-    total = 0.0
-    for b in range(BATCH):
-        for position in range(LENGTH):
-            group = position // group_tokens
-            for head in range(NUM_HEADS):
-                shares = []
-                for n, row in enumerate(row_BGN[b, group].tolist()):
-                    w = weight[b, group, n].item()
-                    for t in range(TOKENS):
-                        score = float(q[b, position, head] @ k[row, t, head // 2]) / HEAD_DIM**0.5
-                        if mixing == "joint":
-                            score *= w
-                        scale = w if mixing == "log_bias" else 1.0
-                        shares.append((n, math.exp(score) * scale))
-                if mixing == "per_chapter":
-                    total += weight[b, group, :num_shared].sum().item()
-                else:
-                    everything = sum(share for _, share in shares)
-                    total += sum(share for n, share in shares if n < num_shared) / everything
-    mass = shared_attention_mass(
-        q, k, row_BGN, weight, num_shared, mixing=mixing, group_tokens=group_tokens
-    )
-    assert mass.dtype == torch.float32
-    assert mass.item() == pytest.approx(total / (BATCH * LENGTH * NUM_HEADS), abs=1e-6)

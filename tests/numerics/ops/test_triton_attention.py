@@ -18,6 +18,7 @@ from moc.ops.triton import attention as triton_attention
 from moc.ops.triton import schedule as triton_schedule
 from moc.ops.triton.attention import HAS_TRITON, INTERPRETED, attend, supports
 from tests.support.oracle import naive_attention
+from tests.support.triton_interpreter import bfloat16_as_on_a_gpu
 
 torch.set_num_threads(1)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -58,24 +59,8 @@ def by_chapter(request, monkeypatch):
 
 @pytest.fixture
 def bfloat16_products(monkeypatch):
-    """The interpreter multiplies bfloat16 numbers as the integers that hold them; not so here."""
-    if not INTERPRETED:
-        return
-    from triton.runtime import interpreter
-
-    multiply = interpreter.InterpreterBuilder.create_dot
-
-    def widened(x):
-        if x.dtype != interpreter.tl.bfloat16:
-            return x
-        data = (x.data.astype("uint32") << 16).view("float32")
-        return interpreter.TensorHandle(data, interpreter.tl.float32)
-
-    monkeypatch.setattr(
-        interpreter.InterpreterBuilder,
-        "create_dot",
-        lambda self, a, b, *rest: multiply(self, widened(a), widened(b), *rest),
-    )
+    if INTERPRETED:
+        bfloat16_as_on_a_gpu(monkeypatch)
 
 
 def make_rows(kind, num_groups, *, num_read=3, num_distinct=NUM_DISTINCT):
@@ -199,6 +184,15 @@ def test_a_vanished_weight_leaves_finite_gradients(mixing, by_chapter):
     result, expected = (run(way, *arguments) for way in (in_kernels, in_formulas))
     assert [name for name, tensor in result.items() if not tensor.isfinite().all()] == []
     torch.testing.assert_close(result, expected, rtol=1e-4, atol=1e-5)
+
+
+@needs_kernels
+@pytest.mark.parametrize("mixing", MIXINGS)
+def test_weights_need_not_sum_to_1(mixing, by_chapter):
+    row_BGN = make_rows("random", 2)
+    tensors, upstream = make_inputs(row_BGN)
+    tensors[3] = torch.tensor([1.0, 1.6, 0.9]).expand(row_BGN.shape)
+    check(tensors, row_BGN, upstream, mixing, 4)
 
 
 @needs_kernels

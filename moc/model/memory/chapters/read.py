@@ -23,9 +23,9 @@ from moc.ops import (
     absorbs,
     project_chapters,
     project_tokens,
+    read_figures,
     rms_norm,
     routed_attention,
-    shared_attention_mass,
     take_rows,
 )
 from moc.ops.shards import is_sharded
@@ -132,8 +132,9 @@ class ChapterRead(nn.Module):
         self, address: Address, q_BLHE: Tensor, k_UTJE: Tensor, row_BGN: Tensor
     ) -> Address:
         weight_BGN, how = address.weight_BGN.to(q_BLHE.dtype), self._how(address.group_tokens)
-        mass = shared_attention_mass(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
-        return address._replace(health={"shared_mass": mass})
+        found = read_figures(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
+        health = {"shared_mass": found.shared_mass, "effective_read": found.effective_tokens}
+        return address._replace(health=health)
 
     def _how(self, group_tokens: int) -> _How:
         return _How(mixing=self.sizes.mixing, group_tokens=group_tokens, scale=self.head_dim**-0.5)

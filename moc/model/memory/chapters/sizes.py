@@ -26,7 +26,7 @@ class Sizes(NamedTuple):
         routed = chapters.num_routed is not None
         mixing = chapters.mixing if routed else with_equal_weights(chapters.mixing)
         if chapters.qk_norm and mixing == "joint":
-            mixing = "joint_normed"  # a chapter's weight is lost when its keys are normalised
+            mixing = "joint_normed"  # normalised keys are not shrunk by a weight
         return cls(
             dim=config.dim,
             memory_dim=chapters.dim or config.dim,

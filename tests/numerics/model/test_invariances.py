@@ -9,10 +9,10 @@ from dataclasses import replace
 
 import pytest
 import torch
+from moc.model.memory.router import balance_loss, pick_counts, z_loss
 from torch.nn import functional as F
 
 from moc.model.memory.chapters import MemoryInputs
-from moc.model.memory.router import balance_loss, pick_counts, z_loss
 from tests.support.small_models import (
     DENSE,
     MEMORY,

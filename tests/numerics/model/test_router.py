@@ -9,9 +9,9 @@ from dataclasses import replace
 
 import pytest
 import torch
+from moc.model.memory.router import Router, balance_loss, pick_counts, pool_groups, z_loss
 
 from moc.model import MemoryConfig, RouterConfig
-from moc.model.memory.router import Router, balance_loss, pick_counts, pool_groups, z_loss
 from tests.support.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
 
 DIM = 6

@@ -148,7 +148,7 @@ def test_tokens_of_a_bank_and_kept_copies_with_such_weights(mixing, monkeypatch)
     monkeypatch.setattr(bank, "moves_queries", lambda *_: True)
     row_BGN = make_rows("random", LENGTH)
     tensors, upstream = make_inputs(1, row_BGN)
-    q, m, _, weight = tensors[:3] + [with_shared(tensors[3])]
+    q, m, _, weight = [*tensors[:3], with_shared(tensors[3])]
 
     def from_bank(q, m, _, row_BGN, weight, **how):
         chapter_U, scale = torch.arange(NUM_DISTINCT), HEAD_DIM**-0.5

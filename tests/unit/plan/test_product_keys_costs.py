@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
-import torch
 
 from moc.config.load import load_study
 from moc.model import MemoryConfig, ModelConfig, ProductKeysConfig, build_model

@@ -6,9 +6,9 @@ import math
 
 import pytest
 import torch
-
 from evals.measures.chapter_use import chapter_use, router_drift
 from evals.measures.picks import overlap
+
 from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
 from moc.model.transformer import Transformer, build_model
 

@@ -82,7 +82,7 @@ def test_the_rows_picked_most(name: str) -> None:
     kind = model.kind
     assert kind is not None
     sources = {}
-    counts = [{row: 0 for row in range(kind.num_always, kind.num_rows)} for _ in model.banks]
+    counts = [dict.fromkeys(range(kind.num_always, kind.num_rows), 0) for _ in model.banks]
     for source, seed in (("a", 1), ("b", 2)):
         tokens_NL = tokens_of(2, 11, seed)
         load = row_use(model, tokens_NL, batch_size=1).load

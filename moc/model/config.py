@@ -5,9 +5,10 @@ Letters in comments are the shape letters used throughout ``moc.model`` and ``mo
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from dataclasses import dataclass, field, is_dataclass
+from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
+T = TypeVar("T")
 Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
 RouterInput = Literal["block_input", "post_attention"]
@@ -145,17 +146,16 @@ def model_config(raw: dict[str, Any]) -> ModelConfig:
     """The config that ``dataclasses.asdict`` made ``raw`` of.
 
     Raises:
-        TypeError, KeyError: if it was not.
+        TypeError: if it was not.
     """
-    memory = raw["memory"]
-    if memory is not None:
-        chapters = dict(memory["chapters"])
-        chapters["router"] = RouterConfig(**chapters["router"])
-        memory = MemoryConfig(
-            **{
-                **memory,
-                "chapters": ChaptersConfig(**chapters),
-                "product_keys": ProductKeysConfig(**memory["product_keys"]),
-            }
-        )
-    return ModelConfig(**{**raw, "memory": memory})
+    return _from_plain(ModelConfig, raw)
+
+
+def _from_plain(schema: type[T], raw: dict[str, Any]) -> T:
+    hints, values = get_type_hints(schema), dict(raw)
+    for name, value in raw.items():
+        hint = hints.get(name)
+        nested = [part for part in (hint, *get_args(hint)) if isinstance(part, type)]
+        if isinstance(value, dict) and nested and is_dataclass(nested[0]):
+            values[name] = _from_plain(nested[0], value)
+    return schema(**values)

@@ -133,7 +133,7 @@ def _header(results: Results) -> str:
     if non_causal:
         parts.append(
             f'<p class="callout"><strong>{escape(", ".join(non_causal))}: non-causal.</strong> '
-            "Chapters are chosen from the whole sequence, including later tokens, in training and "
+            "Rows are chosen from the whole sequence, including later tokens, in training and "
             "in validation: the losses of these arms are not those of a causal language model. "
             f"Numbers of these arms carry {NON_CAUSAL}. Answers were scored with "
             f"{_scored_on(results)}; routing on less than the whole is unlike training.</p>"
@@ -144,10 +144,10 @@ def _header(results: Results) -> str:
 def _scored_on(results: Results) -> str:
     match results.study.route_on:
         case "context":
-            return "chapters chosen from the context alone"
+            return "rows chosen from the context alone"
         case "full":
-            return "chapters chosen from the answer too"
-    return f"chapters chosen from the context alone, and again from the answer too ({ON_ANSWER})"
+            return "rows chosen from the answer too"
+    return f"rows chosen from the context alone, and again from the answer too ({ON_ANSWER})"
 
 
 def _figure(figure: Figure) -> str:

@@ -11,7 +11,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from moc.report.figures import chapters as chapter_figures
 from moc.report.figures import controls as control_figures
 from moc.report.figures import course as course_figures
 from moc.report.figures import leakage as leakage_figures
@@ -19,10 +18,10 @@ from moc.report.figures import losses as loss_figures
 from moc.report.figures import matrix as matrix_figures
 from moc.report.figures import probes as probe_figures
 from moc.report.figures import scores as score_figures
+from moc.report.figures import use as use_figures
 from moc.report.figures.drawing import Figure, style
 from moc.report.numbers.results import Results, load_results
 from moc.report.summary import said
-from moc.report.tables import chapters as chapter_tables
 from moc.report.tables import controls as control_tables
 from moc.report.tables import cost as cost_table
 from moc.report.tables import forgetting as forgetting_tables
@@ -30,6 +29,7 @@ from moc.report.tables import knowledge as knowledge_tables
 from moc.report.tables import leakage as leakage_tables
 from moc.report.tables import losses as loss_tables
 from moc.report.tables import scores as score_tables
+from moc.report.tables import use as use_tables
 from moc.report.tables import verdicts as verdict_tables
 from moc.report.tables.layout import TEXT_WIDTH, Table
 
@@ -95,10 +95,10 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
         ("figure", loss_figures.losses),
         ("table", loss_tables.losses),
     ],
-    "Chapter use": [
-        ("figure", chapter_figures.chapters),
-        ("folded", chapter_tables.chapters),
-        ("folded", chapter_tables.overlap),
+    "Memory use": [
+        ("figure", use_figures.memory_use),
+        ("folded", use_tables.memory_use),
+        ("folded", use_tables.overlap),
     ],
 }
 

@@ -133,6 +133,7 @@ def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
             "arm": run.name,
             "seed": run.seed,
             "run_uuid": known.get("run_uuid", uuid4().hex),
+            "kind": run.arm.model.memory.kind if run.arm.model.memory else "none",
             "scope": routing_scope(run.arm.model),
             "causal": is_causal(run.arm.model),
             "config_hash": run.hashes[-1],

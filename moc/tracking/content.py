@@ -108,18 +108,17 @@ def summary_points(study: StudyConfig) -> list[Point]:
 
 def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """Tags of one arm and seed, from its run.json."""
-    tags = {key: str(info[key]) for key in ("study", "arm", "seed", "scope", "config_hash")}
+    tags = {key: str(info[key]) for key in ("study", "arm", "seed", "kind", "scope", "config_hash")}
     tags["bank_optimizer"] = bank_optimizer(asdict(study.arms[info["arm"]]))
     tags |= {"level": "run", "causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
     notes = []
     if not info["causal"]:
         notes.append(
-            "Non-causal routing: chapters are chosen from the whole sequence, including later "
-            "tokens."
+            "Non-causal routing: rows are chosen from the whole sequence, including later tokens."
         )
     if "lazy" in tags["bank_optimizer"]:
         notes.append(
-            "Lazy bank optimizer: AdamW updates a chapter in the steps that read it, and leaves it "
+            "Lazy bank optimizer: AdamW updates a row in the steps that read it, and leaves it "
             "alone in the others."
         )
     if notes:
@@ -148,7 +147,7 @@ def params(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     arm = info["arm"]
     planned = read_json(StudyDir(study.dir).plan).get("arms", {}).get(arm, {})
     tree = {
-        **{key: info[key] for key in ("arm", "seed", "scope", "causal")},
+        **{key: info[key] for key in ("arm", "seed", "kind", "scope", "causal")},
         **asdict(study.arms[arm]),
         "data": {name: asdict(source) for name, source in study.data.items()},
         "tokenizer": asdict(study.tokenizer),

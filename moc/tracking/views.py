@@ -28,7 +28,7 @@ def experiment_tags(study: StudyConfig) -> dict[str, str]:
     shown = {"searchFilter": runs, "runsHiddenMode": "SHOW_ALL", "hideEmptyCharts": True}
     shown |= {"orderByKey": "tags.`mlflow.runName`", "orderByAsc": True}
     curves = shown | {"groupBy": {"aggregateFunction": "average", "groupByKeys": [by_arm]}}
-    columns = ["params.`scope`"]
+    columns = ["params.`kind`", "params.`scope`"]
     columns += [f"metrics.`{name}`" for name in list(_final_metrics(study))[:_MAX_COLUMNS]]
     scores = shown | {"groupBy": None, "selectedColumns": columns, "columnOrder": columns}
     scores["columnWidths"] = {

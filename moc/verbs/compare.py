@@ -203,7 +203,7 @@ def _boundary(at: Boundary, sources: Names) -> Boundary:
         tasks={task: score(found) for task, found in at.tasks.items()},
         bits_per_byte=renamed(at.bits_per_byte),
         source_leakage=renamed(at.source_leakage),
-        routing=replace(at.routing, load=renamed(at.routing.load)),
+        memory=replace(at.memory, load=renamed(at.memory.load)),
         controls={
             name: replace(control, bits_per_byte=renamed(control.bits_per_byte))
             for name, control in at.controls.items()

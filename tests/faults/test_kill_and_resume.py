@@ -70,7 +70,10 @@ def test_balancing_and_revival_go_on_where_they_were(
 ) -> None:
     """Killed between two revivals, with picks counted since the last one."""
     options = ("phases.facts.revive_every_steps=2", "phases.skills.revive_every_steps=4")
-    options += ("model.memory.num_chapters=129", "model.memory.router.bias_rate=0.01")
+    options += (
+        "model.memory.chapters.num_chapters=129",
+        "model.memory.chapters.router.bias_rate=0.01",
+    )
     for name in ("undisturbed", "killed"):
         (tmp_path / name).mkdir()
     code, log = run_in(tmp_path / "undisturbed", cache, in_child, options, None)

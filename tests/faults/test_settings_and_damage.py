@@ -25,7 +25,7 @@ def names_the_change(log: str, override: str) -> bool:
         "phases.skills.optimizer.bank.lr=0.5",
         "phases.facts.schedule.warmup_steps=1",
         "data.skills.num_examples=150",  # every phase, through the tokenizer
-        "arms.moc.model.memory.num_routed=3",
+        "arms.moc.model.memory.chapters.num_routed=3",
     ],
 )
 def test_a_finished_run_of_other_settings_is_refused_before_anything_is_touched(

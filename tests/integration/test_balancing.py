@@ -13,14 +13,14 @@ import torch
 from torch import Tensor
 
 import moc.train.step
-from moc.callbacks.chapters import load_statistics
+from moc.callbacks.memory_use import load_statistics
 from moc.model.transformer import Transformer, build_model
-from moc.train.routers import nudge
+from moc.train.addresses import nudge
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
 from tests.support.spoiling import nan_in_second_step, spoiled
 
 RATE = 0.25
-BIASED = f"model.memory.router.bias_rate={RATE}"
+BIASED = f"model.memory.chapters.router.bias_rate={RATE}"
 # nothing learns, so that every step can be recounted with the first weights
 STILL = [f"phases.facts.optimizer.{group}.lr=0" for group in ("backbone", "memory_layers", "bank")]
 STILL += ["phases.facts.tokens=768", "model.memory.output_init=normal"]
@@ -40,7 +40,7 @@ def watch(folder: Path, *overrides: str, model: Transformer | None = None) -> Re
 
 def biases(recorder: Recorder) -> list[Tensor]:
     """After each step: (layers, C)."""
-    names = [f"blocks.{layer}.memory.router.selection_bias" for layer in (0, 1)]
+    names = [f"blocks.{layer}.memory.address.router.selection_bias" for layer in (0, 1)]
     return [torch.stack([weights[name] for name in names]) for weights in recorder.weights]
 
 
@@ -57,7 +57,7 @@ def test_nudges_by_hand() -> None:
 
 @pytest.mark.parametrize("scope", ["sequence", "segment", "token"])
 def test_every_step_picks_with_the_bias_of_the_step_before(folder: Path, scope: str) -> None:
-    overrides = (*STILL, BIASED, f"model.memory.router.scope={scope}")
+    overrides = (*STILL, BIASED, f"model.memory.chapters.router.scope={scope}")
     recorder = watch(folder, *overrides)
     unbiased = build_model(tiny_study(folder, *overrides).arms["moc"].model, seed=0)
     bias = [[0.0] * 9, [0.0] * 9]
@@ -66,16 +66,16 @@ def test_every_step_picks_with_the_bias_of_the_step_before(folder: Path, scope: 
     ):
         # the read of layer 0 changes with its bias, and with it what layer 1 sees
         for layer, block in enumerate(unbiased.blocks):
-            block.memory.router.selection_bias.copy_(torch.tensor(bias[layer]))  # type: ignore
+            block.memory.address.router.selection_bias.copy_(torch.tensor(bias[layer]))  # type: ignore
         with torch.no_grad():
-            routing = unbiased(batch["tokens"].flatten(0, 1)[:, :-1]).routing
+            routing = unbiased(batch["tokens"].flatten(0, 1)[:, :-1]).addresses
         for layer in (0, 1):
             picks = [0] * 9
             for logits in routing[layer].logits_BGC.flatten(0, 1).tolist():
                 biased = [z + b for z, b in zip(logits, bias[layer], strict=True)]
                 for chapter in sorted(range(1, 9), key=lambda c, z=biased: -z[c])[:2]:
                     picks[chapter] += 1
-            assert result["picks"][layer] == picks
+            assert result["use"][layer] == picks
             mean = sum(picks) / 8
             for c in range(1, 9):  # 0 is shared and stays
                 bias[layer][c] += RATE * ((picks[c] < mean) - (picks[c] > mean))
@@ -99,10 +99,10 @@ def test_a_skewed_router_becomes_balanced(
         "phases.facts.optimizer.bank.lr=0",
         "phases.facts.optimizer.memory_layers.lr=0.01",
         "model.init_std=0.2",
-        "model.memory.router.scope=token",
-        "model.memory.router.z_loss_coefficient=0",
-        f"model.memory.router.balance_coefficient={coefficient}",
-        f"model.memory.router.bias_rate={rate}",
+        "model.memory.chapters.router.scope=token",
+        "model.memory.chapters.router.z_loss_coefficient=0",
+        f"model.memory.chapters.router.balance_coefficient={coefficient}",
+        f"model.memory.chapters.router.bias_rate={rate}",
     ]
     model = build_model(tiny_study(folder, *study).arms["moc"].model, seed=0)
     with torch.no_grad():
@@ -110,7 +110,7 @@ def test_a_skewed_router_becomes_balanced(
             if name.endswith("router.linear.bias"):
                 parameter[1:3] = 2.0
     _, recorder = train_phase(tiny_study(folder, *study), folder, model=model)
-    picks = torch.tensor([result["picks"] for result in recorder.results])
+    picks = torch.tensor([result["use"] for result in recorder.results])
     for layer in (0, 1):
         first, last = (steps[:, layer, 1:].sum(0) for steps in (picks[:1], picks[-10:]))
         assert load_statistics(first)["load_max_over_mean"] > 3

@@ -25,7 +25,7 @@ def studies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, StudyConfig]:
     """The same study without and with evaluations inside its phases."""
     options = [f"evals.tasks={json.dumps(TASKS)}", "evals.num_items=8"]
     options += ["evals.controls.knockouts=[]", "evals.controls.bank_swap=[]"]
-    options += ["model.memory.router.bias_rate=0.01", "phases.facts.revive_every_steps=2"]
+    options += ["model.memory.chapters.router.bias_rate=0.01", "phases.facts.revive_every_steps=2"]
     found = {}
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moc.study, "Tracker", NoTracker)
@@ -71,7 +71,7 @@ def test_every_loss_and_every_count_is_the_same(studies: dict[str, StudyConfig],
             }
             for line in lines
         ]
-        chapters = read(run_dir(study, arm) / "chapters.jsonl")
+        chapters = read(run_dir(study, arm) / "memory_use.jsonl")
         counts = [{k: v for k, v in line.items() if k != "time"} for line in chapters]
         kept.append(([line for line in timeless if line], counts))
     assert kept[0] == kept[1]

@@ -19,7 +19,7 @@ from tests.support.helpers_training import Recorder, module_of, tiny_study, trai
 
 # two micro-batches a step and a clipping norm that is always exceeded; most chapters never read
 OPTIONS = [
-    "model.memory.num_chapters=200",
+    "model.memory.chapters.num_chapters=200",
     "model.memory.output_init=normal",
     "phases.facts.optimizer.clip_norm=0.1",
 ]
@@ -66,9 +66,9 @@ def test_the_gradient_is_that_of_dense_training(runs: dict[str, Any]) -> None:
     first, twin = (runs[name][1].results[0] for name in ("dense", "lazy"))
     assert twin["grad_norm"] == pytest.approx(first["grad_norm"], rel=1e-6)
     assert twin["loss"] == first["loss"] and first["grad_norm"] > 0.1
-    read_C = torch.tensor(twin["picks"]).sum(0) > 0
+    read_C = torch.tensor(twin["use"]).sum(0) > 0
     read_C[0] = True  # the shared one
-    dense, lazy = (runs[name][1].weights[0]["banks.0.tokens"] for name in ("dense", "lazy"))
+    dense, lazy = (runs[name][1].weights[0]["banks.0.rows"] for name in ("dense", "lazy"))
     torch.testing.assert_close(lazy[read_C], dense[read_C], rtol=1e-5, atol=1e-7)
 
 
@@ -76,16 +76,16 @@ def test_chapters_that_nobody_reads_stand_still(runs: dict[str, Any]) -> None:
     """Dense AdamW makes them smaller at every step."""
     recorders = [runs[name][1] for name in ("dense", "lazy")]
     for name, recorder in zip(("dense", "lazy"), recorders, strict=True):
-        read_C = torch.tensor([r["picks"] for r in recorder.results]).sum((0, 1)) > 0
+        read_C = torch.tensor([r["use"] for r in recorder.results]).sum((0, 1)) > 0
         read_C[0] = True
         assert (~read_C).sum() > 0
-        first, last = (recorder.weights[i]["banks.0.tokens"][~read_C] for i in (0, -1))
+        first, last = (recorder.weights[i]["banks.0.rows"][~read_C] for i in (0, -1))
         assert torch.equal(first, last) == (name == "lazy")
 
 
 def test_a_run_goes_on_to_the_same_bits(runs: dict[str, Any], tmp_path: Path) -> None:
     state = load_training_state(runs["lazy folder"] / "third")
-    moments = state["optimizer"]["state"]["banks.0.tokens"]
+    moments = state["optimizer"]["state"]["banks.0.rows"]
     assert moments["step"].shape == (200,) and moments["step"].max() == 3
     study = tiny_study(tmp_path, *LAZY)
     model = Transformer(study.arms["moc"].model)

@@ -16,23 +16,24 @@ import moc.train.step
 from moc.callbacks.revival import NOISE, Revival, draw_sources, restart
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import build_tokenizer
-from moc.model.config import MemoryConfig, ModelConfig, RouterConfig
+from moc.model.config import ModelConfig, RouterConfig
 from moc.model.transformer import Transformer, build_model
 from moc.store.journal import Journal, Record, read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
 from tests.integration.test_two_ranks import launched_by_torchrun, log_of
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.small_models import chapters
 from tests.support.spoiling import nan_in_second_step, spoiled
 
 # sixteen picks a step among 32 chapters: many stay unread for two steps
 OPTIONS = [
     "phases.facts.tokens=1536",  # six steps
     "phases.facts.revive_every_steps=2",
-    "model.memory.num_chapters=33",
+    "model.memory.chapters.num_chapters=33",
     "model.memory.output_init=normal",
-    "model.memory.router.scope=sequence",
-    "model.memory.router.bias_rate=0.01",
+    "model.memory.chapters.router.scope=sequence",
+    "model.memory.chapters.router.bias_rate=0.01",
 ]
 
 
@@ -45,14 +46,14 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def train(
     study: StudyConfig, result: Path, **options: Any
 ) -> tuple[Recorder, list[Record], dict[int, float]]:
-    """What was seen, the records of revivals, and ``router/revived`` by step."""
+    """What was seen, the records of revivals, and ``memory/revived`` by step."""
     callback = Revival(2, seed=0, revivals=Journal(result / "revivals.jsonl"))
     recorder = Recorder(weights=True)
     train_phase(study, result, callbacks=(callback,), recorder=recorder, **options)
     counts = {
-        record["step"]: record["metrics"]["facts/router/revived"]
+        record["step"]: record["metrics"]["facts/memory/revived"]
         for record in read(result / "metrics.jsonl")
-        if "facts/router/revived" in record["metrics"]
+        if "facts/memory/revived" in record["metrics"]
     }
     return recorder, read(result / "revivals.jsonl"), counts
 
@@ -64,7 +65,7 @@ def test_exactly_the_chapters_unread_since_the_last_revival_are_restarted(
     recorder, records, counts = train(tiny_study(folder, *OPTIONS), tmp_path)
     assert [record["step"] for record in records] == [2, 4]
     for record in records:
-        steps = [recorder.results[record["step"] - i]["picks"] for i in (1, 2)]
+        steps = [recorder.results[record["step"] - i]["use"] for i in (1, 2)]
         total = [sum(layer[c] for step in steps for layer in step) for c in range(33)]
         pairs = {int(dead): source for dead, source in record["revived"].items()}
         assert list(pairs) == [c for c in range(1, 33) if not total[c]] and pairs
@@ -111,7 +112,7 @@ def small_model() -> tuple[Transformer, torch.optim.AdamW]:
         num_heads=1,
         num_kv_heads=1,
         mlp_dim=8,
-        memory=MemoryConfig(
+        memory=chapters(
             num_chapters=5,
             num_routed=1,
             chapter_tokens=2,
@@ -137,7 +138,7 @@ def test_moments_of_restarted_rows_are_zero_and_all_others_stay() -> None:
     moments = {name: deepcopy(optimizer.state[p]) for name, p in model.named_parameters()}
     dead, source = torch.tensor([1, 4]), torch.tensor([2, 2])
     restart(model, optimizer, 1, dead, source, torch.Generator().manual_seed(0))
-    own = ("banks.1.", "blocks.1.memory.router.linear.")
+    own = ("banks.1.", "blocks.1.memory.address.router.linear.")
     for name, parameter in model.named_parameters():
         rows = [1, 4] if name.startswith(own) else []
         kept = [row for row in range(len(parameter)) if row not in rows]
@@ -195,7 +196,7 @@ def test_a_frozen_group_is_not_revived_and_it_is_said_once(
     recorder, records, counts = train(study, tmp_path)
     assert not records and not counts
     start = build_model(study.arms["moc"].model, seed=0).state_dict()
-    frozen = "banks.0.tokens" if group == "bank" else "blocks.0.memory.router.linear.weight"
+    frozen = "banks.0.rows" if group == "bank" else "blocks.0.memory.address.router.linear.weight"
     assert torch.equal(recorder.weights[-1][frozen], start[frozen])
     assert capsys.readouterr().out.count(f"phase facts freezes {group}: no chapter is revived") == 1
 
@@ -205,12 +206,12 @@ def test_a_skipped_step_revives_nothing_and_its_picks_do_not_count(
 ) -> None:
     """The weights stay those before the bad step, and NaN chooses no chapters."""
     monkeypatch.setattr(moc.train.step, "predict", spoiled(nan_in_second_step))
-    study = tiny_study(folder, *OPTIONS, "model.memory.num_chapters=129")
+    study = tiny_study(folder, *OPTIONS, "model.memory.chapters.num_chapters=129")
     recorder, records, counts = train(study, tmp_path)
     for name, weight in recorder.weights[0].items():
         assert torch.equal(recorder.weights[1][name], weight), name
     assert list(counts) == [4] and [record["step"] for record in records] == [4]
-    steps = [recorder.results[i]["picks"] for i in (0, 2, 3)]
+    steps = [recorder.results[i]["use"] for i in (0, 2, 3)]
     total = [sum(layer[c] for step in steps for layer in step) for c in range(129)]
     assert [int(c) for c in records[0]["revived"]] == [c for c in range(1, 129) if not total[c]]
 
@@ -266,14 +267,14 @@ def test_two_ranks_revive_what_one_process_does(
     assert step == 4 and revived
     for name, weight in one["weights"].items():
         assert (two["weights"][name] - weight).abs().max() < 2e-4, name
-    routers = [f"blocks.{layer}.memory.router.linear" for layer in (0, 1)]
+    routers = [f"blocks.{layer}.memory.address.router.linear" for layer in (0, 1)]
     names = [f"{router}.{kind}" for router in routers for kind in ("weight", "bias")]
-    for name in ["banks.0.tokens", *names]:
+    for name in ["banks.0.rows", *names]:
         for key in ("exp_avg", "exp_avg_sq"):
             found, expected = (result["moments"][name][key] for result in (two, one))
             assert not found[[int(c) for c in revived]].any() and found.any(), name
             torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-6)
-    step_C, expected_C = (result["moments"]["banks.0.tokens"]["step"] for result in (two, one))
+    step_C, expected_C = (result["moments"]["banks.0.rows"]["step"] for result in (two, one))
     assert torch.equal(step_C, expected_C)
     if updates:
         assert not step_C[[int(c) for c in revived]].any() and step_C[0] == 4  # shared, read always

@@ -41,7 +41,7 @@ def test_no_bit_of_the_shards_stays_changed(ranks: list[list[dict[str, Any]]]) -
         for name, tensor in seen["before"].items():
             assert torch.equal(tensor, seen["after"][name]), name
         assert torch.equal(seen["logits"], seen["logits after"])
-    moved = [ranks[0][i]["before"]["banks.0.tokens"] for i in (0, 1)]
+    moved = [ranks[0][i]["before"]["banks.0.rows"] for i in (0, 1)]
     assert not torch.equal(*moved)  # training goes on from the bank, not from a control's
 
 

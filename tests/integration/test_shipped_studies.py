@@ -73,12 +73,13 @@ def _cut_arm(arm: ArmConfig) -> None:
     model.num_layers, model.dim, model.mlp_dim, model.vocab_size = 2, 32, 64, 320
     model.num_heads, model.num_kv_heads = 2, 1
     if (memory := model.memory) is not None:
-        memory.num_chapters, memory.num_shared, memory.chapter_tokens = 17, 1, 4
-        memory.num_routed = memory.num_routed and 4
+        chapters = memory.chapters
+        chapters.num_chapters, chapters.num_shared, chapters.chapter_tokens = 17, 1, 4
+        chapters.num_routed = chapters.num_routed and 4
         # two banks need two layers; shapes of the read stay, where they are part of the question
         memory.layers = "last 1" if memory.layers_per_bank is None else "all"
-        memory.dim = memory.dim and 16
-        memory.router.segment_tokens = 16
+        chapters.dim = chapters.dim and 16
+        chapters.router.segment_tokens = 16
     for match in (arm.iso_flop, arm.iso_param):
         if match is not None:  # so small a model cannot be matched finely
             match.solve, match.tolerance = False, 10.0

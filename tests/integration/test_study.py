@@ -48,7 +48,7 @@ def study(tmp_path_factory: pytest.TempPathFactory) -> StudyConfig:
     )
     published = deepcopy(study.arms["moc"])
     assert published.model.memory is not None
-    published.model.memory.router.scope = "sequence"
+    published.model.memory.chapters.router.scope = "sequence"
     study.arms = {"moc": study.arms["moc"], "published": published} | study.arms
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(moc.study, "Tracker", NoTracker)
@@ -121,23 +121,23 @@ def test_the_files_of_a_run(study: StudyConfig, arm: str) -> None:
         "2-skills",
     ]
     assert not list((folder / "checkpoints").glob("*"))
-    assert (folder / "chapters.jsonl").exists() == (arm != "backbone")
+    assert (folder / "memory_use.jsonl").exists() == (arm != "backbone")
     journal = read(folder / "metrics.jsonl")
     assert read(folder / "metrics.jsonl", committed=True) == journal
     last = [record for record in journal if "skills/train/loss" in record["metrics"]][-1]
     names = {"loss", "lr", "grad_norm", "tokens_per_sec", "data_wait", "mfu"}
     assert {f"skills/train/{name}" for name in names} <= set(last["metrics"])
-    assert ("skills/router/entropy" in last["metrics"]) == (arm != "backbone")
+    assert ("skills/memory/entropy" in last["metrics"]) == (arm != "backbone")
     assert (last["phase"], last["step"], last["tokens"]) == ("skills", 6, 2048 + 1536)
 
 
 def test_chapter_lines_add_up(study: StudyConfig) -> None:
     """Counts over the window: segments so far x K, in both layers; never the shared chapter."""
-    lines = read(run_dir(study) / "chapters.jsonl")
+    lines = read(run_dir(study) / "memory_use.jsonl")
     assert len(lines) == 2 * (8 + 6)
     for line in lines:
         segments = 256 // 16  # of a step
-        assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_shared"] == 1
+        assert len(line["load"]) == 9 and line["load"][0] == 0 and line["num_always"] == 1
         assert sum(line["load"]) == line["step"] * segments * 2
         assert line["window_tokens"] == line["step"] * 256
         assert 0 < line["shared_mass"] < 1
@@ -199,8 +199,8 @@ def test_evaluating_leaves_training_alone(
 def test_a_phase_that_freezes_the_bank(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     study = run_quietly(monkeypatch, tmp_path, "phases.skills.optimizer.bank.freeze=true")
     start, facts, skills = (weights(study, b) for b in ("0-start", "1-facts", "2-skills"))
-    assert not torch.equal(start["banks.0.tokens"], facts["banks.0.tokens"])
-    assert torch.equal(facts["banks.0.tokens"], skills["banks.0.tokens"])
+    assert not torch.equal(start["banks.0.rows"], facts["banks.0.rows"])
+    assert torch.equal(facts["banks.0.rows"], skills["banks.0.rows"])
     assert not torch.equal(facts["embedding.weight"], skills["embedding.weight"])
 
 
@@ -217,7 +217,7 @@ def test_moments_cross_a_boundary_only_if_asked(
     )
     assert not (run_dir(fresh) / "boundaries/1-facts/training.pt").exists()
     state = load_training_state(run_dir(carried) / "boundaries/1-facts")["optimizer"]["state"]
-    assert "banks.0.tokens" not in state and state["embedding.weight"]["step"] == 8
+    assert "banks.0.rows" not in state and state["embedding.weight"]["step"] == 8
     one, other = weights(fresh, "1-facts"), weights(carried, "1-facts")
     assert all(torch.equal(one[name], other[name]) for name in one)
     one, other = weights(fresh, "2-skills"), weights(carried, "2-skills")
@@ -302,7 +302,7 @@ def test_leakage_is_measured_where_routing_sees_later_tokens(study: StudyConfig,
 @pytest.mark.parametrize("arm", SCOPES)
 def test_which_chapters_are_read_is_kept_at_every_boundary(study: StudyConfig, arm: str) -> None:
     records = [
-        load_json(run_dir(study, arm) / "boundaries" / boundary / "evals.json")["routing"]
+        load_json(run_dir(study, arm) / "boundaries" / boundary / "evals.json")["memory"]
         for boundary in ("0-start", "1-facts", "2-skills")
     ]
     if arm == "backbone":
@@ -316,10 +316,12 @@ def test_which_chapters_are_read_is_kept_at_every_boundary(study: StudyConfig, a
             assert all(sum(load) == groups * 2 and not load[0] for load in source["load"].values())
     before, after = (weights(study, name, arm) for name in ("1-facts", "2-skills"))
     for layer, drift in records[2]["drift"].items():
-        names = [f"blocks.{layer}.memory.router.linear.{part}" for part in ("weight", "bias")]
+        names = [
+            f"blocks.{layer}.memory.address.router.linear.{part}" for part in ("weight", "bias")
+        ]
         old, new = (torch.cat([w[n].flatten() for n in names]) for w in (before, after))
         assert drift == pytest.approx(float((new - old).norm() / old.norm()), rel=1e-5)
-    assert {"router/drift", "eval/skills/chapter_overlap"} <= logged(study, arm)
+    assert {"memory/drift", "eval/skills/row_overlap"} <= logged(study, arm)
 
 
 def test_a_part_of_a_study_does_not_leave_two_evaluations_side_by_side(

@@ -122,7 +122,7 @@ def test_scope_and_what_a_run_may_not_be_compared_with_stand_on_its_page(tmp_pat
 def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -> None:
     run = runs_of(study)["moc-0"]
     folder = study.dir / "arms/moc/seed-0"
-    for name in ("pretrain/train/loss", "ift/train/loss", "ift/router/entropy"):
+    for name in ("pretrain/train/loss", "ift/train/loss", "ift/memory/entropy"):
         expected = logged(folder, name)
         assert history(study, run, name) == expected
         assert expected
@@ -134,7 +134,7 @@ def test_params_datasets_and_files_are_there(study: StudyConfig) -> None:
     run = runs_of(study)["moc-0"]
     grouping = ("arm", "seed", "scope", "causal")  # in the pages' menu "Group by"
     assert [run.data.params[key] for key in grouping] == ["moc", "0", "sequence", "false"]
-    assert run.data.params["model.memory.router.scope"] == "sequence"
+    assert run.data.params["model.memory.chapters.router.scope"] == "sequence"
     assert run.data.params["phases.ift.context_length"] == "256"
     assert run.data.params["plan.parameters.bank"] == "133120"
     inputs = {entry.dataset.name: entry for entry in run.inputs.dataset_inputs}

@@ -27,7 +27,7 @@ COMMON = [
     "phases.facts.loss_on=assistant",  # uneven masks: questions count differently from prose
     "phases.facts.mixture={skills: 1.0, people: 1.0}",
     "model.memory.output_init=normal",
-    "model.memory.router.bias_rate=0.01",  # beside the balance loss
+    "model.memory.chapters.router.bias_rate=0.01",  # beside the balance loss
 ]
 ONE = [*COMMON, "phases.facts.micro_batch=4"]
 TWO = [*COMMON, "phases.facts.micro_batch=2", "trainer.devices=2"]
@@ -143,7 +143,7 @@ def test_only_chapters_that_are_read_travel_and_each_once(two: dict[str, Any]) -
         assert asked == sorted(set(asked)) and asked_there == sorted(set(asked_there))
         assert sent == sum(owner[chapter] == 0 for chapter in asked_there)
         assert sent_there == sum(owner[chapter] == 1 for chapter in asked)
-    for step, picks in enumerate(column(two, "picks")):
+    for step, picks in enumerate(column(two, "use")):
         for layer in range(layers):
             calls = [step * 4 + micro * layers + layer for micro in range(micro_batches)]
             asked = {c for rank in (first, second) for call in calls for c in rank[call][0]}
@@ -156,13 +156,13 @@ def test_moments_of_the_bank(one: dict[str, Any], two: dict[str, Any], updates: 
         load_training_state(result["folder"] / "facts-00000005")["optimizer"]["state"]
         for result in (two, one)
     )
-    moments, expected_moments = (state["banks.0.tokens"] for state in (found, expected))
+    moments, expected_moments = (state["banks.0.rows"] for state in (found, expected))
     for key in ("exp_avg", "exp_avg_sq"):
         torch.testing.assert_close(moments[key], expected_moments[key], rtol=1e-4, atol=1e-9)
     if not updates:
         assert moments["step"] == 5
         return
-    picked = torch.tensor(column(one, "picks")[:5]).sum(1) > 0  # (step, C), in any layer
+    picked = torch.tensor(column(one, "use")[:5]).sum(1) > 0  # (step, C), in any layer
     picked[:, 0] = True  # shared
     assert moments["step"].tolist() == picked.sum(0).tolist()
 
@@ -171,7 +171,7 @@ def test_the_selection_bias_is_that_of_one_process(
     one: dict[str, Any], two: dict[str, Any]
 ) -> None:
     """A buffer: no gradient, no sharding, and every rank moves its own."""
-    names = [f"blocks.{layer}.memory.router.selection_bias" for layer in (0, 1)]
+    names = [f"blocks.{layer}.memory.address.router.selection_bias" for layer in (0, 1)]
     half_way, expected_half_way = (
         load_training_state(result["folder"] / "facts-00000005")["model"] for result in (two, one)
     )
@@ -191,8 +191,8 @@ def test_the_ranks_share_the_same_samples_in_the_same_order(
 
 
 def test_picks_are_counted_over_all_ranks(one: dict[str, Any], two: dict[str, Any]) -> None:
-    assert column(two, "picks") == column(one, "picks")
-    for step in column(two, "picks"):
+    assert column(two, "use") == column(one, "use")
+    for step in column(two, "use"):
         # sequences x segments x K, in both layers
         assert [sum(layer) for layer in step] == [8 * 2 * 2, 8 * 2 * 2]
 
@@ -206,16 +206,16 @@ def test_picks_of_the_other_scopes(
     tokens one would soon sit where rounding decides."""
     still = ("backbone", "memory_layers", "bank")
     extra = [f"phases.facts.optimizer.{group}.lr=0" for group in still]
-    extra += ["phases.facts.tokens=768", f"model.memory.router.scope={scope}"]
+    extra += ["phases.facts.tokens=768", f"model.memory.chapters.router.scope={scope}"]
     extra += ["model.activation_checkpointing=true"]  # a sharded bank is fetched from once more
     options = arguments(tmp_path, [*TWO, *extra, f"trainer.strategy={strategy}"])
     codes = in_child("train", log=tmp_path / "log", env=launched_by_torchrun(2), **options)
     assert codes == [0, 0], log_of(tmp_path)
     _, alone = train_phase(tiny_study(tmp_path, *ONE, *extra), tmp_path)
-    expected = [result["picks"] for result in alone.results]
+    expected = [result["use"] for result in alone.results]
     for rank in (0, 1):
         result = result_of(tmp_path, rank)
-        assert column(result, "picks") == expected
+        assert column(result, "use") == expected
         for key, close in (("loss", 1e-6), ("grad_norm", 1e-5)):
             assert column(result, key) == pytest.approx([r[key] for r in alone.results], rel=close)
     assert {sum(layer) for step in expected for layer in step} == {8 * groups * 2}
@@ -229,17 +229,17 @@ def test_groups_do_not_depend_on_sharding(one: dict[str, Any], two: dict[str, An
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
 def test_a_lazy_bank_keeps_what_nobody_read(tmp_path: Path, in_child: Run, strategy: str) -> None:
-    extra = [*LAZY, "phases.facts.tokens=768", "model.memory.num_chapters=129"]
+    extra = [*LAZY, "phases.facts.tokens=768", "model.memory.chapters.num_chapters=129"]
     overrides = [*TWO, *extra, f"trainer.strategy={strategy}"]
     options = arguments(tmp_path, overrides)
     codes = in_child("train", log=tmp_path / "log", env=launched_by_torchrun(2), **options)
     assert codes == [0, 0], log_of(tmp_path)
     result = result_of(tmp_path, 0)
-    read_C = torch.tensor(column(result, "picks")).sum((0, 1)) > 0
+    read_C = torch.tensor(column(result, "use")).sum((0, 1)) > 0
     read_C[0] = True
     assert 10 < read_C.sum() < 120
     before = build_model(tiny_study(tmp_path, *overrides).arms["moc"].model, seed=0)
-    changed_C = (result["weights"]["banks.0.tokens"] != before.bank_tokens()[0]).any(2).any(1)
+    changed_C = (result["weights"]["banks.0.rows"] != before.bank_rows()[0]).any(2).any(1)
     assert torch.equal(changed_C, read_C)
 
 

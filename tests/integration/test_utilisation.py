@@ -10,11 +10,11 @@ import lightning as L
 import pytest
 import torch
 
-from moc.callbacks.chapters import ChapterUtilisation, has_collapsed, load_statistics
+from moc.callbacks.memory_use import MemoryUse, has_collapsed, load_statistics
 from moc.callbacks.metrics import TrainingMetrics
 from moc.model.transformer import build_model
 from moc.store.journal import Journal, read
-from moc.train.routers import router_figures
+from moc.train.addresses import address_figures
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
 
 # nothing learns, so that every step can be recounted with the first weights
@@ -31,12 +31,12 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def picks(folder: Path, *overrides: str) -> tuple[list[Any], Recorder]:
     _, recorder = train_phase(tiny_study(folder, *STILL, *overrides), folder)
-    return [result["picks"] for result in recorder.results], recorder
+    return [result["use"] for result in recorder.results], recorder
 
 
 @pytest.mark.parametrize("scope", SCOPES)
 def test_counts_equal_a_recount_group_by_group(folder: Path, scope: str) -> None:
-    scoped = f"model.memory.router.scope={scope}"
+    scoped = f"model.memory.chapters.router.scope={scope}"
     counted, recorder = picks(folder, scoped)
     model = build_model(tiny_study(folder, *STILL, scoped).arms["moc"].model, seed=0)
     assert len(counted) == 3
@@ -44,7 +44,7 @@ def test_counts_equal_a_recount_group_by_group(folder: Path, scope: str) -> None
         expected = [[0] * 9, [0] * 9]
         for sequence in batch["tokens"].flatten(0, 1):
             with torch.no_grad():
-                routing = model(sequence[None, :-1]).routing
+                routing = model(sequence[None, :-1]).addresses
             for layer, groups in enumerate(r.logits_BGC[0].tolist() for r in routing):
                 assert len(groups) == SCOPES[scope]
                 for logits in groups:
@@ -64,7 +64,7 @@ def test_counts_do_not_depend_on_how_a_step_is_computed(folder: Path, scope: str
         ("phases.facts.micro_batch=1",),
     ]
     whole, recomputed, cut = (
-        picks(folder, f"model.memory.router.scope={scope}", *way)[0] for way in ways
+        picks(folder, f"model.memory.chapters.router.scope={scope}", *way)[0] for way in ways
     )
     assert whole == recomputed == cut
     assert all(sum(layer) == 8 * SCOPES[scope] * 2 for step in whole for layer in step)
@@ -77,22 +77,22 @@ def test_router_losses_by_hand() -> None:
         [4, 0, 0, 2.0, 1.0, 1.0, 8.0, 4],  # collapsed: 3 * 1 * 1/2
         [1, 2, 1, 1.0, 2.0, 1.0, 1.0, 4],  # 3 * (1/4 * 1/4 + 1/2 * 1/2 + 1/4 * 1/4)
     ]
-    figures = router_figures(torch.tensor(sums, dtype=torch.float64))
-    assert {key: value.tolist() for key, value in figures.items() if value is not None} == {
-        "picks": [[4, 0, 0], [1, 2, 1]],
+    figures = address_figures(torch.tensor(sums, dtype=torch.float64), num_rows=3)
+    assert {key: value.tolist() for key, value in figures._asdict().items()} == {
+        "use": [[4, 0, 0], [1, 2, 1]],
         "balance_loss": [1.5, 1.125],
         "z_loss": [2.0, 0.25],
     }
 
 
 @pytest.mark.parametrize("micro_batch", [4, 1])
-def test_router_figures_are_those_of_the_whole_step(
+def test_address_figures_are_those_of_the_whole_step(
     folder: Path, tmp_path: Path, micro_batch: int
 ) -> None:
     """Not a mean over micro-batches, whose balance loss is another, and without coefficients."""
     study = tiny_study(folder, *STILL, f"phases.facts.micro_batch={micro_batch}")
     journals = [Journal(tmp_path / f"{name}.jsonl") for name in ("chapters", "metrics")]
-    callbacks = (TrainingMetrics(), ChapterUtilisation(journals[0]))
+    callbacks = (TrainingMetrics(), MemoryUse(journals[0]))
     _, recorder = train_phase(study, tmp_path, callbacks=callbacks)
     model = build_model(study.arms["moc"].model, seed=0)
     for step, (result, batch) in enumerate(
@@ -100,7 +100,7 @@ def test_router_figures_are_those_of_the_whole_step(
     ):
         tokens = batch["tokens"].flatten(0, 1)
         with torch.no_grad():
-            routing = model(tokens[:, :-1]).routing
+            routing = model(tokens[:, :-1]).addresses
         lines = [line for line in read(journals[0].path) if line["step"] == step]
         balance, z = [], []
         for layer in routing:
@@ -123,22 +123,22 @@ def test_router_figures_are_those_of_the_whole_step(
                 if r["step"] == step
             ]
             assert logged == pytest.approx(sum(expected) / 2, rel=1e-5)
-        covered = [sum(n > 0 for n in picks[1:]) / 8 for picks in result["picks"]]
+        covered = [sum(n > 0 for n in picks[1:]) / 8 for picks in result["use"]]
         assert [(line["coverage"], line["coverage_tokens"]) for line in lines] == [
             (share, 256) for share in covered
         ]
         (record,) = [r for r in read(journals[1].path) if r["step"] == step]
-        assert record["metrics"]["facts/router/coverage"] == sum(covered) / 2
+        assert record["metrics"]["facts/memory/coverage"] == sum(covered) / 2
 
 
 def test_an_arm_without_memory_has_no_counts(folder: Path) -> None:
     study = tiny_study(folder, *STILL)
     _, recorder = train_phase(study, folder, arm="backbone")
-    assert [result["picks"] for result in recorder.results] == [None] * 3
+    assert [result["use"] for result in recorder.results] == [None] * 3
 
 
 def test_an_arm_that_reads_every_chapter_has_no_counts(folder: Path) -> None:
-    assert picks(folder, "model.memory.num_routed=null")[0] == [None] * 3
+    assert picks(folder, "model.memory.chapters.num_routed=null")[0] == [None] * 3
 
 
 def test_statistics_of_even_use() -> None:
@@ -187,7 +187,7 @@ class MadeUpPicks(L.Callback):
         self.picks = iter(picks)
 
     def on_train_batch_end(self, trainer: Any, pl_module: Any, outputs: Any, *_: Any) -> None:
-        outputs["picks"] = torch.tensor(next(self.picks))
+        outputs["use"] = torch.tensor(next(self.picks))
 
 
 def test_an_alarm_is_raised_once_and_again_after_recovery(
@@ -199,7 +199,7 @@ def test_an_alarm_is_raised_once_and_again_after_recovery(
     callbacks = (
         MadeUpPicks(picks),
         TrainingMetrics(),
-        ChapterUtilisation(Journal(tmp_path / "chapters.jsonl")),
+        MemoryUse(Journal(tmp_path / "memory_use.jsonl")),
     )
     study = tiny_study(folder, "phases.facts.tokens=1280")
     train_phase(study, tmp_path, callbacks=callbacks)
@@ -212,6 +212,6 @@ def test_an_alarm_is_raised_once_and_again_after_recovery(
     for remedy in ("balance_coefficient", "bias_rate", "revive_every_steps"):
         assert all(remedy in line for line in lines)
     counts = [
-        r["metrics"]["facts/router/collapsed_layers"] for r in read(tmp_path / "metrics.jsonl")
+        r["metrics"]["facts/memory/collapsed_layers"] for r in read(tmp_path / "metrics.jsonl")
     ]
     assert counts == [0, 1, 1, 0, 1]

@@ -27,8 +27,8 @@ from moc.cli import main
 from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
-from moc.ops import take_chapters
-from moc.ops.shards import own_rows, owned_chapters, rows_to_owners, shard_rows
+from moc.ops import take_rows
+from moc.ops.shards import own_rows, owned_rows, rows_to_owners, shard_rows
 from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
@@ -225,7 +225,7 @@ class _Watcher(L.Callback):
             "weights": get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)),
             "buffers": dict(model.named_buffers()),
             "sharded": any(isinstance(p, DTensor) for p in model.parameters()),
-            "bank rows here": [len(own_rows(tokens)) for tokens in model.bank_tokens()],
+            "bank rows here": [len(own_rows(tokens)) for tokens in model.bank_rows()],
             "groups": [
                 {
                     "params": [names[id(parameter)] for parameter in group["params"]],
@@ -255,16 +255,16 @@ def shards(result: str) -> None:
         sharded = torch.nn.Parameter(shard_rows(bank, mesh))
         chapter_U = torch.tensor(asked[rank()], dtype=torch.long)
         with torch.no_grad():
-            fetched = take_chapters(sharded, chapter_U)
+            fetched = take_rows(sharded, chapter_U)
         sent = rows_to_owners(sharded.detach(), chapter_U, fetched + 1000 * (rank() + 1))
         found[str(num_chapters)] = {
             "whole": sharded.detach().full_tensor(),
-            "owned": list(owned_chapters(sharded)),
+            "owned": list(owned_rows(sharded)),
             "fetched": fetched,
             "sent": sent,
         }
     try:
-        take_chapters(sharded, chapter_U)
+        take_rows(sharded, chapter_U)
     except AssertionError as error:
         found["without a slot"] = str(error)
     torch.save(found, Path(result) / f"{rank()}.pt")

@@ -11,7 +11,7 @@ from typing import Any
 from moc.config.schema import StudyConfig
 from moc.store.journal import Journal
 from tests.support.fake_items import fake_samples, fake_score, write_samples
-from tests.support.fake_routing import fake_leakage, fake_routing
+from tests.support.fake_memory import fake_leakage, fake_memory
 
 NUM_ITEMS = 200
 NUM_CONTROLLED = 100  # items of those, for controls and probes
@@ -74,7 +74,7 @@ def write_boundary(
         "tasks": tasks,
         "bits_per_byte": bits,
         "leakage": fake_leakage(study.arms[arm].model, arm, seed, index),
-        "routing": fake_routing(study.arms[arm].model, arm, seed, index),
+        "memory": fake_memory(study.arms[arm].model, arm, seed, index),
         "controls": controls,
         "elapsed_sec": 3.2,
     }

@@ -8,7 +8,8 @@ from types import SimpleNamespace
 import torch
 from torch import nn
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
+from moc.model import ModelConfig, RouterConfig, build_model
+from tests.support.small_models import chapters
 
 EOS, IM_START, IM_END = 256, 257, 258
 CONTROL = {"<|endoftext|>": EOS, "<|im_start|>": IM_START, "<|im_end|>": IM_END}
@@ -98,7 +99,7 @@ def routed_model(
 
     Made once: leave it as it is.
     """
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=9, num_routed=2, chapter_tokens=4, layers="all", output_init="normal",
         mixing=mixing, variant=variant,
         router=RouterConfig(

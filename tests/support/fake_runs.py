@@ -19,17 +19,24 @@ from moc.config.schema import (
     SourceConfig,
     StudyConfig,
 )
-from moc.model.config import MemoryConfig, ModelConfig, RouterConfig, is_causal, routing_scope
+from moc.model.config import MemoryConfig, ModelConfig, ProductKeysConfig, RouterConfig
+from moc.model.memory.build import is_causal, routing_scope
 from moc.store.journal import Journal
 from moc.store.manifest import FORMAT
 from tests.support.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
-from tests.support.fake_routing import fake_chapters
+from tests.support.fake_memory import fake_use
+from tests.support.small_models import chapters
 
 SOURCES = {"pretrain": "people", "ift": "skills", "more": "others"}  # of each phase
 ARMS = {
-    "moc": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="sequence"))),
-    "moc_segment": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="segment"))),
-    "moc_token": ModelConfig(memory=MemoryConfig(router=RouterConfig(scope="token"))),
+    "moc": ModelConfig(memory=chapters(router=RouterConfig(scope="sequence"))),
+    "moc_segment": ModelConfig(memory=chapters(router=RouterConfig(scope="segment"))),
+    "moc_token": ModelConfig(memory=chapters(router=RouterConfig(scope="token"))),
+    "keys": ModelConfig(
+        memory=MemoryConfig(
+            "product_keys", product_keys=ProductKeysConfig(num_keys=16, num_heads=2, num_read=4)
+        )
+    ),
     "iso_flop": ModelConfig(num_layers=6, memory=None),
     "backbone": ModelConfig(memory=None),
 }
@@ -110,6 +117,7 @@ def write_run(
             "seed": seed,
             "format": FORMAT,
             "run_uuid": uuid.UUID(int=rng.getrandbits(128)).hex,
+            "kind": memory.kind if (memory := study.arms[arm].model.memory) else "none",
             "scope": routing_scope(study.arms[arm].model),
             "causal": is_causal(study.arms[arm].model),
             "config_hash": config_hash(study.arms[arm]),
@@ -118,7 +126,7 @@ def write_run(
         },
     )
     journal = Journal(run_dir / "metrics.jsonl")
-    chapters = Journal(run_dir / "chapters.jsonl")
+    use = Journal(run_dir / "memory_use.jsonl")
     tokens = 0
     write_boundary(study, run_dir, arm, seed, 0, tokens)
     for index, (name, phase) in enumerate(study.phases.items(), start=1):
@@ -129,8 +137,9 @@ def write_run(
                 part = (index - 1, step / phase.num_steps())
                 journal.append(fake_glance(study, arm, name, step, now, part))
             if routed and step % 40 == 0:
-                for record in fake_chapters(study.arms[arm].model, name, step, now, rng):
-                    chapters.append(record)
+                last = step == phase.num_steps()
+                for record in fake_use(study.arms[arm].model, name, step, now, rng, last=last):
+                    use.append(record)
         tokens += phase.num_steps() * phase.tokens_per_step
         if index >= boundaries:
             break
@@ -139,7 +148,7 @@ def write_run(
     else:
         write_probes(study, run_dir, arm, seed)
     journal.close()
-    chapters.close()
+    use.close()
     return run_dir
 
 
@@ -158,8 +167,8 @@ def fake_metrics(
         + rng.uniform(-300, 300),
     }
     if routed:
-        metrics[f"{phase}/router/entropy"] = 0.9 + rng.random() / 20
-        metrics[f"{phase}/router/collapsed_layers"] = 0.0
+        metrics[f"{phase}/memory/entropy"] = 0.9 + rng.random() / 20
+        metrics[f"{phase}/memory/collapsed_layers"] = 0.0
     time = 1_772_445_600.0 + tokens / 16_000
     return {"phase": phase, "step": step, "tokens": tokens, "time": time, "metrics": metrics}
 

@@ -42,9 +42,9 @@ def outcome(folder: Path) -> dict[str, Any]:
         ),
         "chapters": Counter(
             (record["phase"], record["step"], record["layer"])
-            for record in read(run / "chapters.jsonl")
+            for record in read(run / "memory_use.jsonl")
         ),
-        "utilisation": _lines(run / "chapters.jsonl"),
+        "utilisation": _lines(run / "memory_use.jsonl"),
         "revivals": _lines(run / "revivals.jsonl"),
         "checkpoints": sorted(path.name for path in (run / "checkpoints").glob("*")),
     }

@@ -30,8 +30,8 @@ def unfused(config: ModelConfig, weights: Weights) -> Weights:
         "gate_up": {"gate": config.mlp_dim, "up": config.mlp_dim},
     }
     if config.memory is not None:
-        num_heads = config.memory.num_heads or config.num_heads
-        width = (config.memory.num_kv_heads or num_heads) * (config.dim // num_heads)
+        num_heads = config.memory.chapters.num_heads or config.num_heads
+        width = (config.memory.chapters.num_kv_heads or num_heads) * (config.dim // num_heads)
         parts["kv"] = {"k": width, "v": width}
     apart = {}
     for name, tensor in weights.items():
@@ -51,7 +51,7 @@ def sees_of(config: ModelConfig, length: int) -> Sees:
     """Design: ``sequence`` pools everything, ``segment`` all up to its segment's first position
     (the last ``window_tokens`` of it), ``token`` itself."""
     assert config.memory is not None
-    router = config.memory.router
+    router = config.memory.chapters.router
 
     def sees(t: int) -> range:
         if router.scope == "sequence":
@@ -77,18 +77,22 @@ def naive_choice(
 
     A selection bias is one of the weights: it says who is picked, and nothing more.
     """
-    memory = config.memory
-    assert memory is not None
+    assert config.memory is not None
+    memory = config.memory.chapters
     if memory.num_routed is None:
         share = torch.ones((), dtype=torch.float64) / memory.num_chapters
         return [(c, share) for c in range(memory.num_chapters)]
     pooled = sum(router_input) / len(router_input)
-    linear = weights[prefix + "router.linear.weight"], weights[prefix + "router.linear.bias"]
+    linear = (
+        weights[f"{prefix}memory.address.router.linear.{name}"] for name in ("weight", "bias")
+    )
     logits = [row @ pooled + bias for row, bias in zip(*linear, strict=True)]
     probs = torch.stack(logits).softmax(0)
     routed = range(memory.num_shared, memory.num_chapters)
     renormalised = {c: probs[c] / sum(probs[r] for r in routed) for c in routed}
-    bias = weights.get(prefix + "router.selection_bias", torch.zeros(memory.num_chapters))
+    bias = weights.get(
+        prefix + "memory.address.router.selection_bias", torch.zeros(memory.num_chapters)
+    )
     ranked = sorted(routed, key=lambda c: -(logits[c] + bias[c]).item())
     picked = ranked[: memory.num_routed]
     total = sum(renormalised[c] for c in picked)
@@ -146,12 +150,14 @@ def naive_read(
     sees: Sees,
 ) -> list[Tensor]:
     """Steps 2 to 6 for one sequence: what every position reads."""
-    memory = config.memory
-    assert memory is not None
+    assert config.memory is not None
+    memory = config.memory.chapters
     num_heads = memory.num_heads or config.num_heads
     num_kv_heads = memory.num_kv_heads or num_heads
     width = config.dim // num_heads
-    w_q, w_k, w_v, w_out = (weights[f"{prefix}{name}.weight"] for name in ("q", "k", "v", "out"))
+    w_q, w_k, w_v, w_out = (
+        weights[f"{prefix}memory.read.{name}.weight"] for name in ("q", "k", "v", "out")
+    )
     normalised = memory.num_shared > 0 and memory.num_routed is not None
     scaled = memory.mixing == "joint" and memory.num_routed is not None
     projected = {}  # what positions that see the same have in common
@@ -171,7 +177,7 @@ def naive_read(
             )
             projected[seen] = [w for _, w in choice], keys, values
         shares, keys, values = projected[seen]
-        q = w_q @ naive_norm(x, weights[prefix + "norm.weight"])
+        q = w_q @ naive_norm(x, weights[prefix + "memory_norm.weight"])
         heads = []
         for head in range(num_heads):
             q_E = q[head * width : (head + 1) * width]
@@ -214,15 +220,15 @@ def naive_logits(
         prefix = f"blocks.{layer}."
         router_input = stream
         stream = add(stream, _self_attention(config, weights, prefix, stream))
-        if memory.router.input == "post_attention":
+        if memory.chapters.router.input == "post_attention":
             router_input = stream
         reads = layer in bank_of_layer
         variant = memory.variant if reads else "A"
         if variant == "B":
             stream = add(stream, _mlp(weights, prefix + "mlp", stream))
         if reads:
-            bank = weights[f"banks.{bank_of_layer[layer]}.tokens"]
-            read = naive_read(config, weights, prefix + "memory.", stream, router_input, bank, sees)
+            bank = weights[f"banks.{bank_of_layer[layer]}.rows"]
+            read = naive_read(config, weights, prefix, stream, router_input, bank, sees)
             stream = add(stream, read)
         last = "mlp" if variant == "A" else "memory_mlp"
         stream = add(stream, _mlp(weights, prefix + last, stream))

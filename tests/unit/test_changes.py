@@ -26,6 +26,7 @@ MOST_FILES = {
     "A verb": 2,
     "An optimizer group": 3,
     "A preset": 2,
+    "A kind of memory": 3,
 }
 
 

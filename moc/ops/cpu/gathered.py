@@ -28,10 +28,13 @@ _attend_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_ba
 
 
 def supports(q_BLHE: Tensor, mixing: Mixing) -> bool:
-    """One factor for keys and values, or none; a softmax for each chapter only of plain scores."""
+    """One factor, for values or for keys and values; a softmax for each chapter only of plain
+    scores."""
     if q_BLHE.device.type != "cpu" or torch.compiler.is_compiling() or mixing.score_bias:
         return False
-    return mixing.score_factor is (None if mixing.per_chapter else mixing.value_factor)
+    if mixing.score_factor is None:
+        return True
+    return not mixing.per_chapter and mixing.score_factor is mixing.value_factor
 
 
 def attend(
@@ -68,12 +71,13 @@ def _attend_gathered(
     mixing: Mixing,
     scale: float,
 ) -> Tensor:
-    """One softmax over a group's chapters, whose keys and values are times the factor."""
-    values = None if v_UTJE is k_UTJE else v_UTJE
+    """One softmax over a group's chapters, whose values, or they and keys, are times the factor."""
+    one_copy = v_UTJE is k_UTJE and mixing.score_factor is mixing.value_factor
     factor_XN = None
     if mixing.value_factor:
         factor_XN = mixing.value_factor.of(weight_XN.to(wide_dtype(q_XJYE.dtype)))
-    out_XJYE: Tensor = _Gathered.apply(q_XJYE, k_UTJE, values, row_XN, factor_XN, scale)
+    values, for_keys = None if one_copy else v_UTJE, mixing.score_factor is not None
+    out_XJYE: Tensor = _Gathered.apply(q_XJYE, k_UTJE, values, row_XN, factor_XN, for_keys, scale)
     return out_XJYE
 
 
@@ -86,10 +90,11 @@ class _Gathered(torch.autograd.Function):
         v_UTJE: Tensor | None,
         row_XN: Tensor,
         factor_XN: Tensor | None,
+        for_keys: bool,
         scale: float,
     ) -> Tensor:
         outs, lses = [], []
-        copies = _Copies(row_XN, factor_XN, k_UTJE, v_UTJE)
+        copies = _Copies(row_XN, factor_XN, for_keys, k_UTJE, v_UTJE)
         for here in copies.pieces():
             _, (k_ZJIE, *v_ZJIE) = copies.take(here)
             q_ZJYE = q_XJYE[here].to(copies.wide)
@@ -97,7 +102,7 @@ class _Gathered(torch.autograd.Function):
             outs.append(out_ZJYE.to(q_XJYE.dtype))
             lses.append(lse_ZJY)
         ctx.save_for_backward(q_XJYE, k_UTJE, v_UTJE, row_XN, factor_XN, *outs, *lses)
-        ctx.scale = scale
+        ctx.for_keys, ctx.scale = for_keys, scale
         return torch.cat(outs)
 
     @staticmethod
@@ -105,7 +110,7 @@ class _Gathered(torch.autograd.Function):
         q_XJYE, k_UTJE, v_UTJE, row_XN, factor_XN, *saved = ctx.saved_tensors
         outs, lses = saved[: len(saved) // 2], saved[len(saved) // 2 :]
         grad_q = torch.empty_like(q_XJYE)
-        copies = _Copies(row_XN, factor_XN, k_UTJE, v_UTJE)
+        copies = _Copies(row_XN, factor_XN, ctx.for_keys, k_UTJE, v_UTJE)
         wide = copies.wide
         into = [torch.zeros_like(x, dtype=wide) for x in (k_UTJE, v_UTJE) if x is not None]
         grad_factor = torch.zeros_like(row_XN, dtype=wide)
@@ -125,26 +130,34 @@ class _Gathered(torch.autograd.Function):
             if len(into) == 1:  # one tensor is both
                 grads = [grads[0].add_(grads[1])]
             row_P = row_XN[here].flatten()
-            for grad_ZJIE, raw_PF, into_UTJE in zip(grads, raw, into, strict=True):
+            tables = zip(grads, raw, into, copies.factors, strict=True)
+            for grad_ZJIE, raw_PF, into_UTJE, of_table_XN in tables:
                 grad_PF = grad_ZJIE.transpose(1, 2).reshape(raw_PF.shape)
-                if factor_XN is not None:
+                if of_table_XN is not None:
                     dot_P = torch.linalg.vecdot(grad_PF, raw_PF.to(wide))
                     grad_factor[here] += dot_P.view(row_XN[here].shape)
-                    grad_PF = grad_PF.mul_(factor_XN[here].reshape(-1, 1))
+                    grad_PF = grad_PF.mul_(of_table_XN[here].reshape(-1, 1))
                 into_UTJE.flatten(1).index_add_(0, row_P, grad_PF)
         grad_k, *grad_v = (grad_UTJE.to(k_UTJE.dtype) for grad_UTJE in into)
         grads = grad_q, grad_k, grad_v[0] if grad_v else None
-        return *grads, None, None if factor_XN is None else grad_factor, None
+        return *grads, None, None if factor_XN is None else grad_factor, None, None
 
 
 class _Copies:
     """Room for the chapters of a piece, used for one piece after another."""
 
     def __init__(
-        self, row_XN: Tensor, factor_XN: Tensor | None, k_UTJE: Tensor, v_UTJE: Tensor | None
+        self,
+        row_XN: Tensor,
+        factor_XN: Tensor | None,
+        for_keys: bool,
+        k_UTJE: Tensor,
+        v_UTJE: Tensor | None,
     ) -> None:
-        self.row_XN, self.factor_XN = row_XN, factor_XN
-        self.tables = [k_UTJE] if v_UTJE is None else [k_UTJE, v_UTJE]
+        self.row_XN = row_XN
+        self.tables, self.factors = [k_UTJE], [factor_XN if for_keys else None]
+        if v_UTJE is not None:
+            self.tables, self.factors = [k_UTJE, v_UTJE], [*self.factors, factor_XN]
         self.wide = wide_dtype(k_UTJE.dtype)
         num_read, num_values = row_XN.shape[1], k_UTJE[0].numel()
         self.size = min(len(row_XN), max(1, _COPIED // (num_read * num_values)))  # groups
@@ -163,17 +176,17 @@ class _Copies:
         row_ZN = self.row_XN[here]
         row_P = row_ZN.flatten()
         raw, scaled = [], []
-        for i, table_UTJE in enumerate(self.tables):
+        for i, (table_UTJE, factor_XN) in enumerate(zip(self.tables, self.factors, strict=True)):
             taken_PF = self.raw[i, : len(row_P)]
             torch.index_select(table_UTJE.flatten(1), 0, row_P, out=taken_PF)
             raw.append(taken_PF)
             if self.scaled is not None:
                 scaled_PF = self.scaled[i, : len(row_P)]
-                if self.factor_XN is None:
-                    taken_PF = scaled_PF.copy_(taken_PF)
-                else:
-                    factor_P1 = self.factor_XN[here].reshape(-1, 1)
+                if factor_XN is not None:
+                    factor_P1 = factor_XN[here].reshape(-1, 1)
                     taken_PF = torch.mul(taken_PF, factor_P1, out=scaled_PF)
+                elif self.wide != taken_PF.dtype:
+                    taken_PF = scaled_PF.copy_(taken_PF)
             taken_ZIJE = taken_PF.view(len(row_ZN), -1, *table_UTJE.shape[2:])
             scaled.append(taken_ZIJE.transpose(1, 2))
         return raw, scaled

@@ -9,27 +9,27 @@ from typing import Any
 
 from evals.statistics.inference import Interval
 from moc.plan.bank_optimizer import bank_optimizer
+from moc.report.numbers.memories import memory_shape, routing_text, sees_later_tokens
 from moc.report.numbers.records import (
     Boundary,
-    ChapterWindow,
     Control,
+    MemoryUse,
     Probe,
     ProbePoint,
     Route,
-    Routing,
     Series,
     Shared,
     SourceLeakage,
     Stretch,
     TaskLeakage,
     TaskScore,
+    UseWindow,
     WindowLosses,
 )
 from moc.report.numbers.study import (
     Arm,
     Cost,
     Match,
-    MemoryShape,
     Parameters,
     Phase,
     Shape,
@@ -77,7 +77,7 @@ def study_of(
 
 def boundary_of(record: Tree, folder: Path, sources: Mapping[str, Source]) -> Boundary:
     """From evals.json."""
-    leakage, routing = record.get("leakage") or {}, record.get("routing") or {}
+    leakage, memory = record.get("leakage") or {}, record.get("memory") or {}
     return Boundary(
         name=record["boundary"],
         index=record["index"],
@@ -87,9 +87,9 @@ def boundary_of(record: Tree, folder: Path, sources: Mapping[str, Source]) -> Bo
         bits_per_byte=record.get("bits_per_byte") or {},
         source_leakage={n: _source_leakage(e) for n, e in leakage.get("sources", {}).items()},
         task_leakage={n: _task_leakage(e) for n, e in leakage.get("tasks", {}).items()},
-        routing=Routing(
-            {name: entry["load"] for name, entry in routing.get("sources", {}).items()},
-            routing.get("drift", {}),
+        memory=MemoryUse(
+            {name: entry["load"] for name, entry in memory.get("sources", {}).items()},
+            memory.get("drift", {}),
         ),
         controls={
             name: Control(_scores(part, sources), part.get("bits_per_byte") or {})
@@ -127,10 +127,10 @@ def series_of(journal: Sequence[Record]) -> dict[str, Series]:
     return found
 
 
-def windows_of(journal: Sequence[Record]) -> list[ChapterWindow]:
-    """From chapters.jsonl."""
-    names = {field.name for field in fields(ChapterWindow)}
-    return [ChapterWindow(**{k: v for k, v in line.items() if k in names}) for line in journal]
+def windows_of(journal: Sequence[Record]) -> list[UseWindow]:
+    """From memory_use.jsonl."""
+    names = {field.name for field in fields(UseWindow)}
+    return [UseWindow(**{k: v for k, v in line.items() if k in names}) for line in journal]
 
 
 def _commit(text: str | None) -> str:
@@ -157,8 +157,6 @@ def _phases(entries: Tree | None) -> dict[str, Phase]:
 
 
 def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
-    memory = entry["model"]["memory"]
-    routed = memory is not None and memory["num_routed"] is not None
     solved = (entry.get("iso_flop") or {}).get("solve")
     model = trained.get("model") or (None if solved else entry["model"])
     flops = planned.get("flops", {})
@@ -166,8 +164,10 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
         name=name,
         description=entry.get("description") or "",
         phases=_phases(entry.get("phases")),
-        causal=trained.get("causal", not (routed and memory["router"]["scope"] == "sequence")),
-        routing=_routing_text(memory["router"]) if routed else "none",
+        causal=trained.get("causal", not sees_later_tokens(entry["model"])),
+        routing=routing_text(entry["model"])
+        or trained.get("scope")
+        or planned.get("scope", "none"),
         bank_optimizer=bank_optimizer(dict(entry)),
         shape=_shape(model) if model else None,
         iso_flop=_match(entry.get("iso_flop"), planned.get("iso_flop")),
@@ -185,19 +185,8 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
     )
 
 
-def _routing_text(router: Tree) -> str:
-    text = router["scope"]
-    if text == "segment":
-        window = router["window_tokens"]
-        text += f" of {router['segment_tokens']}" + (f", window {window}" if window else "")
-    return text
-
-
 def _shape(model: Tree) -> Shape:
-    memory = model["memory"]
-    keys = [field.name for field in fields(MemoryShape)]
-    shape = MemoryShape(**{key: memory[key] for key in keys}) if memory else None
-    return Shape(model["num_layers"], model["dim"], model["mlp_dim"], shape)
+    return Shape(model["num_layers"], model["dim"], model["mlp_dim"], memory_shape(model))
 
 
 def _match(setting: Tree | None, planned: Tree | None) -> Match | None:

@@ -67,7 +67,7 @@ def _load_run(folder: RunDir, arm: str, seed: int, sources: Mapping[str, Source]
         status=info.get("status"),
         peak_memory_bytes=info.get("peak_memory_bytes") or None,
         metrics=parse.series_of(read(folder.journal().path)),
-        chapters=parse.windows_of(read(folder.memory_use().path)),
+        use=parse.windows_of(read(folder.memory_use().path)),
         boundaries={
             record["boundary"]: parse.boundary_of(record, path, sources) for path, record in reached
         },

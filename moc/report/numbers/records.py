@@ -82,11 +82,11 @@ class TaskLeakage:
 
 
 @dataclass(frozen=True)
-class Routing:
-    """Which chapters were picked on validation text; layers by their number as text."""
+class MemoryUse:
+    """Which rows were picked on validation text; layers by their number as text."""
 
     load: Mapping[str, Mapping[str, Sequence[int]]] = field(default_factory=dict)  # source -> layer
-    drift: Mapping[str, float] = field(default_factory=dict)  # layer -> relative change of router
+    drift: Mapping[str, float] = field(default_factory=dict)  # layer -> relative change of address
 
 
 @dataclass(frozen=True)
@@ -101,27 +101,29 @@ class Boundary:
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)  # by source
     source_leakage: Mapping[str, SourceLeakage] = field(default_factory=dict)
     task_leakage: Mapping[str, TaskLeakage] = field(default_factory=dict)
-    routing: Routing = Routing()
+    memory: MemoryUse = MemoryUse()
     controls: Mapping[str, Control] = field(default_factory=dict)
     dir: Path | None = None  # where its item records are
 
 
 @dataclass(frozen=True)
-class ChapterWindow:
-    """How the chapters of one memory layer were used over some steps of training."""
+class UseWindow:
+    """How the rows that one memory layer reads were used over some steps of training."""
 
     phase: str
     step: int
     layer: int
-    load: Sequence[int]  # picks of every chapter
-    num_shared: int
+    load: Sequence[int] | None  # picks of every row; None: too many to be listed each time
+    num_always: int
     window_tokens: int
     load_max_over_mean: float | None = None
     entropy: float | None = None
+    effective_rows: float | None = None  # exp of the entropy in nats
     dead_share: float | None = None
-    coverage: float | None = None  # share of the chapters picked in one step
+    coverage: float | None = None  # share of the rows picked in one step
     coverage_tokens: int | None = None  # of that step
     kl_to_uniform: float | None = None
+    effective_read: float | None = None  # tokens of chapters, or values, that a position mixes
     shared_mass: float | None = None
     balance_loss: float | None = None
     z_loss: float | None = None
@@ -169,7 +171,7 @@ class Run:
     status: str | None = None
     peak_memory_bytes: float | None = None
     metrics: Mapping[str, Series] = field(default_factory=dict)
-    chapters: Sequence[ChapterWindow] = ()
+    use: Sequence[UseWindow] = ()
     boundaries: Mapping[str, Boundary] = field(default_factory=dict)  # that were reached
     probes: Sequence[Probe] = ()
     shared: Shared | None = None
@@ -182,9 +184,9 @@ class Run:
         """Training tokens and values of one metric, in the order they were logged."""
         return self.metrics.get(name, ([], []))
 
-    def last_windows(self, phase: str) -> list[ChapterWindow]:
-        """Chapter use in the last window of ``phase``, one per memory layer, by layer."""
-        found = [window for window in self.chapters if window.phase == phase]
+    def last_windows(self, phase: str) -> list[UseWindow]:
+        """Use of rows in the last window of ``phase``, one per memory layer, by layer."""
+        found = [window for window in self.use if window.phase == phase]
         last = max((window.step for window in found), default=None)
         by_layer = {window.layer: window for window in found if window.step == last}
         return [by_layer[layer] for layer in sorted(by_layer)]

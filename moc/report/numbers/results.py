@@ -24,7 +24,7 @@ START = "start"  # the boundary before the first phase
 NON_CAUSAL = "†"
 NEAR = "≈"
 NON_CAUSAL_NOTE = (
-    f"{NON_CAUSAL} non-causal routing: chapters are chosen from the whole sequence, "
+    f"{NON_CAUSAL} non-causal routing: rows are chosen from the whole sequence, "
     "including later tokens"
 )
 NEAR_NOTE = f"{NEAR} not distinguishable from its baseline (the larger of chance and majority)"
@@ -114,7 +114,7 @@ class Results:
         return arm if self.is_causal(arm) else f"{arm}{NON_CAUSAL}"
 
     def routing(self, arm: str) -> str:
-        """What shares a choice of chapters: ``segment of 32``, ``token``, ``sequence†``, ..."""
+        """What shares a choice of rows: ``segment of 32``, ``token``, ``sequence†``, ..."""
         text = self.study.arms[arm].routing
         return text if self.is_causal(arm) else re.sub(r"^\w+", rf"\g<0>{NON_CAUSAL}", text)
 

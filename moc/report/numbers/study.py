@@ -37,10 +37,15 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryShape:
-    num_chapters: int
-    chapter_tokens: int
-    num_shared: int
-    num_routed: int | None  # None: all chapters are read
+    """A bank and what is read of it; None where the report does not know the kind."""
+
+    kind: str
+    row_name: str = "row"  # what one is called: a chapter, a value
+    num_rows: int | None = None
+    row_shape: Sequence[int] = ()
+    num_always: int = 0  # the first so many rows are always read
+    read: str | None = None  # rows that are read together, in words
+    most_mixed: int | None = None  # that a position can mix: tokens of chapters, values
 
 
 @dataclass(frozen=True)
@@ -92,7 +97,7 @@ class Arm:
     description: str
     phases: Mapping[str, Phase]  # its own
     causal: bool
-    routing: str  # what shares a choice of chapters: "segment of 32", "token", "none", ...
+    routing: str  # what shares a choice of rows: "segment of 32", "token", "none", ...
     bank_optimizer: str  # "dense", "lazy" or "frozen", by phase where phases differ, or "none"
     shape: Shape | None  # as trained; None while only a solver's plan knows it
     iso_flop: Match | None

@@ -11,8 +11,8 @@ from moc.report.tables.cells import MISSING, count, percent, shared_text, signed
 from moc.report.tables.layout import Table
 
 MEGABYTE = 2**20
-LAYERS, CHAPTERS = "layers × width, MLP width", "memory: chapters × tokens"
-READ = "chapters read"
+LAYERS, KIND = "layers × width, MLP width", "memory"
+BANK, READ = "bank: rows × shape of a row", "rows read"
 
 
 def cost(results: Results) -> Table:
@@ -27,7 +27,7 @@ def cost(results: Results) -> Table:
         scaled = {arm: value and value / unit for arm, value in values.items()}
         add(label, lambda arm: count(scaled[arm.name]))
 
-    for key in (LAYERS, CHAPTERS, READ):
+    for key in (LAYERS, KIND, BANK, READ):
         rows.append([key, *(_shape(arm.shape).get(key, MISSING) for arm in arms.values())])
     add("routing", lambda arm: results.routing(arm.name).replace(NON_CAUSAL, " (non-causal)"))
     add("bank optimizer", lambda arm: arm.bank_optimizer)
@@ -105,9 +105,10 @@ def _shape(shape: Shape | None) -> dict[str, str]:
         return {}
     cells = {LAYERS: f"{shape.num_layers} × {shape.dim}, {shape.mlp_dim}"}
     if memory := shape.memory:
-        routed = "all" if memory.num_routed is None else f"{memory.num_routed} routed"
-        cells[CHAPTERS] = f"{memory.num_chapters} × {memory.chapter_tokens}"
-        cells[READ] = f"{routed} + {memory.num_shared} shared"
+        cells[KIND] = memory.kind.replace("_", " ")
+        if memory.num_rows is not None:
+            cells[BANK] = " × ".join(f"{n:,}" for n in (memory.num_rows, *memory.row_shape))
+        cells[READ] = memory.read or MISSING
     return cells
 
 

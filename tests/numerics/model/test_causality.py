@@ -23,6 +23,7 @@ from tests.support.small_models import (
     MIXINGS,
     ROUTER_INPUTS,
     W,
+    chapters,
     lively,
     tokens_of,
     with_router,
@@ -58,7 +59,7 @@ def leakage(model, context) -> list[float]:
     change_BL = (out.logits_BLV[1:] - out.logits_BLV[:1]).detach().abs().amax(-1)
     for moved_L, t in zip(change_BL, LAST_SEEN, strict=True):
         assert moved_L[t + 1] > 0.1, t
-    for layer in out.routing:
+    for layer in out.addresses:
         if layer.weight_BGN.shape[1] > 1:
             assert (layer.weight_BGN[1:] - layer.weight_BGN[:1]).abs().max() > MARGIN
     return [moved_L[: t + 1].max().item() for moved_L, t in zip(change_BL, LAST_SEEN, strict=True)]
@@ -93,7 +94,7 @@ def test_activation_checkpointing_shows_the_future_to_nobody(scope):
     assert min(moved) > MARGIN if scope == "sequence" else max(moved) <= 1e-5
 
 
-@pytest.mark.parametrize("memory", [None, replace(MEMORY, num_routed=None)], ids=["dense", "all"])
+@pytest.mark.parametrize("memory", [None, chapters(MEMORY, num_routed=None)], ids=["dense", "all"])
 @pytest.mark.parametrize("context", CONTEXTS)
 def test_without_a_router_everything_is_causal(memory, context):
     config = replace(DENSE, memory=memory)
@@ -104,7 +105,7 @@ def test_without_a_router_everything_is_causal(memory, context):
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_a_selection_bias_does_not_leakage(scope):
     config = with_router(scope)
-    config.memory.router = replace(config.memory.router, bias_rate=0.01)
+    config.memory.chapters.router = replace(config.memory.chapters.router, bias_rate=0.01)
     model = lively(config)
     for name, bias_C in model.named_buffers():
         assert name.endswith("selection_bias")
@@ -146,12 +147,12 @@ def test_a_training_step_on_a_texts_beginning_does_not_depend_on_its_end(
         "model.memory.output_init=normal",
         "model.init_std=0.3",
         "model.memory.bank_init_std=0.5",
-        "model.memory.router.z_loss_coefficient=0",  # a loss of its own, on every group
-        "model.memory.router.balance_coefficient=0",
-        f"model.memory.router.scope={'segment' if scope == 'window' else scope}",
-        f"model.memory.router.segment_tokens={W}",
+        "model.memory.chapters.router.z_loss_coefficient=0",  # a loss of its own, on every group
+        "model.memory.chapters.router.balance_coefficient=0",
+        f"model.memory.chapters.router.scope={'segment' if scope == 'window' else scope}",
+        f"model.memory.chapters.router.segment_tokens={W}",
     ]
-    settings += ["model.memory.router.window_tokens=6"] if scope == "window" else []
+    settings += ["model.memory.chapters.router.window_tokens=6"] if scope == "window" else []
     study = tiny_study(tmp_path, *settings)
     tokens_BL = torch.randint(0, 400, (2, 33), generator=torch.Generator().manual_seed(1))
     found = []

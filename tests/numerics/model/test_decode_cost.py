@@ -9,7 +9,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from moc.ops import routed_attention, take_chapters
+from moc.ops import routed_attention, take_rows
 from tests.support.decoding import IN_CHUNKS, LENGTH
 from tests.support.small_models import CAUSAL, W, lively, tokens_of, with_router
 
@@ -20,7 +20,7 @@ def test_a_chapter_is_projected_once(scope):
     model = lively(with_router(scope, num_chapters=40)).eval()
     projected = {}
     for layer in (0, 2):
-        read = model.blocks[layer].memory
+        read = model.blocks[layer].memory.read
         rows = projected[layer] = []
 
         def counted(chapters_UTM, rows=rows, project=read.project):
@@ -33,9 +33,9 @@ def test_a_chapter_is_projected_once(scope):
     read_by = {0: set(), 2: set()}
     with torch.no_grad():
         for chunk_BL in tokens_BL.split([5, 1, 1, 6, 1, 1, 4], dim=1):
-            for layer, routing in zip((0, 2), model(chunk_BL, cache=cache).routing, strict=True):
+            for layer, routing in zip((0, 2), model(chunk_BL, cache=cache).addresses, strict=True):
                 read_by[layer] |= set(routing.index_BGN.flatten().tolist())
-    bank_CTM = model.banks[0].tokens
+    bank_CTM = model.banks[0].rows
     for layer, rows in projected.items():
         found = [int((bank_CTM == row).all(-1).all(-1).nonzero()) for row in rows]
         assert sorted(found) == sorted(read_by[layer])
@@ -50,7 +50,7 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
     model = lively(with_router(scope or "segment", **memory)).eval()
     asked, fetched = [], []
     for layer in (0, 2) if scope else ():
-        router = model.blocks[layer].memory.router
+        router = model.blocks[layer].memory.address.router
 
         def counted(*arguments, choose=router.choose):
             asked.append(arguments)
@@ -60,9 +60,9 @@ def test_the_router_is_asked_only_where_a_choice_may_change(scope, monkeypatch):
 
     def counted_take(bank_CTM, chapter_U):
         fetched.append(chapter_U)
-        return take_chapters(bank_CTM, chapter_U)
+        return take_rows(bank_CTM, chapter_U)
 
-    monkeypatch.setattr("moc.model.memory.kept_chapters.take_chapters", counted_take)
+    monkeypatch.setattr("moc.model.memory.chapters.kept.take_rows", counted_take)
     tokens_BL = tokens_of(3, LENGTH)
     cache = model.new_cache(3, LENGTH + W)
     lengths = [0, 0, 0]
@@ -90,7 +90,7 @@ def test_no_chapter_is_projected_for_padding(scope):
     with torch.no_grad():
         for rows in ([0], [1], [0, 1]):
             model = lively(with_router(scope, num_chapters=60)).eval()
-            read = model.blocks[0].memory
+            read = model.blocks[0].memory.read
             found = wanted if len(rows) == 1 else fetched
 
             def counted(chapters_UTM, found=found, project=read.project):
@@ -113,7 +113,7 @@ def test_a_call_of_many_tokens_copies_chapters_for_segments_and_not_for_position
         copied.append(index_BPN.shape[1])
         return routed_attention(q_BLHE, k_CTJE, v_CTJE, index_BPN, *arguments, **how)
 
-    monkeypatch.setattr("moc.model.memory.memory_state.routed_attention", counted)
+    monkeypatch.setattr("moc.model.memory.chapters.state.routed_attention", counted)
     tokens_BL = tokens_of(2, 4 * W)
     cache = model.new_cache(2, 4 * W)
     with torch.no_grad():

@@ -10,10 +10,17 @@ import itertools
 import pytest
 import torch
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
+from moc.model import ModelConfig, RouterConfig, build_model
 from tests.support.decoding import IN_CHUNKS, LENGTH, ONE_BY_ONE, decode, difference, prompt_mask
 from tests.support.oracle import naive_logits, unfused
-from tests.support.small_models import MIXINGS, ROUTER_INPUTS, lively, tokens_of, with_router
+from tests.support.small_models import (
+    MIXINGS,
+    ROUTER_INPUTS,
+    chapters,
+    lively,
+    tokens_of,
+    with_router,
+)
 
 
 @pytest.mark.parametrize(
@@ -48,7 +55,7 @@ def test_policy_running_pools_what_there_is(mixing, router_input, variant, windo
         num_heads=2,
         num_kv_heads=1,
         mlp_dim=10,
-        memory=MemoryConfig(
+        memory=chapters(
             num_chapters=5,
             num_routed=2,
             chapter_tokens=3,

@@ -30,6 +30,7 @@ from tests.support.small_models import (
     MIXINGS,
     ROUTER_INPUTS,
     W,
+    chapters,
     lively,
     take_turns,
     tokens_of,
@@ -49,7 +50,7 @@ def test_decoding_equals_one_pass_over_the_whole_text(scope, mixing, router_inpu
     tokens_BL = tokens_of(3, LENGTH)
     with torch.no_grad():
         out = model(tokens_BL)
-    assert all(len(layer.index_BGN[0].unique(dim=0)) > 1 for layer in out.routing)
+    assert all(len(layer.index_BGN[0].unique(dim=0)) > 1 for layer in out.addresses)
     for calls in (ONE_BY_ONE, IN_CHUNKS):
         assert difference(decode(model, tokens_BL, calls), out.logits_BLV) <= 1e-4
 
@@ -70,11 +71,11 @@ def test_weights_that_underflow_decode_as_in_one_pass(scope, mixing):
     """A router so sure of itself that the other picks weigh exactly nothing."""
     model = lively(with_router(scope, mixing=mixing)).eval()
     for layer in (0, 2):
-        model.blocks[layer].memory.router.linear.weight.data *= 300
+        model.blocks[layer].memory.address.router.linear.weight.data *= 300
     tokens_BL = tokens_of(3, 6 * W)
     with torch.no_grad():
         out = model(tokens_BL)
-    assert all((layer.weight_BGN == 0).any() for layer in out.routing)
+    assert all((layer.weight_BGN == 0).any() for layer in out.addresses)
     assert difference(decode(model, tokens_BL, MIXED), out.logits_BLV) <= 1e-4
 
 
@@ -83,13 +84,13 @@ def test_weights_that_underflow_decode_as_in_one_pass(scope, mixing):
     "memory",
     [
         None,
-        replace(MEMORY, num_routed=None),
-        replace(MEMORY, num_routed=None, mixing="per_chapter"),
-        replace(MEMORY, router=RouterConfig(segment_tokens=1, window_tokens=1)),
-        replace(MEMORY, router=RouterConfig(segment_tokens=50, window_tokens=2)),
-        replace(MEMORY, num_shared=0, router=RouterConfig(segment_tokens=W)),
-        replace(MEMORY, dim=8, num_heads=2, num_kv_heads=1, router=RouterConfig(segment_tokens=3)),
-        replace(MEMORY, layers="all", layers_per_bank=1, router=RouterConfig(segment_tokens=W)),
+        chapters(MEMORY, num_routed=None),
+        chapters(MEMORY, num_routed=None, mixing="per_chapter"),
+        chapters(MEMORY, router=RouterConfig(segment_tokens=1, window_tokens=1)),
+        chapters(MEMORY, router=RouterConfig(segment_tokens=50, window_tokens=2)),
+        chapters(MEMORY, num_shared=0, router=RouterConfig(segment_tokens=W)),
+        chapters(MEMORY, dim=8, num_heads=2, num_kv_heads=1, router=RouterConfig(segment_tokens=3)),
+        chapters(MEMORY, layers="all", layers_per_bank=1, router=RouterConfig(segment_tokens=W)),
     ],
 )
 def test_other_models_decode_as_they_were_trained(memory, calls):
@@ -104,7 +105,7 @@ def test_other_models_decode_as_they_were_trained(memory, calls):
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_a_selection_bias_holds_while_decoding(scope):
     config = with_router(scope)
-    config.memory.router = replace(config.memory.router, bias_rate=0.01)
+    config.memory.chapters.router = replace(config.memory.chapters.router, bias_rate=0.01)
     model, tokens_BL = lively(config).eval(), tokens_of(3, LENGTH)
     with torch.no_grad():
         unbiased_BLV = model(tokens_BL).logits_BLV

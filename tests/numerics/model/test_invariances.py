@@ -9,16 +9,18 @@ from dataclasses import replace
 
 import pytest
 import torch
-from moc.model.memory.router import balance_loss, pick_counts, z_loss
 from torch.nn import functional as F
 
-from moc.model.memory.chapters import MemoryInputs
+from moc.model.memory.bank import count_use
+from moc.model.memory.chapters.router import balance_loss, z_loss
+from tests.support.memory_layer import MemoryLayer
 from tests.support.small_models import (
     DENSE,
     MEMORY,
     MIXINGS,
     ROUTER_INPUTS,
     ROUTERS,
+    chapters,
     lively,
     tokens_of,
     with_router,
@@ -28,7 +30,7 @@ LENGTH = 14  # segments do not divide it
 
 
 def one_layer(config):
-    return replace(config, num_layers=1, memory=replace(config.memory, layers="0"))
+    return replace(config, num_layers=1, memory=chapters(config.memory, layers="0"))
 
 
 # padding and batches
@@ -55,7 +57,7 @@ def test_scores_do_not_depend_on_padding(scope, mixing, router_input):
             torch.testing.assert_close(
                 out.logits_BLV[b, :length], alone.logits_BLV[0], rtol=1e-9, atol=1e-9
             )
-            for together, single in zip(out.routing, alone.routing, strict=True):
+            for together, single in zip(out.addresses, alone.addresses, strict=True):
                 num_groups = single.index_BGN.shape[1]
                 assert torch.equal(together.index_BGN[b, :num_groups], single.index_BGN[0])
 
@@ -80,7 +82,7 @@ def test_an_answer_that_is_not_pooled_does_not_steer():
     alone = model(tokens_BL[:, :9])
     for out in (one, two):
         torch.testing.assert_close(out.logits_BLV[:, :9], alone.logits_BLV, rtol=1e-9, atol=1e-9)
-        for marked, short in zip(out.routing, alone.routing, strict=True):
+        for marked, short in zip(out.addresses, alone.addresses, strict=True):
             assert torch.equal(marked.index_BGN, short.index_BGN)
     assert (one.logits_BLV - two.logits_BLV)[:, 9:].abs().max() > 0.1
 
@@ -92,9 +94,9 @@ def loss_and_gradients(model, tokens_BL):
     model.zero_grad()
     out = model(tokens_BL)
     loss = F.cross_entropy(out.logits_BLV[:, :-1].flatten(0, 1), tokens_BL[:, 1:].flatten())
-    for routing in out.routing:
+    for routing in out.addresses:
         probs_XC, logits_XC = routing.probs_BGC.flatten(0, 1), routing.logits_BGC.flatten(0, 1)
-        picks_C = pick_counts(routing.index_BGN, 9, 1)
+        picks_C = count_use(routing.index_BGN, 9, 1)
         loss = loss + balance_loss(probs_XC, picks_C) + 0.1 * z_loss(logits_XC)
     loss.backward()
     return out, {name: p.grad for name, p in model.named_parameters()}
@@ -110,8 +112,9 @@ def test_activation_checkpointing_changes_nothing(scope, variant):
     again, gradients_again = loss_and_gradients(recomputing, tokens_BL)
     assert torch.equal(out.logits_BLV, again.logits_BLV)
     assert all(torch.equal(gradients[name], gradients_again[name]) for name in gradients)
-    for one, two in zip(out.routing, again.routing, strict=True):
-        assert all(torch.equal(a, b) for a, b in zip(one[:4], two[:4], strict=True))
+    for one, two in zip(out.addresses, again.addresses, strict=True):
+        for name in ("index_BGN", "weight_BGN", "logits_BGC", "probs_BGC"):
+            assert torch.equal(getattr(one, name), getattr(two, name))
 
 
 @pytest.mark.parametrize("mixing", MIXINGS)
@@ -123,7 +126,7 @@ def test_bf16_autocast_stays_close_and_routes_in_float32(scope, mixing):
     expected, _ = loss_and_gradients(model, tokens_BL)
     with torch.autocast("cpu", torch.bfloat16):
         out, gradients = loss_and_gradients(model, tokens_BL)
-    (routing,), (expected_routing,) = out.routing, expected.routing
+    (routing,), (expected_routing,) = out.addresses, expected.addresses
     assert {t.dtype for t in (routing.logits_BGC, routing.probs_BGC, routing.weight_BGN)} == {
         torch.float32
     }
@@ -138,14 +141,14 @@ def test_bf16_autocast_stays_close_and_routes_in_float32(scope, mixing):
 def test_compiled_model_is_one_graph_and_equals_eager(scope):
     """Forward and backward; aot_eager captures as the default backend does, without a compiler."""
     config = one_layer(with_router(scope))
-    config.memory.router = replace(config.memory.router, bias_rate=0.01)
+    config.memory.chapters.router = replace(config.memory.chapters.router, bias_rate=0.01)
     model, tokens_BL = lively(config), tokens_of(2, 10)
     out, gradients = loss_and_gradients(model, tokens_BL)
     torch.compiler.reset()
     model.compile(fullgraph=True, backend="aot_eager")
     again, gradients_again = loss_and_gradients(model, tokens_BL)
     torch.testing.assert_close(again.logits_BLV, out.logits_BLV, rtol=1e-4, atol=1e-5)
-    assert torch.equal(again.routing[0].index_BGN, out.routing[0].index_BGN)
+    assert torch.equal(again.addresses[0].index_BGN, out.addresses[0].index_BGN)
     torch.testing.assert_close(gradients_again, gradients, rtol=1e-3, atol=1e-5)
 
 
@@ -154,7 +157,9 @@ def test_compiled_model_is_one_graph_and_equals_eager(scope):
 )
 @pytest.mark.parametrize("scope", ["window", "token"])  # the two ways of routed attention
 def test_compiled_kernels_of_the_memory_read_equal_eager(scope):
-    read = lively(one_layer(with_router(scope))).blocks[0].memory
+    config = one_layer(with_router(scope))
+    block, read = lively(config).blocks[0], MemoryLayer(config)
+    read.memory = block.memory
     generator = torch.Generator().manual_seed(0)
     x_BLD, upstream_BLD = (torch.randn(2, 10, 32, generator=generator) for _ in range(2))
     bank_CTM = torch.randn(9, 4, 32, generator=generator)
@@ -162,7 +167,7 @@ def test_compiled_kernels_of_the_memory_read_equal_eager(scope):
     def run():
         read.zero_grad()
         inputs = [tensor.clone().requires_grad_() for tensor in (x_BLD, bank_CTM)]
-        out_BLD, routing = read(inputs[0], inputs[0], MemoryInputs(inputs[1]))
+        out_BLD, routing = read(inputs[0], *inputs)
         (out_BLD * upstream_BLD).sum().backward()
         weights = [parameter.grad for parameter in read.parameters()]
         return [out_BLD, routing.weight_BGN, *(tensor.grad for tensor in inputs), *weights]
@@ -174,7 +179,7 @@ def test_compiled_kernels_of_the_memory_read_equal_eager(scope):
 
 
 def test_routing_every_chapter_does_not_depend_on_padding():
-    model = lively(replace(DENSE, memory=replace(MEMORY, num_routed=None))).double()
+    model = lively(replace(DENSE, memory=chapters(MEMORY, num_routed=None))).double()
     tokens_BL = tokens_of(2, LENGTH)
     alone_LV = model(tokens_BL[:1, :5]).logits_BLV[0]
     torch.testing.assert_close(model(tokens_BL).logits_BLV[0, :5], alone_LV, rtol=1e-9, atol=1e-9)

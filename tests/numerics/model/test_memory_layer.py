@@ -10,10 +10,10 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.memory.chapters import MemoryInputs, MemoryRead
+from moc.model import ModelConfig, RouterConfig, build_model
+from tests.support.memory_layer import MemoryLayer
 from tests.support.oracle import naive_choice, naive_logits, naive_read, sees_of, unfused
-from tests.support.small_models import MIXINGS, ROUTER_INPUTS
+from tests.support.small_models import MIXINGS, ROUTER_INPUTS, chapters
 
 DIM, NUM_CHAPTERS, CHAPTER_TOKENS = 8, 5, 3
 LENGTHS = (7, 5)  # segments of 3 positions divide neither
@@ -41,7 +41,7 @@ def make_config(*, num_layers=1, **memory):
         num_heads=2,
         num_kv_heads=1,
         mlp_dim=10,
-        memory=MemoryConfig(**defaults | memory),
+        memory=chapters(**defaults | memory),
     )
 
 
@@ -77,7 +77,7 @@ def assert_same_gradients(found, expected):
 
 def check_read(config, lengths=LENGTHS):
     """One memory layer, alone: its output, and the gradients of all that goes in."""
-    read = randomise(MemoryRead(config))
+    read = randomise(MemoryLayer(config))
     generator = torch.Generator().manual_seed(1)
 
     def draw(*shape):
@@ -87,17 +87,15 @@ def check_read(config, lengths=LENGTHS):
     inputs = {
         "x": draw(*shape),
         "router_input": draw(*shape),
-        "bank": draw(NUM_CHAPTERS, CHAPTER_TOKENS, config.memory.dim or DIM),
+        "bank": draw(NUM_CHAPTERS, CHAPTER_TOKENS, config.memory.chapters.dim or DIM),
     }
     upstream_BLD = draw(*shape)
     for tensor in inputs.values():
         tensor.requires_grad_()
     kept_BL = torch.arange(max(lengths))[None] < torch.tensor(lengths)[:, None]
     # the causal scopes need not be told what is padding
-    pool_BL = kept_BL if config.memory.router.scope == "sequence" else None
-    out_BLD, routing = read(
-        inputs["x"], inputs["router_input"], MemoryInputs(inputs["bank"], pool_BL=pool_BL)
-    )
+    pool_BL = kept_BL if config.memory.chapters.router.scope == "sequence" else None
+    out_BLD, routing = read(*inputs.values(), pool_BL=pool_BL)
     (out_BLD * upstream_BLD)[kept_BL].sum().backward()
 
     weights = leaves(config, read)
@@ -119,11 +117,13 @@ def check_read(config, lengths=LENGTHS):
         loss = loss + (naive_LD * upstream_BLD[b, :length]).sum()
     loss.backward()
     expected = {k: v.grad for k, v in (weights | copies).items() if v.grad is not None}
-    assert {"x", "bank", "q.weight", "k.weight", "v.weight", "out.weight"} <= set(expected)
-    if config.memory.num_routed is not None:
+    assert {"x", "bank"} | {f"memory.read.{x}.weight" for x in ("q", "k", "v", "out")} <= set(
+        expected
+    )
+    if config.memory.chapters.num_routed is not None:
         # one routed chapter has weight 1 among the routed, whatever the router says of it
-        learns = float(expected["router.linear.weight"].abs().max()) > 1e-6
-        assert learns == (config.memory.num_routed > 1)
+        learns = float(expected["memory.address.router.linear.weight"].abs().max()) > 1e-6
+        assert learns == (config.memory.chapters.num_routed > 1)
     found = gradients(config, read)
     found |= {name: tensor.grad for name, tensor in inputs.items()}
     assert_same_gradients(found, expected)
@@ -181,11 +181,12 @@ def test_a_selection_bias_changes_who_is_picked_and_no_weight(scope):
     """The oracle adds the bias to the ranking alone; here it must have changed some ranking."""
     config = make_config(router=replace(ROUTERS[scope], bias_rate=0.01))
     check_read(config)
-    read = randomise(MemoryRead(config))
+    read = randomise(MemoryLayer(config))
     x_BLD = torch.randn(4, 9, DIM, dtype=torch.float64, generator=torch.Generator().manual_seed(3))
-    biased = read.router(x_BLD, None)
-    read.router.selection_bias.zero_()
-    assert not torch.equal(read.router(x_BLD, None).index_BGN, biased.index_BGN)
+    router = read.memory.address.router
+    biased = router(x_BLD, None)
+    router.selection_bias.zero_()
+    assert not torch.equal(router(x_BLD, None).index_BGN, biased.index_BGN)
 
 
 SHARINGS = {  # layers_per_bank: the bank of each memory layer
@@ -261,11 +262,11 @@ def read_once(config, read, x_BLD, bank):
 def test_the_oracle_notices_what_is_not_the_models(changes):
     """The comparison has teeth: another scale, scope, segment or window is no match."""
     config = make_config()
-    read = randomise(MemoryRead(config))
+    read = randomise(MemoryLayer(config))
     generator = torch.Generator().manual_seed(4)
     x_BLD = torch.randn(1, 7, DIM, dtype=torch.float64, generator=generator)
     bank = torch.randn(NUM_CHAPTERS, CHAPTER_TOKENS, DIM, dtype=torch.float64, generator=generator)
-    out_LD = read(x_BLD, x_BLD, MemoryInputs(bank))[0][0]
+    out_LD = read(x_BLD, x_BLD, bank)[0][0]
     same = read_once(config, read, x_BLD, bank)
     wrong = read_once(make_config(**changes), read, x_BLD, bank)
     assert (out_LD - same).abs().max() < 1e-10

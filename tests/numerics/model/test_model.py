@@ -11,9 +11,10 @@ import pytest
 import torch
 
 from moc.model import Transformer, build_model, preset
+from moc.model.memory.build import build_memory
 from moc.model.transformer import parameter_group
 from tests.support.oracle import unfused
-from tests.support.small_models import DENSE, MEMORY, MOC, lively, tokens_of
+from tests.support.small_models import DENSE, MEMORY, MOC, chapters, lively, tokens_of
 
 # sizes
 
@@ -36,13 +37,13 @@ def test_parameter_counts_are_the_published_ones():
 
 
 def test_every_parameter_is_in_the_group_that_its_learning_rate_is_meant_for():
-    model = build_model(replace(MOC, memory=replace(MEMORY, variant="B", layers_per_bank=1)))
+    model = build_model(replace(MOC, memory=chapters(MEMORY, variant="B", layers_per_bank=1)))
     groups = {name: parameter_group(name) for name, _ in model.named_parameters()}
     assert {name for name, group in groups.items() if group == "bank"} == {
-        "banks.0.tokens",
-        "banks.1.tokens",
+        "banks.0.rows",
+        "banks.1.rows",
     }
-    parts = ("memory.", "memory_mlp.", "memory_mlp_norm.")
+    parts = ("memory.", "memory_norm.", "memory_mlp.", "memory_mlp_norm.")
     assert {name for name, group in groups.items() if group == "memory_layers"} == {
         name for name in groups if name.split(".", 2)[-1].startswith(parts)
     }
@@ -56,16 +57,16 @@ def test_a_fresh_memory_changes_nothing():
     dense, moc = build_model(DENSE, 5), build_model(MOC, 5)
     tokens_BL = tokens_of(2, 10)
     assert torch.equal(moc(tokens_BL).logits_BLV, dense(tokens_BL).logits_BLV)
-    normal = build_model(replace(MOC, memory=replace(MEMORY, output_init="normal")), 5)
+    normal = build_model(replace(MOC, memory=chapters(MEMORY, output_init="normal")), 5)
     assert not torch.equal(normal(tokens_BL).logits_BLV, dense(tokens_BL).logits_BLV)
 
 
 def test_a_fresh_memory_in_variant_b_adds_only_the_second_mlp():
-    model = build_model(replace(MOC, memory=replace(MEMORY, variant="B")), 5)
+    model = build_model(replace(MOC, memory=chapters(MEMORY, variant="B")), 5)
     tokens_BL = tokens_of(2, 10)
     fresh_BLV = model(tokens_BL).logits_BLV
-    for block in model.blocks:
-        block.memory = None
+    for layer in MOC.memory_layers():
+        model.blocks[layer].memory.forward = lambda x_BLD, context: (torch.zeros_like(x_BLD), None)
     assert torch.equal(model(tokens_BL).logits_BLV, fresh_BLV)
     assert not torch.equal(build_model(DENSE, 5)(tokens_BL).logits_BLV, fresh_BLV)
 
@@ -75,7 +76,7 @@ def test_arms_of_one_seed_start_from_the_same_backbone():
     dense = build_model(DENSE, 3).state_dict()
     for config in (
         MOC,
-        replace(MOC, memory=replace(MEMORY, variant="B", num_chapters=30, layers="all")),
+        replace(MOC, memory=chapters(MEMORY, variant="B", num_chapters=30, layers="all")),
         replace(DENSE, num_layers=5),
     ):
         torch.manual_seed(torch.randint(1000, ()).item())  # the global generator plays no part
@@ -95,14 +96,14 @@ def test_initial_standard_deviations(residual_init_std, residual):
         dim=128,
         mlp_dim=256,
         residual_init_std=residual_init_std,
-        memory=replace(MEMORY, num_chapters=33, chapter_tokens=16, variant="B"),
+        memory=chapters(MEMORY, num_chapters=33, chapter_tokens=16, variant="B"),
     )
     for name, parameter in build_model(config).named_parameters():
         leaf = name.split(".", 2)[-1]
         if name.endswith("norm.weight"):
             assert (parameter == 1).all(), name
             continue
-        if leaf in ("memory.out.weight", "memory.router.linear.bias"):
+        if leaf in ("memory.read.out.weight", "memory.address.router.linear.bias"):
             assert (parameter == 0).all(), name
             continue
         small = leaf in ("attention.out.weight", "mlp.down.weight", "memory_mlp.down.weight")
@@ -116,7 +117,8 @@ def test_initial_standard_deviations(residual_init_std, residual):
 def test_paper_preset_has_the_published_init():
     paper = preset("paper")
     assert (paper.init_std, paper.residual_init_std) == (0.02, 0.00378)
-    assert paper.memory.bank_init_std == 0.02 and paper.memory.output_init == "zero"
+    assert paper.memory.bank_init_std is None and build_memory(paper).bank_init_std == 0.02
+    assert paper.memory.output_init == "zero"
 
 
 # the backbone

@@ -7,9 +7,15 @@ from dataclasses import replace
 
 import pytest
 
-from moc.model import RouterConfig, build_model, is_causal, preset, routing_scope
-from moc.model.config import validate_model
-from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, with_router
+from moc.model import (
+    RouterConfig,
+    build_model,
+    is_causal,
+    preset,
+    routing_scope,
+    validate_model,
+)
+from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, chapters, with_router
 
 
 @pytest.mark.parametrize(
@@ -31,15 +37,15 @@ from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, with_router
         ({}, {"layers": "every 0"}, "'every 0' does not fit"),
         ({}, {"layers": ""}, "'' is none of"),
         ({}, {"layers_per_bank": 0}, "layers_per_bank must be at least 1"),
-        ({}, {"num_heads": 5}, "model.memory.num_heads 5 does not divide model.dim 32"),
-        ({}, {"num_heads": -2}, "model.memory.num_heads must be at least 1"),
-        ({}, {"num_kv_heads": 3}, "model.memory.num_kv_heads 3 does not divide 4"),
-        ({}, {"dim": 0}, "model.memory.dim must be at least 1"),
+        ({}, {"num_heads": 5}, "model.memory.chapters.num_heads 5 does not divide model.dim 32"),
+        ({}, {"num_heads": -2}, "model.memory.chapters.num_heads must be at least 1"),
+        ({}, {"num_kv_heads": 3}, "model.memory.chapters.num_kv_heads 3 does not divide 4"),
+        ({}, {"dim": 0}, "model.memory.chapters.dim must be at least 1"),
         ({}, {"variant": "C"}, "model.memory.variant 'C' is none of A, B"),
-        ({}, {"mixing": "sum"}, "model.memory.mixing 'sum' is none of joint"),
+        ({}, {"mixing": "sum"}, "model.memory.chapters.mixing 'sum' is none of joint"),
         ({}, {"output_init": "one"}, "model.memory.output_init 'one'"),
-        ({}, {"router": RouterConfig(scope="batch")}, "model.memory.router.scope 'batch'"),
-        ({}, {"router": RouterConfig(input="output")}, "memory.router.input 'output'"),
+        ({}, {"router": RouterConfig(scope="batch")}, "model.memory.chapters.router.scope 'batch'"),
+        ({}, {"router": RouterConfig(input="output")}, "memory.chapters.router.input 'output'"),
         (
             {},
             {"router": RouterConfig(segment_tokens=0)},
@@ -57,7 +63,7 @@ from tests.support.small_models import CAUSAL, DENSE, MEMORY, MOC, with_router
     ],
 )
 def test_impossible_configs_are_refused_in_one_line(changes, memory, words):
-    config = replace(MOC, **changes, memory=replace(MEMORY, **memory))
+    config = replace(MOC, **changes, memory=chapters(MEMORY, **memory))
     with pytest.raises(ValueError) as caught:  # noqa: PT011 the words are checked below
         build_model(config)
     message = str(caught.value)
@@ -78,7 +84,7 @@ def test_impossible_configs_are_refused_in_one_line(changes, memory, words):
     ],
 )
 def test_memory_layers_can_be_named(spec, num_layers, expected):
-    config = replace(MOC, num_layers=num_layers, memory=replace(MEMORY, layers=spec))
+    config = replace(MOC, num_layers=num_layers, memory=chapters(MEMORY, layers=spec))
     validate_model(config)
     assert config.memory_layers() == expected
     reads = [block.memory is not None for block in build_model(config).blocks]
@@ -93,7 +99,7 @@ def test_the_label_follows_the_routing():
         assert is_causal(config)
     assert routing_scope(with_router("sequence")) == "sequence"
     assert not is_causal(with_router("sequence"))
-    every_chapter = replace(with_router("sequence").memory, num_routed=None)
+    every_chapter = with_router("sequence", num_routed=None).memory
     for config in (DENSE, replace(DENSE, memory=every_chapter)):
         assert routing_scope(config) == "none" and is_causal(config)
     assert [is_causal(preset(name)) for name in ("paper", "small", "tiny")] == [False, True, True]

@@ -6,25 +6,28 @@ is read instead of who is, a loss that pulls the wrong way.
 
 import math
 from dataclasses import replace
+from typing import get_args
 
 import pytest
 import torch
-from moc.model.memory.router import Router, balance_loss, pick_counts, pool_groups, z_loss
 
-from moc.model import MemoryConfig, RouterConfig
-from tests.support.small_models import CAUSAL, ROUTERS, W, lively, tokens_of, with_router
+from moc.model import RouterConfig, preset
+from moc.model.config import Preset
+from moc.model.memory.bank import count_use
+from moc.model.memory.chapters.router import Router, balance_loss, pool_groups, z_loss
+from tests.support.small_models import CAUSAL, ROUTERS, W, chapters, lively, tokens_of, with_router
 
 DIM = 6
 
 
 def make_router(scope, *, num_chapters=9, num_routed=3, num_shared=1, **changes):
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=num_chapters,
         num_routed=num_routed,
         num_shared=num_shared,
         router=replace(ROUTERS[scope], **changes),
     )
-    router = Router(memory, DIM)
+    router = Router(memory.chapters, DIM)
     with torch.no_grad():
         router.linear.weight.normal_(generator=torch.Generator().manual_seed(0))
         router.linear.bias.normal_(generator=torch.Generator().manual_seed(1))
@@ -45,8 +48,10 @@ def states(batch, length):
 def test_a_sequence_falls_into_groups(scope, length, num_groups, group_tokens):
     routing = make_router(scope)(states(2, length), None)
     assert routing.group_tokens == group_tokens
-    for tensor, last in zip(routing[:4], (9, 9, 4, 4), strict=True):
-        assert tensor.shape == (2, num_groups, last)
+    for tensor in (routing.index_BGN, routing.weight_BGN):
+        assert tensor.shape == (2, num_groups, 4)
+    for tensor in (routing.logits_BGC, routing.probs_BGC):
+        assert tensor.shape == (2, num_groups, 9)
 
 
 @pytest.mark.parametrize("scope", ROUTERS)
@@ -135,7 +140,7 @@ def test_taking_turns_spreads_the_load(batch, num_groups, num_routed, num_routab
     with torch.no_grad():
         router.linear.bias[1:3] = 50.0
     routing = router(states(batch, num_groups), None)
-    counts_C = pick_counts(routing.index_BGN, num_routable + 1, 1)
+    counts_C = count_use(routing.index_BGN, num_routable + 1, 1)
     assert counts_C[0] == 0
     mean = batch * num_groups * num_routed / num_routable
     assert counts_C.max() <= 1.5 * mean and counts_C[1:].min() >= 0.5 * mean
@@ -150,7 +155,7 @@ def test_a_whole_round_of_turns_is_perfectly_even(scope):
     router = make_router(scope)
     router.takes_turns = True
     routing = router(states(batch, length), None)
-    assert pick_counts(routing.index_BGN, 9, 1).tolist() == [0, *[3] * 8]
+    assert count_use(routing.index_BGN, 9, 1).tolist() == [0, *[3] * 8]
 
 
 def test_turns_keep_the_weights_of_the_router():
@@ -193,7 +198,7 @@ def test_z_loss_by_hand():
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_losses_and_load_of_a_batch_follow_their_definition(scope):
     model, num_chapters = lively(with_router(scope)), 9
-    for routing in model(tokens_of(6, 14)).routing:
+    for routing in model(tokens_of(6, 14)).addresses:
         logits, probs, index = (
             tensor.flatten(0, 1).tolist()
             for tensor in (routing.logits_BGC, routing.probs_BGC, routing.index_BGN)
@@ -206,7 +211,7 @@ def test_losses_and_load_of_a_batch_follow_their_definition(scope):
             balance += picked * sum(row[c] for row in probs) / num_groups
         for row in logits:
             squares += math.log(sum(map(math.exp, row))) ** 2
-        picks_C = pick_counts(routing.index_BGN, num_chapters, 1)
+        picks_C = count_use(routing.index_BGN, num_chapters, 1)
         flat = routing.probs_BGC.flatten(0, 1), routing.logits_BGC.flatten(0, 1)
         found = balance_loss(flat[0], picks_C).item(), z_loss(flat[1]).item()
         assert found == pytest.approx((num_chapters * balance, squares / num_groups), rel=1e-5)
@@ -214,14 +219,44 @@ def test_losses_and_load_of_a_batch_follow_their_definition(scope):
         assert (picks_C / num_groups).sum().item() == pytest.approx(3)
 
 
+@pytest.mark.parametrize("balance_over", ["routed", "all"])
+@pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
+def test_whose_probability_the_balance_loss_takes(scope, balance_over):
+    """``all``: of the softmax over shared chapters too, as published: to raise a shared logit then
+    shrinks the loss. ``routed``: renormalised over those that can be picked."""
+    router = make_router(scope, num_shared=2, balance_over=balance_over).double()
+    routing = router(states(4, 13).double(), None)
+    picks_C = count_use(routing.index_BGN, 9, 2).double()
+    loss = balance_loss(routing.probs_BGC.flatten(0, 1), picks_C)
+    loss.backward()
+    logits, index = (x.flatten(0, 1).tolist() for x in (routing.logits_BGC, routing.index_BGN))
+    expected = 0.0
+    for c in range(2, 9):
+        mean = 0.0
+        for row in logits:
+            among = row if balance_over == "all" else row[2:]
+            mean += math.exp(row[c]) / sum(map(math.exp, among)) / len(logits)
+        expected += 9 * mean * sum(c in row[2:] for row in index) / len(index)
+    assert loss.item() == pytest.approx(expected, rel=1e-12)
+    of_shared = router.linear.bias.grad[:2]
+    assert (of_shared < 0).all() if balance_over == "all" else not of_shared.any()
+
+
+def test_only_the_published_preset_balances_over_shared_chapters_too():
+    found = {name: preset(name).memory.chapters.router for name in get_args(Preset)}
+    assert {name for name, router in found.items() if router.balance_over == "all"} == {"paper"}
+
+
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
 def test_shared_mass_is_measured_on_request(scope):
     model = lively(with_router(scope, mixing="per_chapter"))
     tokens_BL = tokens_of(2, 14)
-    assert all(routing.shared_mass is None for routing in model(tokens_BL).routing)
-    out = model(tokens_BL, measure_mass=True)
+    assert all(routing.health == {} for routing in model(tokens_BL).addresses)
+    out = model(tokens_BL, measure=True)
     # the shared chapter weighs 1 against routed_scale times weights that sum to 1
-    assert [routing.shared_mass.item() for routing in out.routing] == [pytest.approx(1 / 3.5)] * 2
+    assert [routing.health["shared_mass"].item() for routing in out.addresses] == [
+        pytest.approx(1 / 3.5)
+    ] * 2
 
 
 def test_a_window_far_into_a_text_is_pooled_as_exactly_as_the_first():

@@ -9,13 +9,14 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
-from moc.model.memory import chapters
+from moc.model import ModelConfig, RouterConfig, build_model
 from moc.model.memory.bank import most_distinct
-from moc.model.memory.chapters import MemoryInputs, MemoryRead
+from moc.model.memory.chapters import read as chapter_read
 from moc.ops.cpu import bank as cpu_bank
 from moc.ops.cpu import grouped
+from tests.support.memory_layer import MemoryLayer
 from tests.support.oracle import naive_attention
+from tests.support.small_models import chapters
 
 torch.set_num_threads(1)
 BATCH, LENGTH, CHAPTERS = 2, 7, 9
@@ -35,7 +36,7 @@ def make_read(scope, *, dtype=torch.float64, seed=0, **memory):
         num_heads=4,
         num_kv_heads=2,
         mlp_dim=8,
-        memory=MemoryConfig(
+        memory=chapters(
             **{
                 "num_chapters": CHAPTERS,
                 "num_routed": 2,
@@ -49,30 +50,34 @@ def make_read(scope, *, dtype=torch.float64, seed=0, **memory):
         ),
     )
     generator = torch.Generator().manual_seed(seed)
-    read = MemoryRead(config)
+    read = MemoryLayer(config)
     for parameter in read.parameters():
         parameter.data = torch.randn(parameter.shape, generator=generator, dtype=torch.float64)
         parameter.data = (parameter.data * 0.5).to(dtype)
     x = torch.randn(BATCH, LENGTH, 16, generator=generator, dtype=torch.float64)
-    bank = torch.randn(config.memory.num_chapters, 3, 12, generator=generator, dtype=torch.float64)
+    bank = torch.randn(
+        config.memory.chapters.num_chapters, 3, 12, generator=generator, dtype=torch.float64
+    )
     return read, x.to(dtype), bank.to(dtype)
 
 
-def definition(read, x_BLD, bank_CTM):
+def definition(layer, x_BLD, bank_CTM):
     """Steps 2 to 6 of the design: every chapter of the bank projected, a loop over positions."""
-    routing = read.router(x_BLD, None)
-    m_CTM = bank_CTM / (bank_CTM.square().mean(-1, keepdim=True) + 1e-5).sqrt()
+    routing = layer.memory.address.router(x_BLD, None)
+    read, m_CTM = layer.memory.read, bank_CTM
+    if read.num_shared:
+        m_CTM = bank_CTM / (bank_CTM.square().mean(-1, keepdim=True) + 1e-5).sqrt()
     maps = read.kv.weight.split([read.num_kv_heads * read.head_dim] * 2)
     shape = (read.num_kv_heads, read.head_dim)
     k_CTJE, v_CTJE = ((m_CTM @ w.T).unflatten(-1, shape) for w in maps)
-    q_BLHE = read.q(read.norm(x_BLD)).unflatten(-1, (read.num_heads, read.head_dim))
+    q_BLHE = read.q(layer.memory_norm(x_BLD)).unflatten(-1, (read.num_heads, read.head_dim))
     out_BLHE = naive_attention(
         q_BLHE,
         k_CTJE,
         v_CTJE,
         routing.index_BGN,
         routing.weight_BGN.to(q_BLHE.dtype),
-        mixing=read.mixing,
+        mixing=read.sizes.mixing,
         group_tokens=routing.group_tokens,
     )
     return read.out(out_BLHE.flatten(2))
@@ -91,15 +96,16 @@ def gradients(read, x, bank, run):
 
 def with_slot(read, x, bank):
     """The gradient of the bank goes to a slot; given to the bank by hand."""
-    num_read = read.num_shared + read.router.num_routed
-    groups = {"sequence": 1, "segment": 3, "token": LENGTH}[read.router.config.scope]
-    most = most_distinct(len(bank), (BATCH, groups, num_read), read.num_shared)
+    router = read.memory.address.router
+    num_read = router.num_shared + router.num_routed
+    groups = {"sequence": 1, "segment": 3, "token": LENGTH}[router.config.scope]
+    most = most_distinct(len(bank), (BATCH, groups, num_read), router.num_shared)
     slot = torch.zeros((), dtype=bank.dtype).expand(most, *bank.shape[1:]).requires_grad_()
-    out, routing = read(x, x, MemoryInputs(bank, slot_UTM=slot))
+    out, routing = read(x, x, bank, slot_UX=slot)
 
     def give(_):
         bank.grad = torch.zeros_like(bank)
-        bank.grad[routing.chapter_U] = slot.grad[: len(routing.chapter_U)]
+        bank.grad[routing.row_U] = slot.grad[: len(routing.row_U)]
 
     # once all is done: the slot's gradient is that of the chapters taken
     slot.register_post_accumulate_grad_hook(give)
@@ -107,12 +113,12 @@ def with_slot(read, x, bank):
 
 
 def without_slot(read, x, bank):
-    return read(x, x, MemoryInputs(bank))[0]
+    return read(x, x, bank)[0]
 
 
 @pytest.fixture(params=["projected", "absorbed"])
 def absorbed(request, monkeypatch):
-    monkeypatch.setattr(chapters, "absorbs", lambda **_: request.param == "absorbed")
+    monkeypatch.setattr(chapter_read, "absorbs", lambda **_: request.param == "absorbed")
 
 
 @pytest.fixture(params=["chapters move", "queries move"])
@@ -146,11 +152,9 @@ def test_extreme_choices(case, mixing, run):
     }[case]
     read, x, bank = make_read("token", mixing=mixing, **changes)
     if case == "one for every group":
-        read.router.linear.bias.data[4] = 100.0
-    if case == "no shared chapter":  # nothing is normalised then
-        read.normalise = True
+        read.memory.address.router.linear.bias.data[4] = 100.0
     _, grads = check(read, x, bank, run)
-    index_BGN = read.router(x, None).index_BGN
+    index_BGN = read.memory.address.router(x, None).index_BGN
     if case == "one for every group":
         assert (index_BGN == 4).any(-1).all()
     unread = sorted(set(range(len(bank))) - set(index_BGN.flatten().tolist()))
@@ -192,7 +196,7 @@ def test_a_frozen_bank_lets_everything_else_learn(scope):
 
     def frozen(read, x, bank):
         bank.grad = torch.zeros_like(bank)  # for the comparison
-        return read(x, x, MemoryInputs(bank.detach()))[0]
+        return read(x, x, bank.detach())[0]
 
     _, expected = gradients(read, x, bank, definition)
     _, grads = gradients(read, x, bank, frozen)
@@ -218,7 +222,7 @@ MODEL = ModelConfig(
     num_heads=4,
     num_kv_heads=2,
     mlp_dim=48,
-    memory=MemoryConfig(
+    memory=chapters(
         num_chapters=40, num_routed=2, chapter_tokens=4, layers="0,2", output_init="normal"
     ),
 )
@@ -226,7 +230,7 @@ MODEL = ModelConfig(
 
 def model_in(scope, **changes):
     router = RouterConfig(scope=scope, segment_tokens=16)
-    memory = replace(MODEL.memory, router=router, mixing="per_chapter")
+    memory = chapters(MODEL.memory, router=router, mixing="per_chapter")
     return build_model(replace(MODEL, memory=memory, **changes))
 
 
@@ -250,12 +254,12 @@ def test_slots_hold_what_the_bank_would(scope, checkpointing):
     assert output.nll.item() == pytest.approx((nll * counted.flatten()).sum().item(), rel=1e-6)
     output.nll.backward()
     bank = torch.zeros(40, 4, 32)
-    for slot, routing in zip(slots, output.routing, strict=True):
-        bank.index_add_(0, routing.chapter_U, slot.grad[: len(routing.chapter_U)])
+    for slot, routing in zip(slots, output.addresses, strict=True):
+        bank.index_add_(0, routing.row_U, slot.grad[: len(routing.row_U)])
     found = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
-    assert "banks.0.tokens" not in found
+    assert "banks.0.rows" not in found
     torch.testing.assert_close(
-        {**found, "banks.0.tokens": bank}, expected, rtol=1e-4, atol=2e-5, check_stride=False
+        {**found, "banks.0.rows": bank}, expected, rtol=1e-4, atol=2e-5, check_stride=False
     )
 
 
@@ -266,7 +270,8 @@ def test_the_compiler_finds_no_break_in_the_forward_pass(scope, mixing):
     model = model_in(scope)
     for block in model.blocks:
         if block.memory is not None:
-            block.memory.mixing = mixing
+            read = block.memory.read
+            read.sizes = read.sizes._replace(mixing=mixing)
     tokens = torch.randint(64, (2, 71), generator=torch.Generator().manual_seed(1))
     inputs, targets = tokens[:, :-1], tokens[:, 1:]
     counted = torch.ones_like(targets, dtype=torch.bool)
@@ -277,10 +282,10 @@ def test_the_compiler_finds_no_break_in_the_forward_pass(scope, mixing):
         output = call(inputs, targets_BL=targets, counted_BL=counted, slots=slots)
         output.nll.backward()
         bank = torch.zeros(40, 4, 32)
-        for slot, routing in zip(slots, output.routing, strict=True):
+        for slot, routing in zip(slots, output.addresses, strict=True):
             index = routing.index_BGN.unique()
-            rows = torch.isin(routing.chapter_U, index)
-            bank.index_add_(0, routing.chapter_U[rows], slot.grad[: len(rows)][rows])
+            rows = torch.isin(routing.row_U, index)
+            bank.index_add_(0, routing.row_U[rows], slot.grad[: len(rows)][rows])
         grads = {n: p.grad.clone() for n, p in model.named_parameters() if p.grad is not None}
         return output.nll.detach(), {**grads, "bank": bank}
 

@@ -6,8 +6,8 @@ What would break for a user: chapters projected many times, or a reader given an
 import pytest
 import torch
 
-from moc.model.memory.bank import distinct_chapters
-from moc.ops import take_chapters
+from moc.model.memory.bank import distinct_rows
+from moc.ops import take_rows
 
 NUM_CHAPTERS = [40, 13, 9]  # the groups below read 1 + 2 * 2 * 3 chapters at most
 BOUNDS = {40: 13, 13: 13, 9: 9}  # fewer than the bank has, as many, no more than it has
@@ -38,7 +38,7 @@ def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, with_slot, ex
     generator = torch.Generator().manual_seed(num_chapters)
     bank_CTM = torch.randn(num_chapters, 2, 3, generator=generator)
     index_BGN = make_index(num_chapters, repeats)
-    chapter_U, row_BGN = distinct_chapters(num_chapters, index_BGN, 1)
+    chapter_U, row_BGN = distinct_rows(bank_CTM, index_BGN, 1)
     read = index_BGN.unique()
     if exact:
         assert torch.equal(chapter_U, read)
@@ -46,7 +46,7 @@ def test_taken_rows_are_the_chosen_chapters(num_chapters, repeats, with_slot, ex
         assert len(chapter_U) == BOUNDS[num_chapters]
         assert chapter_U.unique().numel() == len(chapter_U)
     slot_UTM = torch.zeros(BOUNDS[num_chapters], 2, 3, requires_grad=True) if with_slot else None
-    chapters_UTM = take_chapters(bank_CTM, chapter_U, slot_UTM)
+    chapters_UTM = take_rows(bank_CTM, chapter_U, slot_UTM)
     assert chapters_UTM.shape == (len(chapter_U), 2, 3)
     for place in torch.cartesian_prod(*map(torch.arange, index_BGN.shape)).tolist():
         chapter, row = index_BGN[tuple(place)], row_BGN[tuple(place)]
@@ -62,16 +62,15 @@ def test_gradients_reach_the_bank_or_its_slot_once_per_reader(num_chapters, repe
     expected_CTM = torch.zeros(num_chapters, 1, 2, dtype=torch.float64)
     for chapter in index_BGN.flatten().tolist():
         expected_CTM[chapter] += 1
-    chapter_U, row_BGN = distinct_chapters(num_chapters, index_BGN, 1)
-
     bank_CTM = torch.randn(num_chapters, 1, 2, dtype=torch.float64, requires_grad=True)
-    take_chapters(bank_CTM, chapter_U)[row_BGN].sum().backward()
+    chapter_U, row_BGN = distinct_rows(bank_CTM, index_BGN, 1)
+    take_rows(bank_CTM, chapter_U)[row_BGN].sum().backward()
     assert torch.equal(bank_CTM.grad, expected_CTM)
 
     bank_CTM.grad = None
     num_rows = BOUNDS[num_chapters]
     slot_UTM = torch.zeros(num_rows, 1, 2, dtype=torch.float64, requires_grad=True)
-    take_chapters(bank_CTM, chapter_U, slot_UTM)[row_BGN].sum().backward()
+    take_rows(bank_CTM, chapter_U, slot_UTM)[row_BGN].sum().backward()
     assert bank_CTM.grad is None and slot_UTM.grad.shape == slot_UTM.shape
     # rows beyond the chapters mean nothing
     assert torch.equal(slot_UTM.grad[: len(chapter_U)], expected_CTM[chapter_U])

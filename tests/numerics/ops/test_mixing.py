@@ -30,7 +30,7 @@ NEW = {  # and how: a, b, c by hand, and the ways that can
     "values alone": (
         Mixing(value_factor=WEIGHT),
         (lambda w: 1, lambda w: 0, lambda w: w),
-        {"grouped", "fused"},
+        {"grouped", "gathered", "fused"},
     ),
     "two functions": (
         Mixing(score_factor=WEIGHT, score_bias=LOG, value_factor=SQUARE),

@@ -148,7 +148,7 @@ def test_tokens_of_a_bank_and_kept_copies_with_such_weights(mixing, monkeypatch)
     monkeypatch.setattr(bank, "moves_queries", lambda *_: True)
     row_BGN = make_rows("random", LENGTH)
     tensors, upstream = make_inputs(1, row_BGN)
-    q, m, _, weight = [*tensors[:3], with_shared(tensors[3])]
+    q, m, _, weight = tensors
 
     def from_bank(q, m, _, row_BGN, weight, **how):
         chapter_U, scale = torch.arange(NUM_DISTINCT), HEAD_DIM**-0.5
@@ -166,7 +166,7 @@ def test_tokens_of_a_bank_and_kept_copies_with_such_weights(mixing, monkeypatch)
         return naive_attention(q, m, m, *arguments, **how)
 
     ways = (
-        run(way, (q, m, m, weight), row_BGN, upstream, mixing, 1)
+        run(way, (q, m, m, with_shared(weight)), row_BGN, upstream, mixing, 1)
         for way in (from_bank, from_copies, by_hand)
     )
     found, kept, expected = ((out, {n: x for n, x in g.items() if x.any()}) for out, g in ways)
@@ -359,5 +359,7 @@ def test_groups_must_cover_the_sequence():
 def test_unknown_mixing_is_named():
     row = make_rows("random", 1)
     (q, k, v, weight), _ = make_inputs(2, row)
-    with pytest.raises(ValueError, match="'sum' is none of joint, per_chapter, log_bias"):
+    with pytest.raises(
+        ValueError, match="'sum' is none of joint, joint_normed, per_chapter, log_bias"
+    ):
         routed_attention(q, k, v, row, weight, mixing="sum", group_tokens=7)

@@ -34,16 +34,16 @@ def one_step(folder: Path, scope: str) -> StudyConfig:
     """One step of four sequences."""
     return tiny_study(
         folder,
-        f"model.memory.router.scope={scope}",
-        "model.memory.router.segment_tokens=7",
+        f"model.memory.chapters.router.scope={scope}",
+        "model.memory.chapters.router.segment_tokens=7",
         "phases.facts.tokens=128",
         "phases.facts.tokens_per_step=128",
         "phases.facts.schedule.kind=constant",
         "phases.facts.schedule.warmup_steps=0",
         "phases.facts.optimizer.clip_norm=0",
-        "model.memory.router.balance_coefficient=0",
+        "model.memory.chapters.router.balance_coefficient=0",
         "model.memory.output_init=normal",
-        f"model.memory.router.z_loss_coefficient={Z}",
+        f"model.memory.chapters.router.z_loss_coefficient={Z}",
         *(f"phases.facts.optimizer.{g}.lr={LR}" for g in ("backbone", "memory_layers", "bank")),
     )
 
@@ -72,7 +72,7 @@ def direct(model: Transformer, tokens: Tensor, mask: Tensor) -> tuple[float, dic
         for position in range(LENGTH):
             if counted[position]:
                 nll = nll - log_probs[position, row[position + 1]]
-        for layer in output.routing:
+        for layer in output.addresses:
             for logits_C in layer.logits_BGC[0]:
                 squares = squares + logits_C.logsumexp(-1) ** 2
                 num_groups += 1

@@ -60,7 +60,11 @@ def test_each_layer_overrides_the_one_below(write):
     path = write("extends: parent.yaml\nmodel: {mlp_dim: 64, init_std: 0.8}\n")
     model = load_study(path, ["model.init_std=0.9"]).model
     assert model.activation_checkpointing is False  # default
-    assert (model.num_layers, model.vocab_size, model.memory.num_chapters) == (8, 8192, 513)
+    assert (model.num_layers, model.vocab_size, model.memory.chapters.num_chapters) == (
+        8,
+        8192,
+        513,
+    )
     assert model.num_heads == 12  # parent
     assert model.mlp_dim == 64  # yaml
     assert model.init_std == 0.9  # command line
@@ -116,9 +120,9 @@ def test_an_arm_may_start_from_a_preset_of_its_own(write):
 
 def test_an_arm_may_bring_memory_back(write):
     text = STUDY.replace("preset: tiny", "preset: tiny, memory: null")
-    study = load_study(write(text), ["arms.moc.model.memory.num_routed=4"])
+    study = load_study(write(text), ["arms.moc.model.memory.chapters.num_routed=4"])
     assert study.model.memory is None and study.arms["dense"].model.memory is None
-    assert study.arms["moc"].model.memory.num_routed == 4
+    assert study.arms["moc"].model.memory.chapters.num_routed == 4
 
 
 # saving
@@ -139,7 +143,7 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         "seeds=[3,-1]",
         "phases.ift.optimizer.beta2=0.98",
         "model.memory.layers='1,3'",
-        "model.memory.num_routed=null",
+        "model.memory.chapters.num_routed=null",
         "trainer.devices=2",
         "tracking.uri=http://localhost:1",
         "arms.moc.model.preset=small",
@@ -147,7 +151,7 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         "evals.route_on=both",
         "evals.leakage_windows=0",
         "phases.ift.revive_every_steps=50",  # of the dense arm too, which has nothing to revive
-        "model.memory.router={segment_tokens: 16, window_tokens: 48, bias_rate: 0.001}",
+        "model.memory.chapters.router={segment_tokens: 16, window_tokens: 48, bias_rate: 0.001}",
     ]
     study = load_study(write(), overrides)
     save_study(study, tmp_path / "saved.yaml")
@@ -164,8 +168,14 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
     [
         ("phasess.ift.tokens=3", "command line: unknown key 'phasess'; did you mean 'phases'?"),
         ("phases.ift.tokns=3", "unknown key 'phases.ift.tokns'; did you mean 'tokens'?"),
-        ("model.memory.router.inputs=a", "memory.router.inputs'; did you mean 'input'?"),
-        ("model.memory.mixing=joit", "model.memory.mixing cannot be 'joit'; did you mean 'joint'?"),
+        (
+            "model.memory.chapters.router.inputs=a",
+            "memory.chapters.router.inputs'; did you mean 'input'?",
+        ),
+        (
+            "model.memory.chapters.mixing=joit",
+            "model.memory.chapters.mixing cannot be 'joit'; did you mean 'joint'?",
+        ),
         ("phases.ift.loss_on=asistant", "cannot be 'asistant'; did you mean 'assistant'?"),
         ("model.preset=papr", "command line: model.preset cannot be 'papr'; did you mean 'paper'?"),
         ("arms.moc.model.preset=smal", "arms.moc.model.preset cannot be 'smal'; did you mean 'sm"),
@@ -190,15 +200,27 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ("phases.ift.mixture.skills=0", "mixture.skills must be positive, not 0"),
         ("model.dim=-4", "model.dim must be at least 1, not -4"),
         ("arms.moc.model.num_heads=3", "arms.moc: model.num_heads 3 does not divide"),
-        ("model.memory.router.scope=segmnt", "cannot be 'segmnt'; did you mean 'segment'?"),
-        ("model.memory.router.segment_tokens=0", "segment_tokens must be at least 1, not 0"),
-        ("model.memory.router.window_tokens=0", "window_tokens must be at least 1, or null; it is"),
         (
-            "model.memory.router={scope: token, window_tokens: 8}",
+            "model.memory.chapters.router.scope=segmnt",
+            "cannot be 'segmnt'; did you mean 'segment'?",
+        ),
+        (
+            "model.memory.chapters.router.segment_tokens=0",
+            "segment_tokens must be at least 1, not 0",
+        ),
+        (
+            "model.memory.chapters.router.window_tokens=0",
+            "window_tokens must be at least 1, or null; it is",
+        ),
+        (
+            "model.memory.chapters.router={scope: token, window_tokens: 8}",
             "what scope segment looks back on; set it to null for scope token",
         ),
-        ("model.memory.router.bias_rate=-1", "bias_rate must not be negative, but is -1"),
-        ("arms.moc.model.memory.router.z_loss_coefficient=-1", "arms.moc: model.memory.router.z_l"),
+        ("model.memory.chapters.router.bias_rate=-1", "bias_rate must not be negative, but is -1"),
+        (
+            "arms.moc.model.memory.chapters.router.z_loss_coefficient=-1",
+            "arms.moc: model.memory.chapters.router.z_l",
+        ),
         ("evals.route_on=contxt", "evals.route_on cannot be 'contxt'; did you mean 'context'?"),
         ("evals.leakage_windows=-1", "evals.leakage_windows must be at least 0, not -1"),
         ("phases.ift.revive_every_steps=-1", "ift.revive_every_steps must be at least 0, not -1"),
@@ -241,6 +263,31 @@ def test_an_unusable_override_says_what_was_meant(write, override, words):
 def test_an_unusable_file_is_named(write, text, words):
     message = refusal(write(text))
     assert words in message and "study.yaml: " in message
+
+
+def test_the_old_form_of_a_memory_is_answered_with_the_new_one(write):
+    """Studies of before there were kinds of memory; what is said can be typed."""
+    old = STUDY.replace("preset: tiny", "preset: tiny, memory: {num_chapters: 9}")
+    message = refusal(write(old))
+    assert "study.yaml: model.memory.num_chapters is now model.memory.chapters.num_chapters" in (
+        message
+    )
+    assert "{kind: chapters, chapters: {num_chapters: ...}}" in message
+    new = "memory: {kind: chapters, chapters: {num_chapters: 9}}"
+    study = load_study(write(STUDY.replace("preset: tiny", f"preset: tiny, {new}")))
+    assert study.model.memory.chapters.num_chapters == 9
+    for where in ("", "arms.moc."):
+        message = refusal(write(), f"{where}model.memory.router.scope=token")
+        assert message.startswith(
+            f"command line: {where}model.memory.router is now {where}model.memory.chapters.router: "
+        )
+    study = load_study(write(), ["model.memory.chapters.router.scope=token"])
+    assert study.arms["moc"].model.memory.chapters.router.scope == "token"
+
+
+def test_an_unknown_kind_of_memory_is_told_which_there_are(write):
+    message = refusal(write(), "model.memory.kind=chaptrs")
+    assert "model.memory.kind 'chaptrs' is none of chapters, product_keys" in message
 
 
 def test_questions_of_other_halves_would_train_what_is_asked(write):

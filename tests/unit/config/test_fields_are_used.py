@@ -9,7 +9,8 @@ from types import UnionType
 import yaml
 
 from moc.config.schema import StudyConfig
-from moc.model.config import ModelConfig, Preset, preset
+from moc.model import preset
+from moc.model.config import ModelConfig, Preset
 
 ROOT = Path(__file__).parents[3]
 STUDIES = {path: path.read_text() for path in (ROOT / "experiments").rglob("*.yaml")}

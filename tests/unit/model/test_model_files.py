@@ -10,7 +10,6 @@ import pytest
 import torch
 
 from moc.model import (
-    MemoryConfig,
     ModelConfig,
     RouterConfig,
     build_model,
@@ -19,6 +18,7 @@ from moc.model import (
     save_model,
     write_safetensors,
 )
+from tests.support.small_models import chapters
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(
@@ -29,7 +29,7 @@ CONFIG = ModelConfig(
     num_kv_heads=1,
     mlp_dim=24,
     init_std=0.4,
-    memory=MemoryConfig(
+    memory=chapters(
         num_chapters=5, num_routed=2, chapter_tokens=3, layers="all", output_init="normal"
     ),
 )
@@ -43,7 +43,7 @@ def model():
 # files
 
 
-BALANCED = replace(CONFIG.memory, router=RouterConfig(scope="token", bias_rate=0.01))
+BALANCED = chapters(CONFIG.memory, router=RouterConfig(scope="token", bias_rate=0.01))
 
 
 @pytest.mark.parametrize(
@@ -182,12 +182,13 @@ else:
 
 import torch
 from moc.model import build_model, generate, load_model, preset, save_model
-from moc.model.config import MemoryConfig, ModelConfig
+from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
 
+chapters = ChaptersConfig(num_chapters=5, num_routed=2)
 config = ModelConfig(vocab_size=9, num_layers=1, dim=8, num_heads=2, num_kv_heads=1, mlp_dim=8,
-                     memory=MemoryConfig(num_chapters=5, num_routed=2, layers="all"))
+                     memory=MemoryConfig(layers="all", chapters=chapters))
 model = build_model(config)
-model(torch.tensor([[1, 2]]), measure_mass=True).logits_BLV.sum().backward()
+model(torch.tensor([[1, 2]]), measure=True).logits_BLV.sum().backward()
 with tempfile.TemporaryDirectory() as folder:
     save_model(model.state_dict(), model.config, Path(folder))
     loaded = load_model(folder)

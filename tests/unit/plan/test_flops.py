@@ -4,26 +4,27 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, preset
+from moc.model import ModelConfig, RouterConfig, build_model, preset
+from moc.model.memory.build import build_memory
+from moc.model.memory.chapters import costs
 from moc.model.transformer import parameter_group
 from moc.plan.activations import activation_bytes
 from moc.plan.flops import (
-    executed_read,
     hardware_train_flops_per_token,
     paper_forward_flops,
     parameter_counts,
 )
 from moc.plan.iso_flop import solve_shape
-from tests.support.small_models import take_turns
+from tests.support.small_models import chapters, take_turns
 
 PAPER = preset("paper")
 SMALL = ModelConfig(vocab_size=97, num_layers=3, dim=48, num_heads=4, num_kv_heads=2, mlp_dim=72)
-MEMORY = MemoryConfig(num_chapters=9, num_shared=1, num_routed=3, chapter_tokens=4, layers="1,2")
+MEMORY = chapters(num_chapters=9, num_shared=1, num_routed=3, chapter_tokens=4, layers="1,2")
 DENSE = replace(SMALL, memory=None)
 
 
 def with_memory(**changes) -> ModelConfig:
-    return replace(SMALL, memory=replace(MEMORY, **changes))
+    return replace(SMALL, memory=chapters(MEMORY, **changes))
 
 
 SHAPES = {
@@ -95,7 +96,7 @@ def test_paper_accounting_by_hand():
     backbone = self_attention + 80 + 16 + mlp + 80 + 320 + 150  # norm, residual; norm, head, loss
     assert paper_forward_flops(dense, 2, batch=2) == backbone
 
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=5,
         num_shared=1,
         num_routed=2,
@@ -112,13 +113,13 @@ def test_paper_accounting_by_hand():
     routed = backbone + read + router + tokens + losses
     assert paper_forward_flops(replace(dense, memory=memory), 2, batch=2) == routed
     assert (
-        paper_forward_flops(replace(dense, memory=replace(memory, variant="B")), 2, batch=2)
+        paper_forward_flops(replace(dense, memory=chapters(memory, variant="B")), 2, batch=2)
         == routed + mlp
     )
     everything = 256 + 960 + 320 + 140 + 80 + 16  # five chapters, no router, no weights
-    unrouted = replace(memory, num_routed=None)
+    unrouted = chapters(memory, num_routed=None)
     assert paper_forward_flops(replace(dense, memory=unrouted), 2, batch=2) == backbone + everything
-    no_shared = replace(memory, num_shared=0, num_routed=3)  # three read, nothing to normalise
+    no_shared = chapters(memory, num_shared=0, num_routed=3)  # three read, nothing to normalise
     extra = 10 + 10  # a second bit in ceil(log2 K); a third pick in the load statistics
     assert paper_forward_flops(replace(dense, memory=no_shared), 2, batch=2) == routed - 168 + extra
 
@@ -131,7 +132,7 @@ def test_paper_accounting_of_routing_groups_by_hand():
     )
 
     def layer(**router):
-        memory = MemoryConfig(
+        memory = chapters(
             num_chapters=8,
             num_shared=1,
             num_routed=2,
@@ -198,7 +199,7 @@ def test_hardware_accounting_follows_the_routing_scope(scope, read, mixing, micr
     check_hardware_accounting(config, micro_batch)
     check_hardware_accounting(replace(config, activation_checkpointing=True), micro_batch)
     if micro_batch == 3:
-        executed = executed_read(config, config.memory, 24, micro_batch)
+        executed = executed_read(config, 24, micro_batch)
         assert executed.grouped == grouped
         assert executed.absorbed == (scope in ABSORBED.get(read, ()))
 
@@ -211,7 +212,7 @@ def test_natural_routing_executes_no_more_than_is_planned(scope, read):
     config = with_memory(**SCOPES[scope][0], **READS[read])
     planned = hardware_train_flops_per_token(config, 24, 3)
     reading = planned - hardware_train_flops_per_token(replace(config, memory=None), 24, 3)
-    sizes = executed_read(config, config.memory, 24, 3)
+    sizes = executed_read(config, 24, 3)
     if sizes.grouped:  # readers of like numbers share a product: a seventh may be padding
         planned += 0.15 * reading
     if sizes.absorbed:  # maps are absorbed to save a quarter: few chapters may be projected again
@@ -224,12 +225,17 @@ def test_a_gpu_projects_chapters_that_are_too_wide_for_its_kernels():
     scope = {"router": RouterConfig(scope="token"), "chapter_tokens": 16, "num_chapters": 301}
     for memory_dim, too_wide in ((256, False), (264, True)):
         config = with_memory(dim=memory_dim, num_routed=1, **scope)
-        read = executed_read(config, config.memory, 24, 3)
+        read = executed_read(config, 24, 3)
         assert read.absorbed and read.head_width == memory_dim
-        on_gpu = executed_read(config, config.memory, 24, 3, gpu=True)
+        on_gpu = executed_read(config, 24, 3, gpu=True)
         assert (on_gpu.absorbed, on_gpu.head_width) == ((False, 12) if too_wide else (True, 256))
         cpu, gpu = (hardware_train_flops_per_token(config, 24, 3, gpu=on) for on in (False, True))
         assert (gpu > cpu) == too_wide
+
+
+def executed_read(config, context_length, batch, **options):
+    kind = build_memory(config)
+    return costs.executed_read(kind, kind.sizes, context_length, batch, **options)
 
 
 def check_hardware_accounting(config, micro_batch):
@@ -322,7 +328,7 @@ def sweep():
             {"num_routed": None, "num_chapters": 33},
             {"variant": "B", "layers": "all"},
         ):
-            yield replace(base, memory=replace(base.memory, **changes)), context_length
+            yield replace(base, memory=chapters(base.memory, **changes)), context_length
 
 
 @pytest.mark.parametrize("accounting", ["paper", "hardware"])

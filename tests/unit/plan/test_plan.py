@@ -1,4 +1,5 @@
 import json
+import re
 import socket
 from pathlib import Path
 
@@ -86,7 +87,8 @@ def test_paper_batches_are_the_published_ones():
 def test_json_has_exactly_the_documented_keys(study_file):
     plan = json.loads(plan_study(load_study(study_file)).to_json())
     assert set(plan) == {"study", "arms"}
-    for arm in plan["arms"].values():
+    for name, arm in plan["arms"].items():
+        assert arm.pop("kind") == ("chapters" if name == "moc" else None)
         assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
         assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {
@@ -183,16 +185,13 @@ def test_table_says_what_the_solver_chose(study_file):
     ],
 )
 def test_plan_says_whether_an_arm_is_causal(study_file, overrides, label, scope, causal):
-    settings = [f"arms.moc.model.memory.{override}" for override in overrides]
+    settings = [f"arms.moc.model.memory.chapters.{override}" for override in overrides]
     plan = plan_study(load_study(study_file, settings))
     lines = render_plan(plan).splitlines()
     assert max(map(len, lines)) <= 100
-    moc, *dense = (line.split(maxsplit=3) for line in lines[3:6])
-    assert moc[0] == "moc" and moc[3] == label
-    assert [(row[0], row[3]) for row in dense] == [
-        ("iso_flop", "no memory"),
-        ("backbone", "no memory"),
-    ]
+    moc, *dense = (re.split(r"  +", line.strip()) for line in lines[3:6])
+    assert moc[0] == "moc" and moc[3:] == ["chapters", "65 x 16 x 128", label]
+    assert [(row[0], *row[3:]) for row in dense] == [("iso_flop", "none"), ("backbone", "none")]
     arms = json.loads(plan.to_json())["arms"]
     assert (arms["moc"]["scope"], arms["moc"]["causal"]) == (scope, causal)
     assert (arms["backbone"]["scope"], arms["backbone"]["causal"]) == ("none", True)
@@ -200,7 +199,7 @@ def test_plan_says_whether_an_arm_is_causal(study_file, overrides, label, scope,
 
 def test_a_baseline_is_matched_to_its_targets_routing_scope(study_file):
     """Routing every token costs FLOPs, which an iso-FLOP baseline of that arm must get too."""
-    token = load_study(study_file, ["arms.moc.model.memory.router.scope=token"])
+    token = load_study(study_file, ["arms.moc.model.memory.chapters.router.scope=token"])
     by_segment = plan_study(load_study(study_file)).arms["iso_flop"]
     by_token = plan_study(token).arms["iso_flop"]
     assert by_token.paper_train_flops > by_segment.paper_train_flops * 1.01

@@ -15,9 +15,9 @@ from xml.etree import ElementTree
 import pytest
 
 from moc.report import build_report, result_tables
-from moc.report.figures.chapters import chapters as heat_maps
-from moc.report.figures.chapters import load_ratio
 from moc.report.figures.losses import losses, moving_mean
+from moc.report.figures.use import load_ratio
+from moc.report.figures.use import memory_use as heat_maps
 from moc.report.numbers.results import load_results
 from moc.report.tables.cost import cost
 from moc.report.tables.forgetting import forgetting
@@ -26,8 +26,8 @@ from moc.store.journal import Journal
 from tests.support.fake_runs import fake_study, write_json, write_run, write_study
 from tests.support.helpers_report import row_of
 
-FIGURES = ["bits_per_byte", "chapters_moc", "churn", "controls", "leakage", "learned_forgotten"]
-FIGURES += ["losses", "predictions", "r_matrix", "scores", "trajectories"]
+FIGURES = ["bits_per_byte", "churn", "controls", "leakage", "learned_forgotten", "losses"]
+FIGURES += ["memory_use_moc", "predictions", "r_matrix", "scores", "trajectories"]
 
 
 @pytest.fixture(scope="module")
@@ -245,18 +245,18 @@ def test_many_chapters_and_a_collapsed_router_can_be_drawn(tmp_path: Path) -> No
     study = fake_study(tmp_path, num_steps=(40, 40))
     memory = study.arms["moc"].model.memory
     assert memory is not None
-    memory.num_chapters, memory.num_routed = 4097, 64
+    memory.chapters.num_chapters, memory.chapters.num_routed = 4097, 64
     folder = write_study(study)
-    chapters = Journal(folder / "arms/moc/seed-0/chapters.jsonl")
+    chapters = Journal(folder / "arms/moc/seed-0/memory_use.jsonl")
     for layer in (1, 3):
         chapters.append(
             {"phase": "ift", "step": 999, "tokens": 9, "layer": layer, "load": [0] * 4097}
-            | {"window_tokens": 1, "num_shared": 1, "shared_mass": None, "dead_share": 1.0}
+            | {"window_tokens": 1, "num_always": 1, "shared_mass": None, "dead_share": 1.0}
             | {"load_max_over_mean": math.nan, "entropy": 0.0, "kl_to_uniform": 0.0}
         )
     results = load_results(folder)
     (drawn,) = heat_maps(results)
-    assert drawn.name == "chapters_moc"
+    assert drawn.name == "memory_use_moc"
 
 
 def test_smoothing_keeps_ends_and_straight_lines() -> None:

@@ -16,10 +16,10 @@ import scipy.stats
 from moc.report import build_report, result_tables
 from moc.report.numbers.results import load_results
 from moc.report.sections import all_tables
-from moc.report.tables.chapters import chapters, overlap
 from moc.report.tables.leakage import advantage, leakage, leakage_choice
 from moc.report.tables.losses import earlier_loss
 from moc.report.tables.scores import scores
+from moc.report.tables.use import memory_use, overlap
 from tests.support.helpers_report import change_evals, row_of, study_of
 
 ARMS = ("moc", "moc_segment", "moc_token", "iso_flop", "backbone")
@@ -242,18 +242,18 @@ def test_runs_from_before_these_records_still_make_a_report(tmp_path: Path) -> N
     folder = study_of(tmp_path, 1, "moc", "iso_flop")
 
     def forget(record: dict[str, Any]) -> None:
-        del record["leakage"], record["routing"]
+        del record["leakage"], record["memory"]
 
     change_evals(folder, forget)
-    for path in folder.glob("arms/*/seed-0/chapters.jsonl"):
+    for path in folder.glob("arms/*/seed-0/memory_use.jsonl"):
         path.write_text(re.sub(r'"coverage(_tokens)?":[^,]+,', "", path.read_text()))
     page = build_report(folder).read_text()
     assert "<h2>Leakage" not in page and "Loss in bits per token against" not in page
     results = load_results(folder)
-    assert row_of(chapters(results), "moc†", "0", "ift", "1")["coverage, %"] == "—"
+    assert row_of(memory_use(results), "moc†", "0", "ift", "1")["coverage, %"] == "—"
     row = row_of(overlap(results), "moc†", "0", "pretrain → ift", "1")
     assert row["training: mass"] != "—"
-    assert (row["same text: mass"], row["router drift"]) == ("—", "—")
+    assert (row["same text: mass"], row["address drift"]) == ("—", "—")
 
 
 def test_what_is_not_measured_yet_is_a_dash(tmp_path: Path) -> None:

@@ -16,7 +16,7 @@ def test_an_arm_has_what_study_and_plan_say(tmp_path: Path) -> None:
     moc, iso_flop = load_results(folder).study.arms.values()
     assert (moc.causal, moc.routing, moc.bank_optimizer) == (False, "sequence", "dense")
     assert moc.shape is not None and moc.shape.memory is not None
-    assert (moc.shape.memory.num_chapters, moc.shape.memory.num_routed) == (65, 8)
+    assert (moc.shape.memory.num_rows, moc.shape.memory.read) == (65, "8 routed + 1 shared")
     assert moc.cost.parameters.bank == 133_120 and moc.cost.steps == {"pretrain": 40, "ift": 40}
     assert iso_flop.iso_flop is not None
     assert (iso_flop.iso_flop.target, iso_flop.iso_flop.relative_error) == ("moc", -0.0012)

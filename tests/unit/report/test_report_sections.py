@@ -74,7 +74,7 @@ def test_every_line_makes_something_and_no_two_have_one_name(results: Results) -
     names = [(isinstance(block.product, Figure), block.product.name) for block in blocks]
     assert len(set(names)) == len(names)
     drawn = {name for is_figure, name in names if is_figure}
-    assert {"chapters_moc", "chapters_moc_segment", "probe_relearn_more"} <= drawn
+    assert {"memory_use_moc", "memory_use_moc_segment", "probe_relearn_more"} <= drawn
 
 
 def test_the_page_shows_what_was_made_in_the_order_of_the_list(results: Results) -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from moc.errors import CheckpointError
-from moc.model.config import MemoryConfig, ModelConfig
+from moc.model.config import ModelConfig
 from moc.model.transformer import Transformer, build_model
 from moc.train.checkpoints import (
     latest_checkpoint,
@@ -17,6 +17,7 @@ from moc.train.checkpoints import (
     restore_optimizer,
     save_training_state,
 )
+from tests.support.small_models import chapters
 
 MODEL = ModelConfig(
     vocab_size=16,
@@ -25,14 +26,14 @@ MODEL = ModelConfig(
     num_heads=1,
     num_kv_heads=1,
     mlp_dim=8,
-    memory=MemoryConfig(num_chapters=3, num_routed=1, chapter_tokens=2, layers="all"),
+    memory=chapters(num_chapters=3, num_routed=1, chapter_tokens=2, layers="all"),
 )
 
 
 def trained(*, freeze_bank: bool = False) -> tuple[Transformer, torch.optim.AdamW]:
     """A model after one AdamW step on made-up gradients."""
     model = build_model(MODEL)
-    model.banks[0].tokens.requires_grad_(not freeze_bank)
+    model.banks[0].rows.requires_grad_(not freeze_bank)
     parameters = [p for p in model.parameters() if p.requires_grad]
     optimizer = torch.optim.AdamW(parameters, lr=0.1)
     for index, parameter in enumerate(parameters):
@@ -113,7 +114,7 @@ def test_moments_come_back_by_name(tmp_path: Path, frozen_then: bool, frozen_now
     path = tmp_path / "a-00000001"
     save_training_state(path, model, optimizer, callbacks={}, phase="a", step=1, config_hash="")
     state = load_training_state(path)
-    model.banks[0].tokens.requires_grad_(not frozen_now)
+    model.banks[0].rows.requires_grad_(not frozen_now)
     named = {n: p for n, p in model.named_parameters() if p.requires_grad}
     # another order and other settings than those of the saved optimizer
     reverse = list(named.values())[::-1]
@@ -133,4 +134,4 @@ def test_moments_come_back_by_name(tmp_path: Path, frozen_then: bool, frozen_now
             for key, value in optimizer.state[parameter].items():
                 assert torch.equal(found[key], value), f"{name}: {key}"
         else:
-            assert name == "banks.0.tokens" and not found["exp_avg"].any() and found["step"] == 0
+            assert name == "banks.0.rows" and not found["exp_avg"].any() and found["step"] == 0

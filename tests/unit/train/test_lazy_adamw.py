@@ -84,7 +84,7 @@ def test_other_groups_are_trained_as_by_adamw():
 
 def test_more_chapters_than_are_updated_at_a_time(monkeypatch):
     whole, _ = train_lazily()
-    monkeypatch.setattr("moc.train.lazy_adamw._ROWS", 2)
+    monkeypatch.setattr("moc.train.lazy_adamw._VALUES", 2 * SHAPE[0] * SHAPE[1])
     pieces, _ = train_lazily()
     assert torch.equal(whole, pieces)
 
@@ -95,8 +95,8 @@ def test_row_gradients_are_summed_over_the_chapters_of_any():
         return RowGradient(index, index.float().add(1)[:, None, None].expand(-1, *SHAPE).clone())
 
     summed = merge([rows(0, 3), rows(3, 4), rows(0, 3)])
-    assert summed.chapter_U.tolist() == [0, 3, 4]
-    assert summed.grad_UTM[:, 0, 0].tolist() == [2.0, 12.0, 5.0]
+    assert summed.row_U.tolist() == [0, 3, 4]
+    assert summed.grad_UX[:, 0, 0].tolist() == [2.0, 12.0, 5.0]
     assert summed.dense(CHAPTERS)[:, 0, 0].tolist() == [2.0, 0.0, 0.0, 12.0, 5.0, 0.0]
     same = merge([rows(1, 2), rows(1, 2)])
-    assert same.chapter_U.tolist() == [1, 2] and same.grad_UTM[:, 0, 0].tolist() == [4.0, 6.0]
+    assert same.row_U.tolist() == [1, 2] and same.grad_UX[:, 0, 0].tolist() == [4.0, 6.0]

@@ -16,7 +16,7 @@ from tests.support.helpers_training import Recorder, copy_weights, tiny_study, t
 OVERRIDES = [
     "phases.facts.tokens=1024",
     "model.memory.output_init=normal",
-    "model.memory.router.bias_rate=0.01",
+    "model.memory.chapters.router.bias_rate=0.01",
     *(
         f"phases.facts.optimizer.{group}.weight_decay=0.5"
         for group in ("backbone", "memory_layers", "bank")
@@ -27,8 +27,8 @@ OVERRIDES = [
 @pytest.mark.parametrize(
     ("arm", "override"),
     [
-        ("moc", "model.memory.router.scope=segment"),
-        ("moc", "model.memory.num_routed=null"),
+        ("moc", "model.memory.chapters.router.scope=segment"),
+        ("moc", "model.memory.chapters.num_routed=null"),
         ("backbone", "seeds=[0]"),
     ],
 )

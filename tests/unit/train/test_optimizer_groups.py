@@ -10,10 +10,11 @@ import torch
 from moc.config.load import load_study
 from moc.config.schema import GroupConfig, OptimizerConfig
 from moc.errors import ConfigError
-from moc.model.config import MemoryConfig, ModelConfig
+from moc.model.config import ModelConfig
 from moc.model.transformer import Transformer, build_model, parameter_group
 from moc.train.optim import build_optimizer, freeze_groups, set_learning_rates
 from tests.support.helpers_training import tiny_study, train_phase
+from tests.support.small_models import chapters
 
 MODEL = ModelConfig(
     vocab_size=64,
@@ -22,7 +23,7 @@ MODEL = ModelConfig(
     num_heads=2,
     num_kv_heads=1,
     mlp_dim=32,
-    memory=MemoryConfig(
+    memory=chapters(
         num_chapters=5, num_routed=2, chapter_tokens=3, layers="1", variant="B", layers_per_bank=1
     ),
 )
@@ -35,12 +36,12 @@ BACKBONE_BLOCK = [
     "mlp.down.weight",
 ]
 MEMORY_BLOCK = [
-    "memory.norm.weight",
-    "memory.q.weight",
-    "memory.kv.weight",
-    "memory.out.weight",
-    "memory.router.linear.weight",
-    "memory.router.linear.bias",
+    "memory_norm.weight",
+    "memory.read.q.weight",
+    "memory.read.kv.weight",
+    "memory.read.out.weight",
+    "memory.address.router.linear.weight",
+    "memory.address.router.linear.bias",
     "memory_mlp_norm.weight",
     "memory_mlp.gate_up.weight",
     "memory_mlp.down.weight",
@@ -52,7 +53,7 @@ EXPECTED = {
         *(f"blocks.{layer}.{name}" for layer in (0, 1) for name in BACKBONE_BLOCK),
     ],
     "memory_layers": [f"blocks.1.{name}" for name in MEMORY_BLOCK],
-    "bank": ["banks.0.tokens"],
+    "bank": ["banks.0.rows"],
 }
 
 
@@ -98,7 +99,7 @@ def test_each_group_has_its_own_rate_and_decay_and_norms_and_biases_none() -> No
             assert found[name]["lr"] == lr, name
             assert found[name]["weight_decay"] == (0.0 if plain else decay), name
     set_learning_rates(optimizer, 0.5)
-    assert found["banks.0.tokens"]["lr"] == 2e-3 and found["norm.weight"]["lr"] == 5e-4
+    assert found["banks.0.rows"]["lr"] == 2e-3 and found["norm.weight"]["lr"] == 5e-4
 
 
 @pytest.mark.parametrize("frozen", ["backbone", "memory_layers", "bank"])
@@ -115,7 +116,7 @@ def test_a_frozen_group_keeps_every_bit_and_the_others_learn(frozen: str, tmp_pa
 def test_freezing_is_undone_by_the_next_phase() -> None:
     model = build_model(MODEL)
     freeze_groups(model, three_rates(bank=GroupConfig(freeze=True)))
-    assert not model.banks[0].tokens.requires_grad
+    assert not model.banks[0].rows.requires_grad
     freeze_groups(model, three_rates())
     assert all(parameter.requires_grad for parameter in model.parameters())
 

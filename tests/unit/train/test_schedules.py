@@ -8,6 +8,7 @@ import pytest
 
 from moc.config.schema import ScheduleConfig
 from moc.train.schedules import lr_factor
+from tests.support.small_models import chapters
 
 
 def factors(config: ScheduleConfig, num_steps: int) -> list[float]:
@@ -60,11 +61,11 @@ def test_constant_after_its_warm_up() -> None:
 def test_a_schedule_carried_over_continues_over_both_phases() -> None:
     """Steps 3 and 4 of a phase that follows one of 6 are steps 9 and 10 of 12."""
     from moc.config.schema import PhaseConfig
-    from moc.model.config import MemoryConfig, ModelConfig
+    from moc.model.config import ModelConfig
     from moc.model.transformer import Transformer
     from moc.train.module import StudyModule
 
-    model = Transformer(ModelConfig(num_layers=1, memory=MemoryConfig(layers="all")))
+    model = Transformer(ModelConfig(num_layers=1, memory=chapters(layers="all")))
     phase = PhaseConfig(
         tokens=6 * 128, tokens_per_step=128, schedule=ScheduleConfig(kind="linear", final_ratio=0)
     )

@@ -11,8 +11,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model, generate
+from moc.model import ModelConfig, RouterConfig, build_model, generate
 from moc.model.decode.generate import stream
+from tests.support.small_models import chapters
 
 torch.set_num_threads(1)
 CONFIG = ModelConfig(
@@ -23,7 +24,7 @@ CONFIG = ModelConfig(
     num_kv_heads=1,
     mlp_dim=24,
     init_std=0.4,
-    memory=MemoryConfig(
+    memory=chapters(
         num_chapters=5, num_routed=2, chapter_tokens=3, layers="all", output_init="normal"
     ),
 )
@@ -40,7 +41,7 @@ RUNNING = {"policy": "running", "window_tokens": 3}
 def build(scope):
     memory = None
     if scope in ROUTERS:
-        memory = replace(CONFIG.memory, router=ROUTERS[scope], bank_init_std=1.0)
+        memory = chapters(CONFIG.memory, router=ROUTERS[scope], bank_init_std=1.0)
     return build_model(replace(CONFIG, residual_init_std=0.4, memory=memory)).eval()
 
 

@@ -12,10 +12,11 @@ from moc.cli import main
 from moc.config.load import save_study
 from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows
-from moc.model import MemoryConfig, RouterConfig, build_model, load_model
+from moc.model import RouterConfig, build_model, load_model
 from moc.train.checkpoints import save_boundary
 from moc.verbs.leakage import render_leakage
 from tests.support.helpers_training import tiny_study
+from tests.support.small_models import chapters
 
 MODELS = {"sequence": "sequence", "segment": "segment", "dense": None}  # arm -> scope
 
@@ -33,7 +34,7 @@ def study(tmp_path_factory):
         memory = None
         if scope is not None:
             router = RouterConfig(scope=scope, segment_tokens=16)
-            memory = MemoryConfig(
+            memory = chapters(
                 num_chapters=9, num_routed=2, chapter_tokens=4, layers="all",
                 output_init="normal", bank_init_std=1.0, router=router,
             )  # fmt: skip

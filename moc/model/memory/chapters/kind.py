@@ -7,45 +7,16 @@ from __future__ import annotations
 
 from typing import get_args
 
-import torch
-from torch import Tensor, nn
-
 from moc.model.config import Mixing, ModelConfig, Normalise, RouterConfig, RouterInput, Scope
 from moc.model.decode.cache import DecodePolicy
 from moc.model.decode.positions import Positions
 from moc.model.memory.chapters import costs
 from moc.model.memory.chapters.read import ChapterRead
-from moc.model.memory.chapters.router import (
-    RandomRouter,
-    Router,
-    group_tokens,
-    read_everything,
-)
+from moc.model.memory.chapters.router import ChapterAddress, RandomRouter, Router, group_tokens
 from moc.model.memory.chapters.sizes import Sizes
 from moc.model.memory.chapters.state import ChaptersState
 from moc.model.memory.checks import check_choice, check_heads
-from moc.model.memory.seam import Address, Context, Kind, Memory, Products
-
-
-class ChapterAddress(nn.Module):
-    """The chapters that a router picks for every group of positions; without one, all."""
-
-    def __init__(self, router: Router | RandomRouter | None) -> None:
-        super().__init__()
-        self.router = router
-
-    def forward(self, x_BLD: Tensor, context: Context) -> Address:
-        num_chapters, state = len(context.bank.rows_RX), context.state
-        looks_at_BLD = context.stream_BLD
-        if isinstance(self.router, RandomRouter):
-            looks_at_BLD = context.tokens_BL[..., None].to(torch.float32)
-        if state is not None:
-            assert isinstance(state, ChaptersState)
-            return state.choose(self.router, looks_at_BLD, num_chapters)
-        if self.router is None:
-            batch, length, _ = x_BLD.shape
-            return read_everything(num_chapters, batch, length, x_BLD)
-        return self.router(looks_at_BLD, context.pool_BL)
+from moc.model.memory.seam import Kind, Memory, Products
 
 
 class Chapters(Kind):

@@ -79,7 +79,7 @@ class ChapterRead(nn.Module):
         bank_CTM, slot_UTM = context.bank
         chapter_U, row_BGN = distinct_rows(bank_CTM, address.index_BGN, self.num_shared)
         address = address._replace(row_U=chapter_U)
-        weight_BGN, how = address.weight_BGN.to(q_BLHE.dtype), self._how(address.group_tokens)
+        weight_BGN, how = address.weight_BGN, self._how(address.group_tokens)
         k_UTJE = None
         if self._absorbs(q_BLHE, bank_CTM, chapter_U, row_BGN):
             # q.(mW) = (qW').m: queries and outputs go through the maps, and not the chapters
@@ -131,7 +131,7 @@ class ChapterRead(nn.Module):
     def _measured(
         self, address: Address, q_BLHE: Tensor, k_UTJE: Tensor, row_BGN: Tensor
     ) -> Address:
-        weight_BGN, how = address.weight_BGN.to(q_BLHE.dtype), self._how(address.group_tokens)
+        weight_BGN, how = address.weight_BGN, self._how(address.group_tokens)
         found = read_figures(q_BLHE, k_UTJE, row_BGN, weight_BGN, self.num_shared, **how)
         health = {"shared_mass": found.shared_mass, "effective_read": found.effective_tokens}
         return address._replace(health=health)

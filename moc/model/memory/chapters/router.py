@@ -6,13 +6,42 @@ B batch, L length, D model dim, C chapters, S shared, K routed, N = S + K read, 
 from __future__ import annotations
 
 import math
+from typing import Protocol, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from moc.model.config import ChaptersConfig, RouterConfig
-from moc.model.memory.seam import Address, Kind
+from moc.model.memory.seam import Address, Context, Kind
+
+
+class Chooses(Protocol):
+    """What a layer keeps while it decodes, as far as it chooses chapters."""
+
+    def choose(
+        self, router: Router | RandomRouter | None, x_BLD: Tensor, num_chapters: int
+    ) -> Address: ...
+
+
+class ChapterAddress(nn.Module):
+    """The chapters that a router picks for every group of positions; without one, all."""
+
+    def __init__(self, router: Router | RandomRouter | None) -> None:
+        super().__init__()
+        self.router = router
+
+    def forward(self, x_BLD: Tensor, context: Context) -> Address:
+        num_chapters, state = len(context.bank.rows_RX), context.state
+        looks_at_BLD = context.stream_BLD
+        if isinstance(self.router, RandomRouter):
+            looks_at_BLD = context.tokens_BL[..., None].to(torch.float32)
+        if state is not None:
+            return cast(Chooses, state).choose(self.router, looks_at_BLD, num_chapters)
+        if self.router is None:
+            batch, length, _ = x_BLD.shape
+            return read_everything(num_chapters, batch, length, x_BLD)
+        return self.router(looks_at_BLD, context.pool_BL)
 
 
 class Router(nn.Module):

@@ -116,7 +116,7 @@ class ChaptersState:
         assert choices is not None
         if choices.chosen_rows != []:
             self.chapters.fetch(choices.index_BPN, bank_CTM, project)
-        weight_BPN = choices.weight_BPN.to(q_BLHE.dtype)
+        weight_BPN = choices.weight_BPN
         if self._keeps_copies(choices):
             copies = self._copies(choices.chosen_rows)
             out_BHE = kept_attention(

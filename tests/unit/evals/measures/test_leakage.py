@@ -11,8 +11,9 @@ import torch
 from evals.measures.leakage import _donors, choice_leakage, leakage_record, measure_leakage
 from evals.scoring.harness import evaluate_model
 from evals.statistics.intervals import clustered_mean, paired_difference
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, build_model
+from moc.model import ModelConfig, RouterConfig, build_model
 from tests.support.fake_language import ByteTokenizer, routed_model
+from tests.support.small_models import chapters
 
 SURE = 40.0  # a logit that leaves nothing to the others
 
@@ -25,7 +26,7 @@ def hand_set_model(next_VV, router_CV, bias_C, chapter_CV, scope="sequence"):
     """
     num_chapters, vocab_size = router_CV.shape
     ballast, dim = 1e5, vocab_size + 1 + (vocab_size + 1) % 2
-    memory = MemoryConfig(
+    memory = chapters(
         num_chapters=num_chapters, num_shared=0, num_routed=1, chapter_tokens=1, layers="all",
         variant="B", router=RouterConfig(scope=scope, segment_tokens=4),
     )  # fmt: skip
@@ -47,11 +48,11 @@ def hand_set_model(next_VV, router_CV, bias_C, chapter_CV, scope="sequence"):
         for gate_or_up in block.mlp.gate_up.weight.chunk(2):
             gate_or_up[:, V] = torch.eye(vocab_size)
         block.mlp.down.weight[V] = next_VV.T * (1 + math.exp(-1))  # silu(1) = 1 / (1 + 1/e)
-        block.memory.kv.weight.chunk(2)[1].copy_(torch.eye(dim))  # values; keys stay zero
-        block.memory.out.weight.copy_(torch.eye(dim))
-        model.banks[0].tokens[:, 0, V] = chapter_CV
-        block.memory.router.linear.weight[:, V] = router_CV
-        block.memory.router.linear.bias.copy_(bias_C)
+        block.memory.read.kv.weight.chunk(2)[1].copy_(torch.eye(dim))  # values; keys stay zero
+        block.memory.read.out.weight.copy_(torch.eye(dim))
+        model.banks[0].rows[:, 0, V] = chapter_CV
+        block.memory.address.router.linear.weight[:, V] = router_CV
+        block.memory.address.router.linear.bias.copy_(bias_C)
     return model.eval()
 
 
@@ -231,7 +232,7 @@ def test_constant_routing_gains_nothing():
     kept = {name: tensor.clone() for name, tensor in model.state_dict().items()}
     with torch.no_grad():
         for block in model.blocks:
-            block.memory.router.linear.weight.zero_()
+            block.memory.address.router.linear.weight.zero_()
     found = measure_leakage(model, *text_windows(8, 24), batch_size=8)
     model.load_state_dict(kept)
     for key in ("leakage", "future", "mismatch"):

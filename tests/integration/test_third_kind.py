@@ -21,6 +21,8 @@ import moc.model.memory.build
 import moc.study
 from evals.measures.controls import knocked_out
 from moc.cli import main
+from moc.config.load import load_study
+from moc.data.tokenizer import build_tokenizer
 from moc.model import Transformer, load_model
 from moc.model.memory import arithmetic
 from moc.model.memory.bank import distinct_rows
@@ -158,7 +160,8 @@ def test_it_is_planned(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_it_trains_and_its_use_is_counted(study: Path) -> None:
     journal = read(study / "arms/toy/seed-0/metrics.jsonl")
-    losses = [r["metrics"]["facts/train/loss"] for r in journal if r["phase"] == "facts"]
+    key = "facts/train/loss"
+    losses = [r["metrics"][key] for r in journal if key in r["metrics"]]
     assert len(losses) == 8 and losses[-1] < losses[0] - 0.1
     lines = read(study / "arms/toy/seed-0/memory_use.jsonl")
     assert len(lines) == 2 * (8 + 6)
@@ -196,10 +199,19 @@ def test_it_decodes_as_it_was_trained(model: Transformer) -> None:
     torch.testing.assert_close(found[fed_BL], expected[fed_BL], rtol=0, atol=1e-5)
 
 
-def test_it_continues_a_prompt(study: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    run = str(study / "arms/toy/seed-0")
-    assert main(["generate", run, "--prompt", "Where was", "--max-new-tokens", "4"]) == 0
-    assert capsys.readouterr().out.startswith("Where was")
+def test_it_continues_a_prompt(
+    file: Path, study: Path, model: Transformer, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """With the token that a whole pass finds most likely, four times."""
+    boundary = str(study / "arms/toy/seed-0/boundaries/1-facts")
+    assert main(["generate", boundary, "--prompt", "Where was", "--max-new-tokens", "4"]) == 0
+    tokenizer = build_tokenizer(load_study(file))
+    ids = tokenizer.encode("Where was")
+    num_given = len(ids)
+    for _ in range(4):
+        with torch.no_grad():
+            ids.append(int(model(torch.tensor([ids])).logits_BLV[0, -1].argmax()))
+    assert capsys.readouterr().out.rstrip("\n") == tokenizer.decode(ids[num_given:]).rstrip("\n")
 
 
 def test_it_passes_the_causality_gate(model: Transformer) -> None:

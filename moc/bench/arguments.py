@@ -11,6 +11,7 @@ from moc.model.config import Scope
 
 Verb = Callable[[argparse.Namespace], tuple[list[str], dict[str, Any]]]
 SCOPES = get_args(Scope)
+KINDS = ("chapters", "product_keys")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -28,17 +29,28 @@ def bench_parser(verbs_run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
 
-    verb = verbs.add_parser("step", help="training steps of moc and its dense baselines")
+    verb = verbs.add_parser("step", help="training steps with memories, and of dense baselines")
+    _takes_kinds(verb)
     _takes_training(verb, routing="router")
     verb.add_argument("--chapters", type=int, help="of the bank (default: the preset's)")
-    verb.add_argument("--scopes", type=_some_of(SCOPES), default=list(SCOPES), metavar="A,B")
+    verb.add_argument("--keys", type=int, help="half-keys: values' root (default: the preset's)")
+    verb.add_argument("--scopes", type=_some_of(SCOPES), metavar="A,B", help="(default: all)")
     verb.add_argument("--optimizer", choices=("lazy", "dense"), default="lazy")
     verb.set_defaults(run=verbs_run["step"])
 
-    verb = verbs.add_parser("growth", help="training steps over the number of chapters")
+    verb = verbs.add_parser("growth", help="training steps over the size of the bank")
+    _takes_kinds(verb)
     _takes_training(verb, routing="uniform")
-    verb.add_argument("--chapters", type=_numbers, default=[129, 1025, 4097, 16385], metavar="A,B")
-    verb.add_argument("--scope", choices=SCOPES, default="sequence")
+    verb.add_argument(
+        "--chapters", type=_numbers, metavar="A,B", help="(default: 129,1025,4097,16385)"
+    )
+    verb.add_argument(
+        "--keys", type=_numbers, metavar="A,B", help="half-keys (default: 64,128,256,512)"
+    )
+    verb.add_argument(
+        "--scope", dest="scopes", type=_some_of(SCOPES), metavar="A",
+        help="(default: sequence; product_keys: token)",
+    )  # fmt: skip
     both = ("lazy", "dense")
     verb.add_argument("--optimizers", type=_some_of(both), default=list(both), metavar="A,B")
     verb.set_defaults(run=verbs_run["growth"])
@@ -54,15 +66,27 @@ def bench_parser(verbs_run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     verb.set_defaults(run=verbs_run["read"])
 
     verb = verbs.add_parser("decode", help="decoding with a cache")
+    _takes_kinds(verb)
     _takes_any(verb)
     verb.add_argument("--preset", choices=("bench", "paper"), default="bench")
-    verb.add_argument("--scopes", type=_some_of(SCOPES), default=["segment"], metavar="A,B")
-    verb.add_argument("--chapters", type=int, default=4097)
+    verb.add_argument(
+        "--scopes", type=_some_of(SCOPES), metavar="A,B",
+        help="(default: segment; product_keys: token)",
+    )  # fmt: skip
+    verb.add_argument("--chapters", type=int, help="(default: 4097)")
+    verb.add_argument("--keys", type=int, help="half-keys (default: 512)")
     verb.add_argument("--batches", type=_numbers, default=[1, 32], metavar="A,B")
     verb.add_argument("--prompt", type=int, default=32)
     verb.add_argument("--new", type=int, default=64, help="tokens decoded")
     verb.set_defaults(run=verbs_run["decode"])
     return parser
+
+
+def _takes_kinds(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--kind", type=_some_of(KINDS), default=["chapters"], metavar="A,B",
+        help=f"of {', '.join(KINDS)} (default: chapters)",
+    )  # fmt: skip
 
 
 def _takes_training(verb: argparse.ArgumentParser, *, routing: str) -> None:
@@ -74,7 +98,7 @@ def _takes_training(verb: argparse.ArgumentParser, *, routing: str) -> None:
         "--routing",
         choices=("router", "uniform"),
         default=routing,
-        help="by fresh routers, or chapters in turn: the most distinct ones (default: %(default)s)",
+        help="chapters, by fresh routers or in turn: the most distinct ones (default: %(default)s)",
     )
     verb.add_argument("--compile", action="store_true", help="torch.compile the model")
     verb.add_argument("--checkpointing", action="store_true", help="recompute blocks")

@@ -12,15 +12,16 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from typing import Literal, NamedTuple
+from dataclasses import asdict, dataclass, fields, replace
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from moc.bench.heap import give_back_freed_memory, peak_resident_bytes
 from moc.config.schema import GroupConfig, OptimizerConfig
-from moc.model import MemoryConfig, ModelConfig, RouterConfig, Transformer, build_model
+from moc.model import ModelConfig, Transformer, build_model
+from moc.model.config import model_config
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.plan.iso_flop import solve_shape
 from moc.train.addresses import routers
@@ -109,21 +110,26 @@ class Decoding:
         return time.perf_counter() - begun
 
 
-def with_memory(config: ModelConfig, **changes: object) -> ModelConfig:
-    """``config`` with other settings of its memory or router, by field name."""
+def with_memory(config: ModelConfig, **changes: Any) -> ModelConfig:
+    """``config`` with other settings of its memory, of chapters and of their router, or of product
+    keys (``num_keys``), by field name."""
     memory = config.memory
     assert memory is not None
-    router_fields = RouterConfig.__dataclass_fields__
-    router = replace(
-        memory.router,
-        **{k: v for k, v in changes.items() if k in router_fields},  # type: ignore[arg-type]
-    )
-    of_memory = {k: v for k, v in changes.items() if k not in router_fields}
+    router = _changed(memory.chapters.router, changes)
+    chapters = _changed(replace(memory.chapters, router=router), changes)
+    product_keys = memory.product_keys
+    if "num_keys" in changes:  # the other names are those of chapters
+        product_keys = replace(product_keys, num_keys=changes.pop("num_keys"))
+    memory = _changed(replace(memory, chapters=chapters, product_keys=product_keys), changes)
+    assert not changes, f"no settings of a memory: {', '.join(changes)}"
     # outputs that start at zero would give the bank no gradient
-    return replace(
-        config,
-        memory=replace(memory, router=router, output_init="normal", **of_memory),  # type: ignore[arg-type]
-    )
+    return replace(config, memory=replace(memory, output_init="normal"))
+
+
+def _changed(settings: Any, changes: dict[str, Any]) -> Any:
+    """With those of ``changes`` that are its own, which are taken out."""
+    own = {field.name for field in fields(settings)} & changes.keys()
+    return replace(settings, **{name: changes.pop(name) for name in own})
 
 
 def iso_flop(config: ModelConfig, work: Workload) -> ModelConfig:
@@ -194,11 +200,8 @@ def synchronise(device: str | torch.device) -> None:
 
 def _measure_peak() -> int:
     request = json.load(sys.stdin)
-    raw = request["config"]
-    if raw["memory"] is not None:
-        router = RouterConfig(**raw["memory"].pop("router"))
-        raw["memory"] = MemoryConfig(**raw["memory"], router=router)
-    step = Training(ModelConfig(**raw), Workload(**request["work"]), request["optimizer"])
+    config = model_config(request["config"])
+    step = Training(config, Workload(**request["work"]), request["optimizer"])
     for _ in range(3):
         step()
     gc.collect()

@@ -10,7 +10,7 @@ from moc.ops.attention import (
     project_tokens,
     routed_attention,
 )
-from moc.ops.bag import weighted_rows
+from moc.ops.bag import needs_distinct_rows, weighted_rows
 from moc.ops.figures import ReadFigures, read_figures
 from moc.ops.kept import kept_attention
 from moc.ops.loss import linear_cross_entropy
@@ -27,6 +27,7 @@ __all__ = [
     "absorbs",
     "kept_attention",
     "linear_cross_entropy",
+    "needs_distinct_rows",
     "product_topk",
     "project_chapters",
     "project_tokens",

@@ -22,7 +22,7 @@ _CHUNK_ROWS = 512  # rows of a gradient that stay in a CPU's caches until they a
 
 def weighted_rows(
     bank_RD: Tensor,
-    row_U: Tensor,
+    row_U: Tensor | None,
     index_XN: Tensor,
     weight_XN: Tensor,
     slot_UD: Tensor | None = None,
@@ -33,14 +33,16 @@ def weighted_rows(
     collective call (see ``take_rows``).
 
     Args:
-        row_U: the rows read, each once, ascending; there may be others among them.
+        row_U: the rows read, each once, ascending; there may be others among them. None, unless
+            ``needs_distinct_rows``: ``index_XN`` is of the bank's rows.
         index_XN: which of ``row_U``.
         slot_UD: takes the gradient in the bank's place, in its first rows; the further ones are
             left undefined. Nothing of the bank's size comes into being.
     """
-    for_bank = slot_UD is None and torch.is_grad_enabled() and bank_RD.requires_grad
     table_RD, receiver_UD, row_XN = bank_RD, slot_UD, index_XN
-    if is_sharded(bank_RD) or for_bank:
+    if row_U is None:
+        assert not needs_distinct_rows(bank_RD, slot_UD)
+    elif is_sharded(bank_RD) or _takes_gradient(bank_RD, slot_UD):
         table_RD = receiver_UD = take_rows(bank_RD, row_U, slot_UD)
     else:  # without a copy of the rows: 29 ms against 92 (see below)
         row_XN = row_U[index_XN]
@@ -50,12 +52,22 @@ def weighted_rows(
         out_XD: Tensor = _Bag.apply(table_RD, row_XN, weight_XN)
     else:
         out_XD = F.embedding_bag(row_XN, table_RD, mode="sum", per_sample_weights=weight_XN)
-    if receiver_UD is not None and receiver_UD.requires_grad:
+    if row_U is not None and receiver_UD is not None and receiver_UD.requires_grad:
         out_XD = _GradientOfRows.apply(out_XD, receiver_UD, index_XN, weight_XN, len(row_U))
     device = out_XD.device.type
     if torch.is_autocast_enabled(device):
         out_XD = out_XD.to(torch.get_autocast_dtype(device))
     return out_XD
+
+
+def needs_distinct_rows(bank_RD: Tensor, slot_UD: Tensor | None) -> bool:
+    """Whether rows are fetched, or have gradients; else finding the distinct ones, which takes time
+    that grows with the bank, is of no use."""
+    return slot_UD is not None or is_sharded(bank_RD) or _takes_gradient(bank_RD, slot_UD)
+
+
+def _takes_gradient(bank_RD: Tensor, slot_UD: Tensor | None) -> bool:
+    return slot_UD is None and torch.is_grad_enabled() and bank_RD.requires_grad
 
 
 # X 2048, N 64, R 65536, D 256, float32, rows drawn evenly, one thread of a CPU, milliseconds: in

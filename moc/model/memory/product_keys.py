@@ -22,7 +22,7 @@ from moc.model.memory.bank import distinct_rows
 from moc.model.memory.checks import check_choice
 from moc.model.memory.query_norm import build_query_norm
 from moc.model.memory.seam import Address, Context, Kind, Products
-from moc.ops import product_topk, weighted_rows
+from moc.ops import needs_distinct_rows, product_topk, weighted_rows
 
 
 class KeyAddress(nn.Module):
@@ -66,8 +66,10 @@ class ValueRead(nn.Module):
 
     def forward(self, x_BLD: Tensor, address: Address, context: Context) -> tuple[Tensor, Address]:
         rows_RD, slot_UD = context.bank
-        row_U, index_BLN = distinct_rows(rows_RD, address.index_BGN, 0)
-        address = address._replace(row_U=row_U)
+        row_U, index_BLN = None, address.index_BGN
+        if needs_distinct_rows(rows_RD, slot_UD):
+            row_U, index_BLN = distinct_rows(rows_RD, index_BLN, 0)
+            address = address._replace(row_U=row_U)
         weight_BLN = address.weight_BGN
         read_XD = weighted_rows(
             rows_RD, row_U, index_BLN.flatten(0, 1), weight_BLN.flatten(0, 1), slot_UD

@@ -44,7 +44,7 @@ class Address(NamedTuple):
     group_tokens: int  # positions per group; the last may have fewer
     logits_BGC: Tensor | None = None  # of a router, for its losses; None without one
     probs_BGC: Tensor | None = None  # those whose mean its balance loss takes
-    row_U: Tensor | None = None  # what was fetched for the batch; None with a state
+    row_U: Tensor | None = None  # what was fetched for the batch; None where nothing was
     health: dict[str, Tensor] = {}  # noqa: RUF012  scalars by name, when asked for
 
 

@@ -12,7 +12,7 @@ import torch
 from torch.distributed.device_mesh import init_device_mesh
 from torch.profiler import ProfilerActivity, profile
 
-from moc.ops import weighted_rows
+from moc.ops import needs_distinct_rows, weighted_rows
 from moc.ops.bag import _CHUNK_ROWS
 from moc.ops.shards import shard_rows
 
@@ -151,6 +151,22 @@ def test_a_frozen_bank_and_frozen_weights():
     out.backward(upstream)
     assert_equal((out.detach(), weight.grad), (expected, grad_weight))
     assert bank.grad is None
+    weight.grad = None
+    assert not needs_distinct_rows(bank, None)
+    out = weighted_rows(bank, None, index, weight)  # by the bank's own rows
+    out.backward(upstream)
+    assert_equal((out.detach(), weight.grad), (expected, grad_weight))
+
+
+def test_rows_that_have_gradients_are_made_distinct():
+    bank, index, weight, _ = make_inputs()
+    slot = torch.zeros(3, bank.shape[1], dtype=bank.dtype, requires_grad=True)
+    assert needs_distinct_rows(bank, slot)
+    bank.requires_grad_()
+    with pytest.raises(AssertionError):
+        weighted_rows(bank, None, index, weight)
+    with torch.no_grad():
+        assert not needs_distinct_rows(bank, None)
 
 
 @pytest.fixture

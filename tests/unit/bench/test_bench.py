@@ -10,6 +10,8 @@ from pathlib import Path
 import pytest
 
 from moc.bench.__main__ import main
+from moc.bench.contenders import with_memory
+from moc.model import preset
 
 SMALL = ["--batch", "1", "--length", "64", "--repetitions", "1", "--device", "cpu"]
 
@@ -21,13 +23,17 @@ def figures(tmp_path: Path, *arguments: str) -> dict:
 
 
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    found = figures(tmp_path, "step", *SMALL, "--chapters", "65", "--scopes", "segment,token")
-    arms = [(row["arm"], row["scope"]) for row in found["rows"]]
+    found = figures(
+        tmp_path, "step", *SMALL, "--kind", "chapters,product_keys", "--scopes", "segment,token",
+        "--chapters", "65", "--keys", "16",
+    )  # fmt: skip
+    arms = [(row["arm"], row["scope"], row["mixing"]) for row in found["rows"]]
     assert arms == [
-        ("moc", "segment"),
-        ("moc", "token"),
-        ("iso_flop", "none"),
-        ("backbone", "none"),
+        ("chapters", "segment", "joint"),
+        ("chapters", "token", "per_chapter"),
+        ("product_keys", "token", None),
+        ("iso_flop", "none", None),
+        ("backbone", "none", None),
     ]
     for row in found["rows"]:
         assert row["tokens_per_sec"] == pytest.approx(64 / row["step_sec"])
@@ -37,12 +43,18 @@ def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["matmul_peak_flops"] > 1e8
     out = capsys.readouterr().out
     assert "tokens/s" in out and max(map(len, out.splitlines())) <= 110
+    assert "65 chapters, 256 values; lazy" in out and "chosen by fresh keys" in out
+
+
+def test_step_in_bfloat16(tmp_path: Path) -> None:
+    found = figures(tmp_path, "step", *SMALL, "--bf16", "--scopes", "token", "--chapters", "33")
+    assert [row["arm"] for row in found["rows"]] == ["chapters", "iso_flop", "backbone"]
 
 
 def test_growth(tmp_path: Path) -> None:
     found = figures(tmp_path, "growth", *SMALL, "--chapters", "33,513")
     rows = found["rows"]
-    assert [(row["chapters"], row["optimizer"]) for row in rows] == [
+    assert [(row["rows"], row["optimizer"]) for row in rows] == [
         (33, "lazy"),
         (33, "dense"),
         (513, "lazy"),
@@ -51,10 +63,24 @@ def test_growth(tmp_path: Path) -> None:
     assert {row["scope"] for row in rows} == {"sequence"} and found["iso_flop_step_sec"] > 0
     # weights and moments of 480 chapters of 64 x 256 float32, and a dense optimizer's gradient:
     # every row is measured in a process of its own
-    peaks = {(row["chapters"], row["optimizer"]): row["peak_bytes"] for row in rows}
+    peaks = {(row["rows"], row["optimizer"]): row["peak_bytes"] for row in rows}
     bank = 480 * 64 * 256 * 4
     assert peaks[513, "lazy"] - peaks[33, "lazy"] < 3.5 * bank
     assert peaks[513, "dense"] - peaks[33, "dense"] > 3.5 * bank
+
+
+def test_growth_of_product_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    rows = figures(
+        tmp_path, "growth", *SMALL, "--kind", "product_keys", "--keys", "8,16", "--optimizers",
+        "lazy",
+    )["rows"]  # fmt: skip
+    assert [(row["arm"], row["scope"], row["rows"]) for row in rows] == [
+        ("product_keys", "token", 64),
+        ("product_keys", "token", 256),
+    ]
+    assert all(row["step_sec"] > 0 and row["peak_bytes"] > 1e8 for row in rows)
+    out = capsys.readouterr().out
+    assert "chosen by fresh keys" in out and "in turn" not in out
 
 
 def test_read_and_decode(tmp_path: Path) -> None:
@@ -66,17 +92,31 @@ def test_read_and_decode(tmp_path: Path) -> None:
         assert row["forward_sec"] > 0 and row["forward_backward_sec"] > 0
         assert row["forward_backward_bound_sec"] == pytest.approx(3.5 * row["forward_bound_sec"])
     rows = figures(
-        tmp_path, "decode", "--chapters", "65", "--batches", "1,2", "--new", "3", "--repetitions",
-        "1",
+        tmp_path, "decode", "--kind", "chapters,product_keys", "--chapters", "65", "--keys", "8",
+        "--batches", "1,2", "--new", "3", "--repetitions", "1",
     )["rows"]  # fmt: skip
-    assert [(row["arm"], row["batch"]) for row in rows] == [
-        ("moc", 1),
-        ("backbone", 1),
-        ("moc", 2),
-        ("backbone", 2),
+    assert [(row["arm"], row["scope"], row["batch"]) for row in rows] == [
+        (arm, scope, batch)
+        for batch in (1, 2)
+        for arm, scope in (("chapters", "segment"), ("product_keys", "token"), ("backbone", "none"))
     ]
     for row in rows:
         assert row["tokens_per_sec"] == pytest.approx(row["batch"] / row["token_sec"])
+
+
+def test_settings_find_their_place() -> None:
+    base = preset("bench")
+    assert base.memory is not None
+    changed = with_memory(
+        base, kind="product_keys", num_chapters=33, scope="token", num_keys=8, gate="one"
+    ).memory
+    assert changed is not None
+    assert (changed.kind, changed.gate, changed.output_init) == ("product_keys", "one", "normal")
+    assert changed.chapters.num_chapters == 33 and changed.chapters.router.scope == "token"
+    assert changed.product_keys.num_keys == 8
+    assert changed.product_keys.num_heads == base.memory.product_keys.num_heads
+    with pytest.raises(AssertionError, match="no settings of a memory: num_chapter"):
+        with_memory(base, num_chapter=33)
 
 
 @pytest.mark.parametrize(
@@ -87,6 +127,14 @@ def test_read_and_decode(tmp_path: Path) -> None:
         (["step", "--json", "missing/figures.json"], "missing/figures.json cannot be written"),
         (["growth", "--chapters", "many"], "'many' is no comma-separated integers"),
         (["growth", "--chapters", "5", *SMALL], "num_routed must be 1 to 4"),
+        (["step", "--kind", "product_kyes"], "'product_kyes' is none of chapters, product_keys"),
+        (["growth", "--kind", "mixture"], "'mixture' is none of chapters, product_keys"),
+        (["decode", "--kind", "experts"], "'experts' is none of chapters, product_keys"),
+        (
+            ["decode", "--kind", "product_keys", "--scopes", "segment"],
+            "product_keys choose by token, not by segment",
+        ),
+        (["step", "--keys", "16"], "--keys is of product_keys, but --kind is chapters"),
     ],
 )
 def test_a_mistake_ends_in_one_line(

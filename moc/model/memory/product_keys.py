@@ -156,8 +156,11 @@ class ProductKeys(Kind):
 
     def activation_bytes(self, context_length: int, batch: int, width: int) -> int:
         settings, dim, tokens = self.settings, self.config.dim, batch * context_length
-        # queries and their input in float32; index, place and weight of every value read
-        address = 4 * (dim + settings.num_heads * self.key_dim) + self.num_picked * (4 * 8 + 2 * 4)
+        # queries, as often as their norm keeps them, and their input in float32; index, place and
+        # weight of every value read
+        copies = {"none": 1, "layer": 2, "batch": 4}[settings.query_norm]
+        queries = copies * settings.num_heads * self.key_dim
+        address = 4 * (dim + queries) + self.num_picked * (4 * 8 + 2 * 4)
         read = width * (5 if self.memory.gate == "learned" else 2) * dim
         return tokens * (address + read)
 

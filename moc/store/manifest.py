@@ -13,7 +13,9 @@ from typing import Any
 from moc.errors import CheckpointError, FormatError
 from moc.store.files import read_json, write_json
 
-FORMAT = 2  # of run directories and boundaries; 1 had no number and other names for its weights
+# of run directories and boundaries; 1 had no number, 2 other settings of memory, other names for its
+# weights and records
+FORMAT = 3
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:

@@ -8,7 +8,6 @@ from __future__ import annotations
 from dataclasses import dataclass, field, is_dataclass
 from typing import Any, Literal, TypeVar, get_args, get_type_hints
 
-T = TypeVar("T")
 Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
 RouterInput = Literal["block_input", "post_attention"]
@@ -140,6 +139,9 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
             f"model.memory.layers {spec!r} does not fit a model of {num_layers} layers"
         )
     return chosen
+
+
+T = TypeVar("T")
 
 
 def model_config(raw: dict[str, Any]) -> ModelConfig:

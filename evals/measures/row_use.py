@@ -17,7 +17,7 @@ from moc.model.memory.bank import count_use
 from moc.model.transformer import Transformer
 
 # of an address: what is learned, and not what is counted; norms start at one and say little
-_LEARNED = re.compile(r"blocks\.(\d+)\.memory\.address\..*(weight|bias|keys)$")
+_LEARNED = re.compile(r"blocks\.(\d+)\.memory\.address\.(?:.*\.)?(weight|bias|half_keys)$")
 
 
 @dataclass(frozen=True)

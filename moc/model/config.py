@@ -148,8 +148,9 @@ def model_config(raw: dict[str, Any]) -> ModelConfig:
     """The config that ``dataclasses.asdict`` made ``raw`` of.
 
     Raises:
-        TypeError: if it was not.
+        TypeError, KeyError: if it was not.
     """
+    _ = raw["memory"]  # without it, any mapping would do
     return _from_plain(ModelConfig, raw)
 
 

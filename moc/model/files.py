@@ -61,7 +61,7 @@ def read_config(folder: Path) -> ModelConfig:
     try:
         raw = json.loads((folder / "model.json").read_text())
         return model_config(raw)
-    except (ValueError, KeyError, TypeError) as error:
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ValueError(f"{folder / 'model.json'}: not a model's config ({error})") from error
 
 

@@ -144,7 +144,13 @@ def test_an_arm_that_reads_every_chapter_has_no_counts(folder: Path) -> None:
 def test_statistics_of_even_use() -> None:
     found = load_statistics(torch.tensor([7, 7, 7, 7]))
     assert found == pytest.approx(
-        {"load_max_over_mean": 1.0, "entropy": 1.0, "dead_share": 0.0, "kl_to_uniform": 0.0}
+        {
+            "load_max_over_mean": 1.0,
+            "entropy": 1.0,
+            "effective_rows": 4.0,
+            "dead_share": 0.0,
+            "kl_to_uniform": 0.0,
+        }
     )
 
 
@@ -152,6 +158,7 @@ def test_statistics_of_a_collapsed_router() -> None:
     found = load_statistics(torch.tensor([0, 12, 0, 0]))
     assert found["load_max_over_mean"] == pytest.approx(4)
     assert found["entropy"] == pytest.approx(0, abs=1e-12)
+    assert found["effective_rows"] == pytest.approx(1)
     assert found["dead_share"] == 0.75
     assert found["kl_to_uniform"] == pytest.approx(math.log(4))
 

@@ -46,7 +46,7 @@ class Written:
 class Chain(nn.Module):
     """Every token is followed by its successor in ``ids``; remembers what it was shown."""
 
-    config = ModelConfig(memory=None)
+    config, kind = ModelConfig(memory=None), None
 
     def __init__(self, ids):
         super().__init__()
@@ -70,7 +70,7 @@ class Chain(nn.Module):
 class Script(nn.Module):
     """Whatever it reads, position ``start + i`` predicts byte i of ``text``."""
 
-    config = ModelConfig(memory=None)
+    config, kind = ModelConfig(memory=None), None
 
     def __init__(self, start, text):
         super().__init__()

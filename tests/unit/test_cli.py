@@ -108,10 +108,10 @@ def test_a_wrong_verb_or_argument_ends_with_code_2(folder, capsys, words, said):
 
 
 def test_the_installed_command_shows_no_traceback(folder):
-    done = moc("plan", "study.yaml", "model.memory.mixing=joit", cwd=folder)
+    done = moc("plan", "study.yaml", "model.memory.chapters.mixing=joit", cwd=folder)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
-        "moc: command line: model.memory.mixing cannot be 'joit'; did you mean 'joint'?\n"
+        "moc: command line: model.memory.chapters.mixing cannot be 'joit'; did you mean 'joint'?\n"
     )
 
 
@@ -122,6 +122,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     assert set(plan) == {"study", "arms"} and plan["study"] == "words"
     assert list(plan["arms"]) == ["moc", "dense"]
     for arm in plan["arms"].values():
+        assert arm.pop("kind") in ("chapters", None)
         assert (type(arm.pop("scope")), type(arm.pop("causal"))) == (str, bool)
         assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {

@@ -18,7 +18,7 @@ from moc.data.facts import fact_questions
 from moc.data.source import documents
 from moc.data.tokenizer import build_tokenizer
 from moc.errors import CheckpointError, ConfigError
-from moc.model import ModelConfig, RouterConfig
+from moc.model import ModelConfig, RouterConfig, build_memory
 from tests.support.fake_language import (
     IM_END,
     IM_START,
@@ -170,6 +170,7 @@ def test_facts_are_asked_and_scored_as_they_stand_in_the_training_text(tmp_path)
     write_items(tmp_path, "facts_choice", [row | {"answer": question.answer}])
     model = Script(0, "")
     model.config = ModelConfig(memory=chapters(router=RouterConfig(scope="sequence")))
+    model.kind = build_memory(model.config)
     shown = []
     model.register_forward_pre_hook(lambda _, args: shown.append(args[0][0].tolist()))
     # steered by their answers, the four are read one by one

@@ -13,7 +13,7 @@ from typing import Any
 from moc.errors import CheckpointError, FormatError
 from moc.store.files import read_json, write_json
 
-# of run directories and boundaries; 1 had no number, 2 other settings of memory, and other names for
+# of run directories and boundaries; 1 had no number, 2 other settings of memory and other names for
 # its weights and records
 FORMAT = 3
 

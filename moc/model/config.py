@@ -12,7 +12,7 @@ Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
 RouterInput = Literal["block_input", "post_attention"]
 Mixing = Literal["joint", "per_chapter", "log_bias"]
-Normalise = Literal["joint", "routed", "none"]
+Normalise = Literal["joint", "none"]
 Variant = Literal["A", "B"]
 OutputInit = Literal["zero", "normal"]
 QueryNorm = Literal["none", "batch", "layer"]
@@ -47,8 +47,9 @@ class ChaptersConfig:
     num_kv_heads: int | None = None  # its key/value heads; null: num_heads
     mixing: Mixing = "joint"
     routed_scale: float = 2.5  # routed weights before they are normalised; shared ones are 1
-    # joint: all weights of a group sum to 1, as published; routed: the routed ones to routed_scale,
-    # shared ones stay at 1; none: routed ones are routed_scale times the router's probabilities
+    # joint: all weights of a group sum to 1, as published; none: shared ones stay at 1, routed ones
+    # are routed_scale times the router's probabilities, which leaves a third of the tokens mixed
+    # (routed ones that sum to routed_scale were tried, and read as flat: experiments/LOG.md)
     normalise: Normalise = "joint"
     qk_norm: bool = False  # attend by normalised queries and keys, with a learned temperature
     gated: bool = False  # the read times silu of a map of the stream, as of product keys

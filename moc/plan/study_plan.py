@@ -11,7 +11,7 @@ from typing import Any
 
 from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, StudyConfig
 from moc.model.config import ModelConfig
-from moc.model.memory.build import is_causal, routing_scope
+from moc.model.memory.build import build_memory, is_causal, routing_scope
 from moc.plan.activations import activation_bytes
 from moc.plan.arms import (
     match_of,
@@ -147,7 +147,7 @@ def violations(plan: StudyPlan) -> list[str]:
 def _plan_arm(study: StudyConfig, arms: dict[str, ArmConfig], name: str) -> ArmPlan:
     arm = arms[name]
     parameters = parameter_counts(arm.model)
-    trainable = [_trainable(parameters, phase) for phase in arm.phases.values()]
+    trainable = [_trainable(arm.model, parameters, phase) for phase in arm.phases.values()]
     phases = {}
     for key, phase in arm.phases.items():
         size, accumulation = phase_batch(key, phase, study.trainer)
@@ -203,11 +203,14 @@ def _plan_match(
     )
 
 
-def _trainable(parameters: Parameters, phase: PhaseConfig) -> int:
+def _trainable(model: ModelConfig, parameters: Parameters, phase: PhaseConfig) -> int:
     groups = phase.optimizer
+    layers = parameters.memory_layers
+    if model.memory is not None:
+        layers -= len(model.memory_layers()) * build_memory(model).fixed_parameters()
     return (
         parameters.backbone * (not groups.backbone.freeze)
-        + parameters.memory_layers * (not groups.memory_layers.freeze)
+        + layers * (not groups.memory_layers.freeze)
         + parameters.bank * (not groups.bank.freeze)
     )
 

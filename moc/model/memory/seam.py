@@ -13,6 +13,7 @@ rows read by a group, C rows among which a router chooses.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import NamedTuple, Protocol
 
 import torch
@@ -199,9 +200,15 @@ class Kind:
 
     def layer_parameters(self) -> int:
         """Of one layer: address and read."""
+        return self._count(self.build_layer)
+
+    def fixed_parameters(self) -> int:
+        """Those of one layer that never train: of an address that is to stay random."""
+        return self._count(self.build_random_address) if self.memory.address == "random" else 0
+
+    def _count(self, build: Callable[[], nn.Module]) -> int:
         with torch.device("meta"):
-            layer = self.build_layer()
-        return sum(parameter.numel() for parameter in layer.parameters())
+            return sum(parameter.numel() for parameter in build().parameters())
 
     def build_layer(self) -> Memory:
         random = self.memory.address == "random"

@@ -19,7 +19,9 @@ from moc.plan.flops import (
     parameter_counts,
 )
 from moc.plan.study_plan import plan_study, violations
+from moc.train.optim import freeze_groups
 from tests.support.flop_counting import executed_flops_per_token, saved_bytes
+from tests.support.helpers_training import tiny_study
 
 # small enough to count by hand: D = 4, 2 heads of width 6, 5 half-keys, 3 values read
 HAND = ModelConfig(
@@ -159,3 +161,21 @@ def test_baselines_of_an_arm_with_product_keys_are_found(tmp_path) -> None:
         arms["keys"].parameters.total, rel=0.005
     )
     assert arms["keys"].parameters.bank == 40 * 40 * 128
+
+
+@pytest.mark.parametrize("scope", ["sequence", "segment", "token"])
+@pytest.mark.parametrize("kind", ["chapters", "product_keys"])
+def test_what_stays_random_is_not_counted_as_training(tmp_path, kind, scope):
+    study = tiny_study(
+        tmp_path,
+        f"model.memory.kind={kind}",
+        f"model.memory.chapters.router.scope={scope}",
+        "model.memory.address=random",
+    )
+    planned = plan_study(study).arms["moc"]
+    model = build_model(study.arms["moc"].model)
+    freeze_groups(model, study.phases["facts"].optimizer)
+    trains = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    assert planned.trainable == trains
+    assert planned.parameters.total == sum(p.numel() for p in model.parameters())
+    assert (planned.trainable < planned.parameters.total) == (kind == "product_keys")

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 from typing import get_args
 
+from torch import nn
+
 from moc.model.config import Mixing, ModelConfig, Normalise, RouterConfig, RouterInput, Scope
 from moc.model.decode.cache import DecodePolicy
 from moc.model.decode.positions import Positions
@@ -16,7 +18,7 @@ from moc.model.memory.chapters.router import ChapterAddress, RandomRouter, Route
 from moc.model.memory.chapters.sizes import Sizes
 from moc.model.memory.chapters.state import ChaptersState
 from moc.model.memory.checks import check_choice, check_heads
-from moc.model.memory.seam import Kind, Memory, Products
+from moc.model.memory.seam import Kind, Products
 
 
 class Chapters(Kind):
@@ -45,13 +47,14 @@ class Chapters(Kind):
     def row_shape(self) -> tuple[int, ...]:
         return self.chapters.chapter_tokens, self.sizes.memory_dim
 
-    def build_layer(self) -> Memory:
-        router: Router | RandomRouter | None = None
-        if self.router is not None:
-            router = Router(self.chapters, self.config.dim)
-        elif self.num_picked:
-            router = RandomRouter(self, self.chapters)
-        return Memory(ChapterAddress(router), ChapterRead(self.sizes))
+    def build_address(self) -> nn.Module:
+        return ChapterAddress(Router(self.chapters, self.config.dim) if self.num_picked else None)
+
+    def build_random_address(self) -> nn.Module:
+        return ChapterAddress(RandomRouter(self, self.chapters) if self.num_picked else None)
+
+    def build_read(self) -> nn.Module:
+        return ChapterRead(self.sizes)
 
     def new_state(
         self, positions: Positions, policy: DecodePolicy, window_tokens: int | None

@@ -59,15 +59,15 @@ class Revival(L.Callback):
         kind = pl_module.model.kind
         why = ""
         if kind is not None and kind.num_picked and not routers(pl_module.model):
-            why = "has no router whose rows could be copied"
+            why = "no router chooses rows that could be copied"
         elif kind is not None and kind.memory.rows == "one":
-            why = "has a bank of one row"
+            why = "the bank is a single row"
         elif frozen:
-            why = f"freezes {' and '.join(frozen)}"
+            why = f"it freezes {' and '.join(frozen)}"
         self.cannot = bool(why)
         if why and kind is not None and kind.num_picked and trainer.is_global_zero:
-            what = f"phase {trainer.logger.phase} {why}"
-            print(f"{what}: no {kind.row_name} is revived", flush=True)
+            what = f"phase {trainer.logger.phase}: no {kind.row_name} is revived"
+            print(f"{what}: {why}", flush=True)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any

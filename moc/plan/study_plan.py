@@ -23,6 +23,7 @@ from moc.plan.arms import (
 )
 from moc.plan.bank_traffic import BankTraffic, bank_traffic
 from moc.plan.flops import Parameters, paper_forward_flops, parameter_counts
+from moc.plan.memories import memory_of
 
 __all__ = [
     "ArmPlan",
@@ -217,7 +218,7 @@ def _trainable(model: ModelConfig, parameters: Parameters, phase: PhaseConfig) -
 
 def _arm_json(arm: ArmPlan) -> dict[str, Any]:
     return {
-        "kind": arm.model.memory.kind if arm.model.memory else None,
+        "memory": memory_of(arm.model),
         "scope": routing_scope(arm.model),
         "causal": is_causal(arm.model),
         "parameters": arm.num_parameters(),

@@ -5,8 +5,9 @@ from __future__ import annotations
 from textwrap import wrap
 
 from moc.model.config import ModelConfig
-from moc.model.memory.build import build_memory
+from moc.model.memory.build import is_causal
 from moc.plan.bank_traffic import BankTraffic
+from moc.plan.memories import memory_of
 from moc.plan.study_plan import ArmPlan, PhasePlan, StudyPlan
 from moc.text import human, table
 
@@ -62,14 +63,16 @@ def render_plan(plan: StudyPlan, width: int = 100) -> str:
 
 def _memory(model: ModelConfig) -> list[str]:
     """Kind, bank, and what shares a choice of rows."""
-    if model.memory is None:
+    memory = memory_of(model)
+    if memory is None:
         return ["none", "", ""]
-    kind = build_memory(model)
-    rows = f"{kind.num_rows:,} x {' x '.join(str(n) for n in kind.row_shape)}"
-    if model.memory.rows == "one":
-        rows = f"1 for {kind.num_rows:,}"
-    words = kind.group_words if kind.num_picked else f"every {kind.row_name}"
-    return [model.memory.kind, rows, words if kind.causal else f"{words} (non-causal)"]
+    rows = f"{memory['num_rows']:,} x {' x '.join(str(n) for n in memory['row_shape'])}"
+    if memory["num_rows"] < memory["num_choices"]:
+        rows += f" for {memory['num_choices']:,}"
+    words = memory["routing"]
+    if words == "none":
+        words = f"every {memory['row_name']}"
+    return [memory["kind"], rows, words if is_causal(model) else f"{words} (non-causal)"]
 
 
 def _phase_rows(plan: StudyPlan) -> dict[str, list[str]]:

@@ -21,6 +21,7 @@ from moc.config.schema import (
 )
 from moc.model.config import MemoryConfig, ModelConfig, ProductKeysConfig, RouterConfig
 from moc.model.memory.build import is_causal, routing_scope
+from moc.plan.memories import memory_of
 from moc.store.journal import Journal
 from moc.store.manifest import FORMAT
 from tests.support.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
@@ -181,6 +182,8 @@ def fake_plan(study: StudyConfig) -> dict[str, Any]:
         bank = 133_120 if memory else 0
         layers = 139_778 if memory else 0
         arms[arm] = {
+            "memory": memory_of(config.model),
+            "causal": is_causal(config.model),
             "parameters": {
                 "total": backbone + bank + layers,
                 "trainable": backbone + bank + layers,

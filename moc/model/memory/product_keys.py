@@ -117,6 +117,10 @@ class ProductKeys(Kind):
     def row_shape(self) -> tuple[int, ...]:
         return (self.config.dim,)
 
+    @property
+    def read_words(self) -> str:
+        return f"{self.settings.num_read} by each of {self.settings.num_heads} heads"
+
     def build_address(self) -> nn.Module:
         return KeyAddress(self.settings, self.config.dim, self.key_dim)
 

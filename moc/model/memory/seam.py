@@ -167,6 +167,16 @@ class Kind:
         """What shares a choice, in words."""
         return self.scope
 
+    @property
+    def read_words(self) -> str:
+        """Which rows a group reads, in words."""
+        return f"{self.num_read:,}"
+
+    @property
+    def most_mixed(self) -> int:
+        """What a position can mix, in the unit of ``health["effective_read"]``."""
+        return self.num_read
+
     def group_tokens(self, length: int) -> int:
         """Positions that share one choice, in sequences of ``length``."""
         return 1 if self.scope == "token" else length

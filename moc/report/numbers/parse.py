@@ -9,7 +9,6 @@ from typing import Any
 
 from evals.statistics.inference import Interval
 from moc.plan.bank_optimizer import bank_optimizer
-from moc.report.numbers.memories import memory_shape, routing_text, sees_later_tokens
 from moc.report.numbers.records import (
     Boundary,
     Control,
@@ -30,6 +29,7 @@ from moc.report.numbers.study import (
     Arm,
     Cost,
     Match,
+    MemoryShape,
     Parameters,
     Phase,
     Shape,
@@ -164,12 +164,10 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
         name=name,
         description=entry.get("description") or "",
         phases=_phases(entry.get("phases")),
-        causal=trained.get("causal", not sees_later_tokens(entry["model"])),
-        routing=routing_text(entry["model"])
-        or trained.get("scope")
-        or planned.get("scope", "none"),
+        causal=trained.get("causal", planned.get("causal", True)),
+        routing=(planned.get("memory") or {}).get("routing", "none"),
         bank_optimizer=bank_optimizer(dict(entry)),
-        shape=_shape(model) if model else None,
+        shape=_shape(model, planned.get("memory")) if model else None,
         iso_flop=_match(entry.get("iso_flop"), planned.get("iso_flop")),
         iso_param=_match(entry.get("iso_param"), planned.get("iso_param")),
         cost=Cost(
@@ -185,8 +183,11 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
     )
 
 
-def _shape(model: Tree) -> Shape:
-    return Shape(model["num_layers"], model["dim"], model["mlp_dim"], memory_shape(model))
+def _shape(model: Tree, memory: Tree | None) -> Shape:
+    bank = None
+    if memory:
+        bank = MemoryShape(**{key: x for key, x in memory.items() if key != "routing"})
+    return Shape(model["num_layers"], model["dim"], model["mlp_dim"], bank)
 
 
 def _match(setting: Tree | None, planned: Tree | None) -> Match | None:

@@ -37,15 +37,16 @@ class Phase:
 
 @dataclass(frozen=True)
 class MemoryShape:
-    """A bank and what is read of it; None where the report does not know the kind."""
+    """A bank and what is read of it, as planned."""
 
     kind: str
-    row_name: str = "row"  # what one is called: a chapter, a value
-    num_rows: int | None = None
-    row_shape: Sequence[int] = ()
-    num_always: int = 0  # the first so many rows are always read
-    read: str | None = None  # rows that are read together, in words
-    most_mixed: int | None = None  # that a position can mix: tokens of chapters, values
+    row_name: str  # what one is called: a chapter, a value
+    num_rows: int
+    row_shape: Sequence[int]
+    num_choices: int  # rows that can be read; more than there are if one stands for all
+    num_always: int  # the first so many rows are always read
+    read: str  # rows that are read together, in words
+    most_mixed: int  # that a position can mix: tokens of chapters, values
 
 
 @dataclass(frozen=True)

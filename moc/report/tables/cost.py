@@ -106,9 +106,8 @@ def _shape(shape: Shape | None) -> dict[str, str]:
     cells = {LAYERS: f"{shape.num_layers} × {shape.dim}, {shape.mlp_dim}"}
     if memory := shape.memory:
         cells[KIND] = memory.kind.replace("_", " ")
-        if memory.num_rows is not None:
-            cells[BANK] = " × ".join(f"{n:,}" for n in (memory.num_rows, *memory.row_shape))
-        cells[READ] = memory.read or MISSING
+        cells[BANK] = " × ".join(f"{n:,}" for n in (memory.num_rows, *memory.row_shape))
+        cells[READ] = memory.read
     return cells
 
 

@@ -82,6 +82,15 @@ class Chapters(Kind):
         window = f", window {router.window_tokens}" if router.window_tokens else ""
         return f"segment of {router.segment_tokens}{window}"
 
+    @property
+    def read_words(self) -> str:
+        routed = f"{self.num_picked} routed" if self.num_picked else "all"
+        return f"{routed} + {self.chapters.num_shared} shared"
+
+    @property
+    def most_mixed(self) -> int:
+        return self.num_read * self.chapters.chapter_tokens
+
     def group_tokens(self, length: int) -> int:
         return group_tokens(self.chapters.router, length) if self.num_picked else length
 

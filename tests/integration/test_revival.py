@@ -198,7 +198,10 @@ def test_a_frozen_group_is_not_revived_and_it_is_said_once(
     start = build_model(study.arms["moc"].model, seed=0).state_dict()
     frozen = "banks.0.rows" if group == "bank" else "blocks.0.memory.address.router.linear.weight"
     assert torch.equal(recorder.weights[-1][frozen], start[frozen])
-    assert capsys.readouterr().out.count(f"phase facts: no chapter is revived: it freezes {group}") == 1
+    assert (
+        capsys.readouterr().out.count(f"phase facts: no chapter is revived: it freezes {group}")
+        == 1
+    )
 
 
 def test_a_skipped_step_revives_nothing_and_its_picks_do_not_count(

@@ -149,7 +149,7 @@ def model(study: Path) -> Transformer:
 def test_it_is_planned(file: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["plan", str(file), "--json"]) == 0
     arms = json.loads(capsys.readouterr().out)["arms"]
-    assert (arms["toy"]["kind"], arms["toy"]["causal"]) == ("token_values", True)
+    assert (arms["toy"]["memory"]["kind"], arms["toy"]["causal"]) == ("token_values", True)
     # norm, gate and map of both layers; a value per token of the vocabulary
     numbers = arms["toy"]["parameters"]
     assert numbers["memory_layers"] == 2 * (32 + 2 * 32 * 32) and numbers["bank"] == 512 * 32
@@ -226,3 +226,4 @@ def test_it_is_in_the_report(study: Path) -> None:
     page = (study / "report/report.html").read_text()
     assert all(arm in page for arm in ("toy", "iso_flop", "backbone"))
     assert "knockout" in page
+    assert "512 × 32" in page  # its bank: a row for every token of the vocabulary

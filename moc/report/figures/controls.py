@@ -12,6 +12,7 @@ from moc.report.figures.drawing import (
     finish,
     footnote,
     panels_of,
+    place_legend,
     wrapped,
 )
 from moc.report.numbers.controls import controlled_arms, controlled_boundaries, score_under
@@ -78,7 +79,7 @@ def controls(results: Results) -> Figure | None:
     footnote(canvas, results, *arms)
     caption = (
         f"Scores after {boundary} as they are and under each control, on the same items, with 95% "
-        "intervals. Knockout: values of the bank zeroed. Bank swap: the bank of an earlier "
+        "intervals. Knockout: rows of the bank zeroed. Bank swap: the bank of an earlier "
         "boundary. Dashed: the baseline, the larger of chance and majority; hollow bars cannot be "
         "told from it."
     )
@@ -90,4 +91,4 @@ def _legend(canvas: Canvas, names: list[str], faces: list[str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=face, label=name) for name, face in zip(names, faces, strict=True)]
-    canvas.legend(handles=handles, loc="outside upper left", ncols=min(4, len(handles)))
+    place_legend(canvas, handles)

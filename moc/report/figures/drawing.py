@@ -141,6 +141,11 @@ def legend_above(
     handles = _handles(results, results.arms if arms is None else arms)
     for label, style in (lines or {}).items():
         handles.append(Line2D([], [], color=GREY, linestyle=style, label=label))
+    place_legend(canvas, handles)
+
+
+def place_legend(canvas: Canvas, handles: Sequence[Any]) -> None:
+    """Above the panels, in as many columns as the canvas is wide enough for."""
     # a column is as wide as its longest label, a character about 0.08 inches, its line 0.55
     widest = max(len(str(handle.get_label())) for handle in handles)
     columns = max(1, int(canvas.get_figwidth() / (0.55 + 0.08 * widest)))

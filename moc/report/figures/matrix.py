@@ -14,6 +14,7 @@ from moc.report.figures.drawing import (
     finish,
     footnote,
     panels_of,
+    place_legend,
 )
 from moc.report.numbers import effects
 from moc.report.numbers.results import NEAR, NEAR_NOTE, Results
@@ -206,7 +207,7 @@ def _legend(canvas: Canvas, faces: dict[str, str]) -> None:
     from matplotlib.patches import Patch
 
     handles = [Patch(color=face, alpha=0.8, label=label) for label, face in faces.items()]
-    canvas.legend(handles=handles, loc="outside upper left", ncols=len(handles))
+    place_legend(canvas, handles)
 
 
 def _targets(results: Results, task: str) -> dict[str, float]:

@@ -21,7 +21,7 @@ from moc.report.tables.cells import (
 )
 from moc.report.tables.layout import Table
 
-KINDS = "Knockout: values of the bank zeroed. Bank swap: the bank of an earlier boundary."
+KINDS = "Knockout: rows of the bank zeroed. Bank swap: the bank of an earlier boundary."
 
 
 def controls(results: Results) -> Table | None:

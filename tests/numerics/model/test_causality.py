@@ -103,7 +103,7 @@ def test_without_a_router_everything_is_causal(memory, context):
 
 
 @pytest.mark.parametrize("scope", [*CAUSAL, "sequence"])
-def test_a_selection_bias_does_not_leakage(scope):
+def test_a_selection_bias_does_not_leak(scope):
     config = with_router(scope)
     config.memory.chapters.router = replace(config.memory.chapters.router, bias_rate=0.01)
     model = lively(config)

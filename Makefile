@@ -3,10 +3,10 @@ STUDY ?= experiments/quickstart.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format golden ui clean
+.PHONY: help setup run test check format golden mutants promises ui clean
 
 help:  ## list the targets
-	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-8s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 
 setup: .venv/ready  ## build .venv from the pinned requirements
 
@@ -28,6 +28,12 @@ format: .venv/ready  ## let ruff mend what it can
 
 golden: .venv/ready  ## record the golden losses anew and show the difference
 	@$(BIN)/python tests/golden/regenerate.py
+
+mutants: .venv/ready  ## break the code that keeps runs safe, piece by piece: does a test notice?
+	@$(BIN)/python -m tests.mutants
+
+promises: .venv/ready  ## write the README's table of faults anew, from the tests' docstrings
+	@$(BIN)/python -m tests.support.promises
 
 ui: .venv/ready  ## browse the results in MLflow, on http://127.0.0.1:5000
 	@$(BIN)/moc ui

@@ -12,6 +12,7 @@ import pytest
 from tests.conftest import Run
 from tests.support.helpers_runs import Moc, outcome
 from tests.support.helpers_training import write_tiny_study
+from tests.support.promises import table
 
 
 @pytest.fixture(scope="session")
@@ -56,3 +57,12 @@ def undisturbed(undisturbed_folder: Path) -> dict[str, Any]:
 def finished(undisturbed_folder: Path, tmp_path: Path) -> None:
     """``tmp_path`` holds a finished run."""
     shutil.copytree(undisturbed_folder / "runs", tmp_path / "runs")
+
+
+def pytest_report_collectionfinish(config: pytest.Config, start_path: Path) -> list[str]:
+    """The table of promises, whenever these tests are collected alone."""
+    here = Path(__file__).parent
+    asked = {
+        (config.invocation_params.dir / arg.partition("::")[0]).resolve() for arg in config.args
+    }
+    return table().splitlines() if asked == {here} else []

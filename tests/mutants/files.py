@@ -1,0 +1,5 @@
+"""What is on disk."""
+
+from tests.mutants import Mutant
+
+MUTANTS: list[Mutant] = []

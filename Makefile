@@ -3,7 +3,7 @@ STUDY ?= experiments/quickstart.yaml
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
-.PHONY: help setup run test check format golden mutants promises ui clean
+.PHONY: help setup run test check format golden mutants promises lock ui clean
 
 help:  ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-9s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -41,11 +41,20 @@ ui: .venv/ready  ## browse the results in MLflow, on http://127.0.0.1:5000
 clean:  ## remove .venv and caches; runs/ stays
 	rm -rf .venv build *.egg-info .mypy_cache .ruff_cache .import_linter_cache
 
-# constraints.txt pins everything, torch to a build that exists for CPU and GPU alike.
-.venv/ready: pyproject.toml constraints.txt
+lock: .venv/ready  ## pin what pyproject.toml asks for, with hashes, into requirements*.lock
+	@$(BIN)/python -m tests.support.lock
+
+# Every file that is installed is one whose hash the locks name. A CUDA build of torch asks for
+# packages of its own; where pip finds a CPU build of the same version it takes that.
+PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet install
+FOR_CUDA := import importlib.metadata as m; print(*(r for r in m.requires("torch") if "nvidia" in r))
+.venv/ready: pyproject.toml requirements.lock requirements-cuda.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
 	  { echo "Python 3.11 or newer is needed; name one with: make PYTHON=python3.12 setup"; exit 1; }
 	@echo "building .venv (a few minutes the first time)"
 	@$(PYTHON) -m venv .venv
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	@$(PIP) --require-hashes --no-deps -r requirements.lock
+	@[ -z "$$($(BIN)/python -c '$(FOR_CUDA)')" ] || \
+	  $(PIP) --require-hashes --no-deps -r requirements-cuda.lock
+	@$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@

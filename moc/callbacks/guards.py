@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import lightning as L
@@ -27,13 +28,14 @@ class StopOnNonFinite(L.Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, *_: Any
     ) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
-        if not outputs["skipped"]:
+        loss, grad_norm = float(outputs["loss"]), float(outputs["grad_norm"])
+        if math.isfinite(loss) and math.isfinite(grad_norm):
             self.in_a_row = 0
             return
         self.in_a_row += 1
         facts = (
-            f"phase {trainer.logger.phase}, step {pl_module.step}: loss {float(outputs['loss'])}, "
-            f"gradient norm {float(outputs['grad_norm'])}"
+            f"phase {trainer.logger.phase}, step {pl_module.step}: loss {loss}, "
+            f"gradient norm {grad_norm}"
         )
         if trainer.is_global_zero:
             print(f"update skipped, not finite: {facts}", flush=True)

@@ -11,6 +11,8 @@ from typing import Literal
 
 from moc.model.config import ModelConfig
 
+OnSpike = Literal["warn", "skip", "stop"]
+
 
 @dataclass
 class TokenizerConfig:
@@ -191,6 +193,10 @@ class TrainerConfig:
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: bool = False  # torch.compile the model
     num_workers: int = 0  # data loading processes; more, if steps wait for data (train/data_wait)
+    # loss or gradient norm far above the last 128 steps (moc.train.spikes): say so; or leave the
+    # weights as they were too; or end the run. Not a part of what identifies a run: its journal
+    # says what was done at which step
+    on_spike: OnSpike = "warn"
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100
 

@@ -29,6 +29,7 @@ from moc.report.tables import knowledge as knowledge_tables
 from moc.report.tables import leakage as leakage_tables
 from moc.report.tables import losses as loss_tables
 from moc.report.tables import scores as score_tables
+from moc.report.tables import spikes as spike_tables
 from moc.report.tables import use as use_tables
 from moc.report.tables import verdicts as verdict_tables
 from moc.report.tables.layout import TEXT_WIDTH, Table
@@ -94,6 +95,7 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     "Training loss": [
         ("figure", loss_figures.losses),
         ("table", loss_tables.losses),
+        ("table", spike_tables.spiked),
     ],
     "Memory use": [
         ("figure", use_figures.memory_use),
@@ -104,6 +106,7 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
 
 PRINTED: list[Make] = [  # in the terminal, before the verdicts in words
     loss_tables.losses,
+    spike_tables.spiked,
     leakage_tables.leakage,
     leakage_tables.leakage_choice,
     loss_tables.bits_per_byte,

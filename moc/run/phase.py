@@ -16,6 +16,7 @@ from moc.callbacks.memory_use import MemoryUse
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.progress import LiveProgress
 from moc.callbacks.revival import Revival
+from moc.callbacks.spikes import Spikes
 from moc.callbacks.throughput import RestartClock, Throughput
 from moc.config.schema import PhaseConfig
 from moc.data.module import StudyDataModule
@@ -108,6 +109,7 @@ def _callbacks(
         MemoryUse(run.dir.memory_use()),
         LiveProgress(str(run), throughput),
         StopOnNonFinite(),
+        Spikes(trainer.on_spike),
         Forgetting(
             run.dir,
             tools.evaluator,

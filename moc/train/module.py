@@ -7,6 +7,7 @@ micro-batches, and a step is skipped or counted once.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
@@ -54,6 +55,8 @@ class StudyModule(L.LightningModule):
         self.schedule_offset = schedule_offset
         self.compile_model = compile_model
         self.optimizer_state: dict[str, Any] | None = None  # set to restore one
+        # of loss and gradient norm, set by who watches them: may the weights take this step?
+        self.accept: Callable[[float, float], bool] = lambda loss, grad_norm: True
         freeze_groups(model, phase.optimizer)
         # ddp leaves these alone: ``BankGradients`` sums them over ranks
         self._ddp_params_and_buffers_to_ignore = [
@@ -103,6 +106,7 @@ class StudyModule(L.LightningModule):
             batch["loss_mask"],
             clip_norm=self.phase.optimizer.clip_norm,
             update=not self.phase.no_op,
+            accept=self.accept,
             backward=self.manual_backward,
             take=optimizer.step,
             gradients_synced=self._gradients_synced,

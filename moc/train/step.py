@@ -39,7 +39,8 @@ class StepResult(NamedTuple):
 
     loss: Tensor  # mean cross-entropy over the counted tokens, float64
     grad_norm: Tensor  # before clipping
-    skipped: bool  # loss or gradient was not finite: weights and moments are what they were
+    # loss or gradient was not finite, or not accepted: weights and moments are what they were
+    skipped: bool
     use: Tensor | None  # (layers, R), how many groups picked each row
     balance_loss: Tensor | None  # (layers,), unweighted
     z_loss: Tensor | None  # (layers,), unweighted
@@ -53,6 +54,7 @@ def optimizer_step(
     *,
     clip_norm: float,
     update: bool = True,
+    accept: Callable[[float, float], bool] = lambda loss, grad_norm: True,
     backward: Callable[[Tensor], object] = Tensor.backward,
     take: Callable[[], object] | None = None,
     gradients_synced: Callable[[bool], AbstractContextManager[None]] = lambda last: nullcontext(),
@@ -64,6 +66,7 @@ def optimizer_step(
         counted_ABL: bool, (A, B, L): which of the targets, ``tokens_ABL[..., 1:]``, count.
         clip_norm: of the global gradient norm; 0 does not clip.
         update: False does all but the update, of weights and of selection biases.
+        accept: asked once, with a finite loss and gradient norm; False skips the update.
         backward, take: instead of ``loss.backward()`` and ``optimizer.step()``.
         gradients_synced: around one micro-batch; with False, ranks need not exchange gradients.
     """
@@ -92,7 +95,8 @@ def optimizer_step(
     rows = _give_to_banks(model, optimizer, of_banks.finish()) if of_banks is not None else {}
     grad_norm = _clip(model, rows, clip_norm)
     loss = all_sum(nll_sum) / num_counted
-    skipped = not bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    finite = bool(torch.isfinite(loss) & torch.isfinite(grad_norm))
+    skipped = not (finite and accept(float(loss), float(grad_norm)))
     sums = all_sum(torch.stack(sums_LX).sum(0)) if sums_LX else None
     figures = address_figures(sums, kind.num_rows if kind else 0)
     if update and not skipped:

@@ -28,13 +28,18 @@ def moc(tmp_path: Path, cache: Path, in_child: Run) -> Moc:
 
 
 def run_in(
-    folder: Path, cache: Path, in_child: Run, overrides: tuple[str, ...], stop: Any
+    folder: Path,
+    cache: Path,
+    in_child: Run,
+    overrides: tuple[str, ...],
+    stop: Any,
+    **more: Any,
 ) -> tuple[int | None, str]:
     study, log = write_tiny_study(folder), folder / "log"
     argv = ["run", str(study), "--arms", "moc", f"cache_dir={cache}", *overrides]
     if stop is not None:
         stop = {"signal": signal.SIGKILL, **stop}
-    (code,) = in_child("command", log=log, argv=argv, stop=stop)
+    (code,) = in_child("command", log=log, argv=argv, stop=stop, **more)
     return code, log.read_text()
 
 

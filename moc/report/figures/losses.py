@@ -23,6 +23,7 @@ from moc.report.figures.drawing import (
     single_seeds,
 )
 from moc.report.numbers.results import Results
+from moc.report.numbers.spikes import spikes
 
 SMOOTHING = 5  # logged values in the moving mean of a loss curve
 
@@ -47,6 +48,10 @@ def losses(results: Results) -> Figure | None:
         return None
     if max(drawn) > 4 * min(drawn) > 0:
         log_axis(axes, min(drawn), max(drawn))
+    jumps = [spike for spike in spikes(results) if math.isfinite(spike.loss)]
+    for spike in jumps:
+        height = min(spike.loss, max(drawn))
+        axes.plot([spike.tokens], [height], "x", color=colour(results.arms.index(spike.arm)))
     mark_phases(axes, results)
     axes.xaxis.set_major_formatter(EngFormatter(sep=""))
     axes.set_xlabel("training tokens")
@@ -56,7 +61,7 @@ def losses(results: Results) -> Figure | None:
     seeds = f"seed {results.seeds[0]}" if single else "one line per seed"
     caption = (
         f"Training loss of all arms, mean over {SMOOTHING} neighbouring logged values of a phase; "
-        f"{seeds}. Dashed lines: ends of phases."
+        f"{seeds}. Dashed lines: ends of phases.{' Crosses: spikes.' * bool(jumps)}"
     )
     alt = "Training loss against training tokens, one colour per arm"
     return finish(canvas, "losses", caption, alt)

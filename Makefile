@@ -1,5 +1,6 @@
 PYTHON ?= python3
 STUDY ?= experiments/quickstart.yaml
+WORKERS ?= 2
 BIN := .venv/bin
 
 .DEFAULT_GOAL := help
@@ -13,8 +14,9 @@ setup: .venv/ready  ## build .venv from the pinned requirements
 run: .venv/ready  ## train and evaluate STUDY (default: experiments/quickstart.yaml)
 	@$(BIN)/moc run $(STUDY)
 
-test: .venv/ready  ## run the tests
-	@$(BIN)/python -m pytest
+# processes of one thread each beat threads: the tests are many and small
+test: .venv/ready  ## run the tests, in WORKERS processes (default: 2)
+	@OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile
 
 check: .venv/ready  ## lint, formatting, types, and who may import whom
 	@$(BIN)/ruff check .

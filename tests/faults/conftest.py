@@ -39,7 +39,7 @@ def run_in(
     argv = ["run", str(study), "--arms", "moc", f"cache_dir={cache}", *overrides]
     if stop is not None:
         stop = {"signal": signal.SIGKILL, **stop}
-    (code,) = in_child("command", log=log, argv=argv, stop=stop, **more)
+    code, *_ = in_child("command", log=log, argv=argv, stop=stop, **more)
     return code, log.read_text()
 
 

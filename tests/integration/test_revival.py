@@ -21,8 +21,9 @@ from moc.model.transformer import Transformer, build_model
 from moc.store.journal import Journal, Record, read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
-from tests.integration.test_two_ranks import launched_by_torchrun, log_of
+from tests.integration.test_two_ranks import log_of
 from tests.support.helpers_training import Recorder, tiny_study, train_phase
+from tests.support.ranks import launched_by_torchrun
 from tests.support.small_models import chapters
 from tests.support.spoiling import nan_in_second_step, spoiled
 

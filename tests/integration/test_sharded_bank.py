@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from tests.conftest import Run
-from tests.integration.test_two_ranks import launched_by_torchrun, log_of, result_of
+from tests.integration.test_two_ranks import log_of, result_of
+from tests.support.ranks import launched_by_torchrun
 
 
 @pytest.fixture(scope="module")

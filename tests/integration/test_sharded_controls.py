@@ -13,9 +13,10 @@ from evals.scoring.observing import only_observing
 from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from tests.conftest import Run
-from tests.integration.test_two_ranks import arguments, launched_by_torchrun, log_of, result_of
+from tests.integration.test_two_ranks import arguments, log_of, result_of
 from tests.support.child_tasks import PROMPTS
 from tests.support.helpers_training import tiny_study
+from tests.support.ranks import launched_by_torchrun
 
 OVERRIDES = [
     "phases.facts.tokens=512",

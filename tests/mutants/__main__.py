@@ -39,7 +39,13 @@ def _try(mutant: Mutant) -> str | None:
         for part in ("moc", "evals", "tests", "experiments", "docs"):
             ignored = shutil.ignore_patterns("__pycache__", "*.pyc")
             shutil.copytree(ROOT / part, copy / part, ignore=ignored)
-        for file in ("pyproject.toml", "README.md", "Makefile"):
+        for file in (
+            "pyproject.toml",
+            "README.md",
+            "Makefile",
+            "requirements.lock",
+            "requirements-cuda.lock",
+        ):
             shutil.copy(ROOT / file, copy)
         broken = copy / mutant.file
         text = broken.read_text()

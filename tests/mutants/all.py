@@ -1,5 +1,6 @@
 """Every mutant, by the room that it breaks."""
 
-from tests.mutants import files, processes, settings, tracking
+from tests.mutants import files, processes, settings, tracking, training
 
-MUTANTS = [*files.MUTANTS, *processes.MUTANTS, *settings.MUTANTS, *tracking.MUTANTS]
+GROUPS = (files, processes, settings, tracking, training)
+MUTANTS = [mutant for group in GROUPS for mutant in group.MUTANTS]

@@ -51,8 +51,21 @@ def check_ranges(config: Any, where: str = "") -> None:
         for key, value in _each(getattr(config, name), f"{where}.{name}" if where else name):
             if is_dataclass(value):
                 check_ranges(value, key)
-            elif limits is not None and value is not None and value not in limits:
-                raise ValueError(f"{key} must be {limits}, not {_in_short(value)}")
+            elif limits is not None and value is not None:
+                _check(value, limits, key)
+
+
+def check_numbers(value: Any, limits: Range, where: str) -> None:
+    """
+    Args:
+        value: as it was read; what is neither a number nor holds numbers is left alone.
+
+    Raises:
+        ValueError: for a number that is not in ``limits``.
+    """
+    for key, one in _each(value, where):
+        if isinstance(one, (int, float)) and not isinstance(one, bool):
+            _check(one, limits, key)
 
 
 @functools.cache
@@ -64,6 +77,11 @@ def ranges_of(schema: Any) -> dict[str, Range | None]:
         stated = getattr(hints[field.name], "__metadata__", ())
         found[field.name] = next((one for one in stated if isinstance(one, Range)), None)
     return found
+
+
+def _check(value: object, limits: Range, name: str) -> None:
+    if value not in limits:
+        raise ValueError(f"{name} must be {limits}, not {_in_short(value)}")
 
 
 def _each(value: Any, name: str) -> Iterator[tuple[str, Any]]:

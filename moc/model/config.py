@@ -133,7 +133,7 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
     words = spec.split()
     if spec == "all":
         chosen = list(range(num_layers))
-    elif len(words) == 2 and words[0] in ("every", "first", "last") and words[1].isdigit():
+    elif len(words) == 2 and words[0] in ("every", "first", "last") and _is_count(words[1]):
         count = int(words[1])
         match words[0]:
             case "every":
@@ -144,7 +144,7 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
                 chosen = list(range(num_layers))[max(0, num_layers - count) :]
     else:
         parts = [part.strip() for part in spec.split(",")]
-        if not all(part.isdigit() for part in parts):
+        if not all(_is_count(part) for part in parts):
             raise ValueError(
                 f"model.memory.layers {spec!r} is none of "
                 "'2,6,10', 'all', 'every N', 'first N', 'last N'"
@@ -155,6 +155,10 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
             f"model.memory.layers {spec!r} does not fit a model of {num_layers} layers"
         )
     return chosen
+
+
+def _is_count(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10
 
 
 T = TypeVar("T")

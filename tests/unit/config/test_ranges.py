@@ -132,3 +132,21 @@ def test_values_that_make_no_sense_are_refused(tmp_path: Path, override: str, wo
     with pytest.raises(ConfigError) as caught:
         load_study(write_tiny_study(tmp_path), [override])
     assert words in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        "phases.facts.mixture={people: 0x" + "f" * 4000 + "}",
+        "phases.facts.optimizer.beta1='1" + "0" * 400 + "'",
+        "evals.in_phase.tasks={a: 1}",
+        "model.dim=" + "1" * 5000,
+        "seeds[9]=1",
+    ],
+    ids=lambda override: override[:30],
+)
+def test_what_python_says_of_a_value_is_one_line(tmp_path: Path, override: str) -> None:
+    """OmegaConf lets OverflowError, TypeError and ValueError through."""
+    with pytest.raises(ConfigError) as caught:
+        load_study(write_tiny_study(tmp_path), [override])
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 1000

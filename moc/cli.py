@@ -8,7 +8,7 @@ import os
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from moc import __version__
 from moc.bench.heap import keep_freed_memory
@@ -19,6 +19,7 @@ from moc.errors import (
     StudyInterrupted,
     TrainingDiverged,
 )
+from moc.verbs.options import count, port, seed, seeds, share, temperature, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -65,8 +66,8 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("run", help="train and evaluate; again: go on where it stopped")
     _takes_study(verb)
-    verb.add_argument("--arms", type=_words, default=[], help="only these, comma-separated")
-    verb.add_argument("--seeds", type=_numbers, default=[], help="only these, comma-separated")
+    verb.add_argument("--arms", type=words, default=[], help="only these, comma-separated")
+    verb.add_argument("--seeds", type=seeds, default=[], help="only these, comma-separated")
     verb.set_defaults(run=_run)
 
     verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
@@ -91,7 +92,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument(
         "--data", nargs="+", default=[], help="the study's sources by name, or files of text"
     )
-    verb.add_argument("--windows", type=int, help="per source; default: as many as in the study")
+    verb.add_argument("--windows", type=count, help="per source; default: as many as in the study")
     verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
     verb.set_defaults(run=_leakage)
 
@@ -101,12 +102,12 @@ def _parser() -> argparse.ArgumentParser:
         "--prompt", required=True, action="append", help="the text to go on from; repeat for more"
     )
     verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
-    verb.add_argument("--max-new-tokens", type=int, default=64)
-    verb.add_argument("--temperature", type=float, default=0.0, help="0: the likeliest token")
-    verb.add_argument("--top-k", type=int, help="sample from the so many likeliest tokens only")
-    verb.add_argument("--top-p", type=float, help="... that together have this probability")
+    verb.add_argument("--max-new-tokens", type=count, default=64)
+    verb.add_argument("--temperature", type=temperature, default=0.0, help="0: the likeliest token")
+    verb.add_argument("--top-k", type=count, help="sample from the so many likeliest tokens only")
+    verb.add_argument("--top-p", type=share, help="... that together have this probability")
     verb.add_argument("--stop", action="append", default=[], help="text to end at; repeat for more")
-    verb.add_argument("--seed", type=int, default=0)
+    verb.add_argument("--seed", type=seed, default=0)
     verb.add_argument(
         "--policy",
         choices=["prompt", "running"],
@@ -114,7 +115,7 @@ def _parser() -> argparse.ArgumentParser:
         help="routing of scope sequence, which cannot decode as it trained: frozen at the end of "
         "the prompt, or on the mean so far",
     )
-    verb.add_argument("--window", type=int, help="policy running: the mean of so many tokens")
+    verb.add_argument("--window", type=count, help="policy running: the mean of so many tokens")
     verb.set_defaults(run=_generate)
 
     verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
@@ -134,7 +135,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("ui", help="browse the results in MLflow, on 127.0.0.1")
     verb.add_argument("--runs-dir", type=Path, default=Path("runs"))
     verb.add_argument("--uri", help="another tracking URI")
-    verb.add_argument("--port", type=int, default=5000)
+    verb.add_argument("--port", type=port, default=5000)
     verb.set_defaults(run=_ui)
     return parser
 
@@ -146,13 +147,21 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _plan(arguments: argparse.Namespace) -> int:
+def _study(arguments: argparse.Namespace) -> Any:
+    from evals.scoring.known_names import check_task_names
     from moc.config.load import load_study
+
+    study = load_study(arguments.study, arguments.overrides)
+    check_task_names(study)
+    return study
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    study = _study(arguments)
     from moc.data.facts import knowledge
     from moc.plan.study_plan import plan_study, violations
     from moc.plan.text import render_plan
 
-    study = load_study(arguments.study, arguments.overrides)
     plan = plan_study(study)
     print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
     problems = violations(plan)
@@ -162,7 +171,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 
 def _run(arguments: argparse.Namespace) -> int:
-    from moc.config.load import load_study
+    study = _study(arguments)
     from moc.data.facts import knowledge
     from moc.errors import nearest
     from moc.plan.study_plan import plan_study, violations
@@ -170,7 +179,6 @@ def _run(arguments: argparse.Namespace) -> int:
     from moc.train.distributed import is_main_process
     from moc.train.strategies import num_devices
 
-    study = load_study(arguments.study, arguments.overrides)
     for arm in arguments.arms:
         if arm not in study.arms:
             raise ConfigError(f"--arms: no arm {arm!r}; {nearest(arm, list(study.arms))}")
@@ -261,17 +269,6 @@ def _ui(arguments: argparse.Namespace) -> int:
     from moc.tracking.mirror import serve_ui
 
     return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
-
-
-def _words(text: str) -> list[str]:
-    return [word for word in text.split(",") if word]
-
-
-def _numbers(text: str) -> list[int]:
-    try:
-        return [int(word) for word in _words(text)]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} is no comma-separated integers") from None
 
 
 def _fail(message: str, code: int) -> int:

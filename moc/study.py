@@ -13,6 +13,7 @@ import torch
 from evals.scoring.study_tasks import write_task_items
 from moc.bench.peak import measure_matmul_peak
 from moc.config.load import save_study
+from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
@@ -53,6 +54,7 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         TrainingDiverged: after several updates in a row that were not finite.
     """
     _check_names(study, arms, seeds)
+    check_folders(study)
     check_evals(study)
     folder = StudyDir(study.dir)
     folder.check_format()

@@ -9,7 +9,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
-import re
+from collections.abc import Collection
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from lm_eval.tasks._index import Entry, Kind
 from lm_eval.utils import hash_string
 
 from evals.scoring.paired_task import PairedTask, leaves_of, log_level
+from evals.scoring.stock_names import listed_names, write_names
 from moc.errors import ConfigError
 
 MIRROR_VARIABLE = "MOC_HUB_MIRROR"
@@ -131,22 +132,17 @@ def mirror_folder(configured: str | None) -> Path | None:
 
 def is_stock(name: str) -> bool:
     """Whether ``name`` is a task, group or tag of lm-eval."""
-    return name in _FOLDERS or name in _index(None)
+    return name in stock_names()
 
 
-@functools.cache
-def stock_among(names: tuple[str, ...]) -> list[str]:
-    """Those of ``names`` that are tasks, groups or tags of lm-eval; quick where none is."""
-    words = "|".join(re.escape(name) for name in names)
-    pattern = re.compile(rf"(?<![\w.-])(?:{words})(?![\w.-])".encode())
-    files = Path(lm_eval.tasks.__file__).parent.rglob("*y*ml*")  # templates lack the suffix
-    if not names or not any(pattern.search(file.read_bytes()) for file in files if file.is_file()):
-        return []
-    return [name for name in names if is_stock(name)]
-
-
-def stock_names() -> list[str]:
+def stock_names() -> Collection[str]:
     """All tasks, groups and tags of lm-eval."""
+    listed = listed_names()
+    return all_names() if listed is None else listed
+
+
+def all_names() -> list[str]:
+    """The same, found (slowly) in lm-eval itself."""
     return list(_index(None))
 
 
@@ -170,3 +166,7 @@ def _index(folder: str | None) -> dict[str, Entry]:
     path = folder and str(Path(lm_eval.tasks.__file__).parent / folder)
     with log_level(logging.ERROR):  # nor that one stands there twice
         return TaskManager(include_path=path, include_defaults=path is None).task_index
+
+
+if __name__ == "__main__":
+    write_names(all_names())

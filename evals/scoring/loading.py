@@ -12,11 +12,11 @@ from lm_eval.api.metrics import mean
 from lm_eval.api.model import LM
 from lm_eval.evaluator import evaluate
 
-from evals.scoring.hub import is_stock, load_stock, mirror_folder
+from evals.scoring.hub import is_stock, load_stock, mirror_folder, stock_names
+from evals.scoring.known_names import unknown_task
 from evals.scoring.local_tasks import base_task, load_task
 from evals.scoring.paired_task import options_of
 from evals.scoring.records import sample, score
-from evals.scoring.task_names import unknown_task
 from evals.scoring.user_tasks import UserTasks
 from moc.errors import ConfigError
 
@@ -102,7 +102,7 @@ def load(
 @functools.lru_cache(maxsize=64)  # building MMLU's 57 subjects takes seconds, at every evaluation
 def _stock(name: str, mirror: Path | None, num_fewshot: int | None) -> dict[str, Any]:
     if not is_stock(name):
-        raise ConfigError(unknown_task(name))
+        raise ConfigError(unknown_task(name, (), stock_names()))
     return load_stock(name, mirror=mirror, num_fewshot=num_fewshot)
 
 

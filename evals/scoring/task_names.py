@@ -6,11 +6,11 @@ one of lm-eval's.
 
 from __future__ import annotations
 
-import difflib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from evals.scoring import hub
-from evals.scoring.local_tasks import base_task, task_names
+from evals.scoring.known_names import unknown_task
+from evals.scoring.local_tasks import base_task
 from evals.scoring.suites import SUITES
 from evals.scoring.user_tasks import UserTasks
 from moc.errors import ConfigError, nearest
@@ -50,20 +50,12 @@ def expand_tasks(
         elif name in own or hub.is_stock(name):
             tasks[name] = None
         else:
-            raise ConfigError(unknown_task(name, own))
+            raise ConfigError(unknown_task(name, sorted(own), hub.stock_names()))
     if user_tasks is not None:
-        for name in hub.stock_among(tuple(task for task in tasks if task in own)):
-            raise ConfigError(
-                f"{user_tasks.file_of(name)}: lm-eval has a task {name!r} too; give yours another "
-                "name"
-            )
+        for name in tasks:
+            if name in own and hub.is_stock(name):
+                raise ConfigError(
+                    f"{user_tasks.file_of(name)}: lm-eval has a task {name!r} too; give yours "
+                    "another name"
+                )
     return list(tasks)
-
-
-def unknown_task(name: str, own: Collection[str] = ()) -> str:
-    """What to say of a task that nobody knows; names of lm-eval only if one is near."""
-    ours = [*SUITES, *task_names(), *sorted(own)]
-    everything = [*ours, *hub.stock_names()]
-    near = difflib.get_close_matches(name, everything, n=1, cutoff=0.5)
-    hint = nearest(name, everything if near else ours)
-    return f"evals.tasks: no task {name!r}; {hint}{'' if near else ', or any task of lm-eval'}"

@@ -25,7 +25,7 @@ def parse_knockout(word: str) -> Knockout:
     """
     if word == "bank":
         return Knockout("bank")
-    found = re.fullmatch(r"(top|row)-(\d+)", word)
+    found = re.fullmatch(r"(top|row)-(\d{1,9})", word)
     if found is None or (found[1] == "top" and int(found[2]) == 0):
         raise ConfigError(
             f"evals.controls.knockouts: {word!r} is none of 'bank', 'top-<n>' (the n rows picked "

@@ -10,7 +10,8 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
 from typing import Any
@@ -39,9 +40,21 @@ from moc.config.schema import (
     TrainerConfig,
 )
 from moc.config.validate import validate_study
+from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
 from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
 from moc.model.presets import preset
+from moc.ranges import check_numbers
+
+# what OmegaConf raises beside its own errors: 10**400 for a float, a list for a mapping, ...
+_OF_OMEGACONF = (
+    ArithmeticError,
+    AttributeError,
+    LookupError,
+    RecursionError,
+    TypeError,
+    ValueError,
+)
 
 __all__ = [
     "ArmConfig",
@@ -80,7 +93,9 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
     """
     raw = _read_with_parents(Path(path))
     for override in overrides:
-        raw = _merge(raw, _read_override(override, raw))
+        above = _read_override(override, raw)
+        with _explained("command line"):
+            raw = typing.cast(DictConfig, OmegaConf.merge(raw, above))
     return _resolve(_plain(raw), str(path))
 
 
@@ -115,18 +130,24 @@ def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfi
         raise ConfigError(f"{path}: no such study file; {nearest(str(path), found)}")
     if path.resolve() in children:
         raise ConfigError(f"{path}: 'extends' goes round in a circle")
+    if path.stat().st_size > MAX_BYTES:
+        raise ConfigError(f"{path}: a study has at most {MAX_BYTES:,} bytes; this is another file")
     try:
-        raw = OmegaConf.load(path)
+        text = path.read_text(encoding="utf-8")
+        check_depth(text)
+        raw = OmegaConf.create(text)
     except Exception as error:  # YAML and OmegaConf errors share no base class
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path}: a study is a mapping of keys, not {type(raw).__name__}")
-    parent = raw.pop("extends", None)
+    with _explained(str(path)):
+        parent = raw.pop("extends", None)
     _check(raw, str(path))
     if parent is None:
         return raw
     above = _read_with_parents(path.parent / str(parent), (*children, path.resolve()))
-    return _merge(above, raw)
+    with _explained(str(path)):
+        return typing.cast(DictConfig, OmegaConf.merge(above, raw))
 
 
 def _read_override(override: str, raw: DictConfig) -> DictConfig:
@@ -134,13 +155,13 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     if "=" not in override:
         raise ConfigError(f"{override!r}: an override is key=value")
     key, _, value = override.partition("=")
-    try:
-        read = OmegaConf.from_dotlist([override])
-    except YAMLError:  # such as a path that begins with '*'
-        read = OmegaConf.create()
-        OmegaConf.update(read, key, value)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{override!r}: {_one_line(error)}") from error
+    with _explained(repr(override[:200])):
+        try:
+            check_depth(value)
+            read = OmegaConf.from_dotlist([override])
+        except YAMLError:  # such as a path that begins with '*'
+            read = OmegaConf.create()
+            OmegaConf.update(read, key, value)
     _check(read, "command line")
     for section, entry in (
         ("phases", "phase"),
@@ -155,13 +176,9 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     return read
 
 
-def _merge(below: DictConfig, above: DictConfig) -> DictConfig:
-    return typing.cast(DictConfig, OmegaConf.merge(below, above))
-
-
 def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
     arms = plain.pop("arms", None) or {}
-    try:
+    with _explained(source):
         base = OmegaConf.merge(
             OmegaConf.structured(StudyConfig), {"model": _preset_of(plain)}, plain
         )
@@ -176,11 +193,10 @@ def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
                 arm = OmegaConf.merge(arm, {"model": base_model})
             base.arms[name] = OmegaConf.merge(arm, overlay)
         study = typing.cast(StudyConfig, OmegaConf.to_object(base))
-        # found again by a verb that runs elsewhere
-        study.evals.task_paths = [str(Path(p).absolute()) for p in study.evals.task_paths]
+    # found again by a verb that runs elsewhere
+    study.evals.task_paths = [str(Path(p).absolute()) for p in study.evals.task_paths]
+    try:
         validate_study(study)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     return study
@@ -193,22 +209,32 @@ def _preset_of(raw: dict[str, Any]) -> ModelConfig:
 
 def _check(raw: DictConfig, source: str) -> None:
     """Keys and values of one file or override, before the others hide where they came from."""
-    plain = _plain(raw)
-    _check_keys(plain, StudyConfig, "", source)
-    try:
+    with _explained(source):
+        plain = _plain(raw)
+        _check_keys(plain, StudyConfig, "", source)
         OmegaConf.merge(OmegaConf.structured(StudyConfig), plain)
-    except OmegaConfBaseException as error:
-        raise ConfigError(f"{source}: {_explain(error)}") from error
 
 
 def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
     """Every key and named choice of ``raw`` is in ``schema``; suggests the nearest for a typo."""
-    schema = _unwrap_optional(schema)
     here = path.removesuffix(".")
+    if typing.get_origin(schema) is typing.Annotated:
+        schema, limits = typing.get_args(schema)
+        check_numbers(raw, limits, here)
+    schema = _unwrap_optional(schema)
+    if isinstance(raw, str) and "\0" in raw:
+        raise ConfigError(f"{source}: {here} holds a NUL character, which no file or name can have")
     if typing.get_origin(schema) is typing.Literal:
         choices = typing.get_args(schema)
         if isinstance(raw, str) and raw not in choices and "${" not in raw:
             raise ConfigError(f"{source}: {here} cannot be {raw!r}; {nearest(raw, choices)}")
+    elif isinstance(raw, dict) and typing.get_origin(schema) is list:
+        raise ConfigError(f"{source}: {here} takes a list, not a mapping of keys")
+    elif isinstance(raw, (dict, list)) and schema in (bool, int, float, str):
+        raise ConfigError(f"{source}: {here} takes one value, not {str(raw)[:100]}")
+    elif isinstance(raw, list) and typing.get_origin(schema) is list:
+        for number, value in enumerate(raw):
+            _check_keys(value, typing.get_args(schema)[0], f"{here}[{number}].", source)
     elif raw is None or not (is_dataclass(schema) or typing.get_origin(schema) is dict):
         return
     elif not isinstance(raw, dict):
@@ -217,7 +243,7 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
         for key, value in raw.items():
             _check_keys(value, typing.get_args(schema)[1], f"{path}{key}.", source)
     else:
-        hints = typing.get_type_hints(schema)
+        hints = typing.get_type_hints(schema, include_extras=True)
         for key, value in raw.items():
             if schema is MemoryConfig and key in ChaptersConfig.__dataclass_fields__:
                 raise ConfigError(
@@ -226,7 +252,8 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
                 )
             if key not in hints:
                 raise ConfigError(
-                    f"{source}: unknown key {path + str(key)!r}; {nearest(str(key), list(hints))}"
+                    f"{source}: unknown key {(path + str(key))[:100]!r}; "
+                    f"{nearest(str(key), list(hints))}"
                 )
             _check_keys(value, hints[key], f"{path}{key}.", source)
 
@@ -241,10 +268,25 @@ def _unwrap_optional(hint: Any) -> Any:
     return hint
 
 
-def _explain(error: OmegaConfBaseException) -> str:
-    key = error.full_key
-    return f"{key + ': ' if key else ''}{_one_line(error)}"
+@contextmanager
+def _explained(source: str) -> Iterator[None]:
+    """One line for whatever OmegaConf makes of values that do not fit, its own errors or Python's.
+
+    Raises:
+        ConfigError: instead of them.
+    """
+    try:
+        yield
+    except ConfigError:
+        raise
+    except OmegaConfBaseException as error:
+        key = f"{error.full_key}: " if error.full_key else ""
+        raise ConfigError(f"{source}: {key}{_one_line(error)}") from error
+    except _OF_OMEGACONF as error:
+        raise ConfigError(f"{source}: {_one_line(error)}") from error
 
 
 def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split("\n    ")[0].split())
+    """What an error says, without the stack of keys below it, and cut before it fills a screen."""
+    text = str(error).split("\n    full_key")[0].replace('in "<unicode string>", ', "at ")
+    return " ".join(text.split())[:300]

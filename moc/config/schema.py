@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Literal
 
 from moc.model.config import ModelConfig
+from moc.ranges import Range
 
 OnSpike = Literal["warn", "skip", "stop"]
 
@@ -17,8 +18,10 @@ OnSpike = Literal["warn", "skip", "stop"]
 @dataclass
 class TokenizerConfig:
     path: str | None = None  # a Hugging Face tokenizer by name or folder; null: train our own
-    vocab_size: int = 2048  # of the trained byte-level BPE; at most model.vocab_size
-    training_bytes: int = 4_000_000  # of the study's own training text, per source
+    # of the trained byte-level BPE; at most model.vocab_size
+    vocab_size: Annotated[int, Range(260, 10**7)] = 2048
+    # of the study's own training text, per source
+    training_bytes: Annotated[int, Range(1, 10**12)] = 4_000_000
 
 
 @dataclass
@@ -26,17 +29,20 @@ class SourceConfig:
     """One named source of documents. Fields that its kind does not use are ignored by it."""
 
     kind: Literal["facts", "skills", "text", "chat"] = "facts"
-    seed: int = 0  # of everything generated or split off
+    seed: Annotated[int, Range(-(2**31), 2**32 - 1)] = 0  # of everything generated or split off
     # facts: synthetic people; skills: synthetic instructions
-    num_people: int = 1000  # facts: how many people exist
-    num_phrasings: int = 50  # facts: biographies per person in one pass over the source
-    question_share: float = 0.5  # facts: share of the people whose questions are trained
+    num_people: Annotated[int, Range(1, 10**9)] = 1000  # facts: how many people exist
+    # facts: biographies per person in one pass over the source
+    num_phrasings: Annotated[int, Range(1, 10**6)] = 50
+    # facts: share of the people whose questions are trained
+    question_share: Annotated[float, Range(0, 1)] = 0.5
     documents: Literal["all", "questions"] = "all"  # facts: or the trained questions alone
-    num_examples: int = 20_000  # skills: instructions in one pass over the source
+    # skills: instructions in one pass over the source
+    num_examples: Annotated[int, Range(1, 10**9)] = 20_000
     # text and chat: files, or a dataset on the Hugging Face hub
     path: str | None = None  # a file or glob: .txt .md .jsonl .parquet
     validation_path: str | None = None  # null: hold out validation_fraction of the documents
-    validation_fraction: float = 0.01
+    validation_fraction: Annotated[float, Range(0, 1, without="high")] = 0.01
     name: str | None = None  # a hub dataset, streamed; used when path is null
     subset: str | None = None  # of the hub dataset
     split: str = "train"
@@ -46,8 +52,9 @@ class SourceConfig:
 
 @dataclass
 class GroupConfig:
-    lr: float = 1e-3  # peak learning rate
-    weight_decay: float = 0.1  # on matrices; norms and biases are never decayed
+    lr: Annotated[float, Range(0, 10)] = 1e-3  # peak learning rate
+    # on matrices; norms and biases are never decayed
+    weight_decay: Annotated[float, Range(0, 10)] = 0.1
     freeze: bool = False
 
 
@@ -58,9 +65,10 @@ class OptimizerConfig:
     backbone: GroupConfig = field(default_factory=GroupConfig)
     memory_layers: GroupConfig = field(default_factory=GroupConfig)
     bank: GroupConfig = field(default_factory=GroupConfig)  # values of product keys never decay
-    beta1: float = 0.9
-    beta2: float = 0.95
-    clip_norm: float = 1.0  # of the global gradient norm; 0 switches clipping off
+    beta1: Annotated[float, Range(0, 1, without="high")] = 0.9
+    beta2: Annotated[float, Range(0, 1, without="high")] = 0.95
+    # of the global gradient norm; 0 switches clipping off
+    clip_norm: Annotated[float, Range(0, 10**6)] = 1.0
     # update only the rows that a step has read, each in a time of its own; another experimental
     # condition (moc.train.lazy_adamw says how), for banks that are large beside what a step reads
     lazy_bank: bool = False
@@ -69,9 +77,11 @@ class OptimizerConfig:
 @dataclass
 class ScheduleConfig:
     kind: Literal["wsd", "cosine", "linear", "constant"] = "wsd"
-    warmup_steps: int = 0  # linear: step i of them at (i + 1) / warmup_steps
-    decay_fraction: float = 0.15  # wsd: share of all steps spent decaying (linearly) at the end
-    final_ratio: float = 0.1  # last learning rate / peak
+    # linear: step i of them at (i + 1) / warmup_steps
+    warmup_steps: Annotated[int, Range(0, 10**9)] = 0
+    # wsd: share of all steps spent decaying (linearly) at the end
+    decay_fraction: Annotated[float, Range(0, 1)] = 0.15
+    final_ratio: Annotated[float, Range(0, 1)] = 0.1  # last learning rate / peak
 
 
 @dataclass
@@ -85,17 +95,24 @@ class CarryConfig:
 
 @dataclass
 class PhaseConfig:
-    tokens: int = 1_000_000  # budget; steps = tokens // tokens_per_step
-    tokens_per_step: int = 8192  # over all devices and micro-batches
-    context_length: int = 128  # L
-    micro_batch: int | None = None  # sequences per device and forward; null: about 8,192 tokens
-    mixture: dict[str, float] = field(default_factory=dict)  # source -> weight
+    # budget; steps = tokens // tokens_per_step
+    tokens: Annotated[int, Range(1, 10**15)] = 1_000_000
+    tokens_per_step: Annotated[int, Range(1, 10**9)] = 8192  # over all devices and micro-batches
+    context_length: Annotated[int, Range(2, 10**7)] = 128  # L
+    # sequences per device and forward; null: about 8,192 tokens
+    micro_batch: Annotated[int | None, Range(1, 10**6)] = None
+    # source -> weight
+    mixture: Annotated[dict[str, float], Range(0, 10**6, without="low")] = field(
+        default_factory=dict
+    )
     loss_on: Literal["all", "assistant"] = "all"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
-    revive_every_steps: int = 0  # restart the rows unread for so many steps; 0: never
-    replay: float = 0.0  # share of the samples that come from the data of all earlier phases
+    # restart the rows unread for so many steps; 0: never
+    revive_every_steps: Annotated[int, Range(0, 10**9)] = 0
+    # share of the samples that come from the data of all earlier phases
+    replay: Annotated[float, Range(0, 1, without="high")] = 0.0
     no_op: bool = False  # control: the same tokens at learning rate zero; no weight changes
 
     def num_steps(self) -> int:
@@ -108,7 +125,7 @@ class IsoParamConfig:
 
     target: str = "moc"
     solve: bool = True  # false: keep the arm's own shape and only check it
-    tolerance: float = 0.005  # largest relative deviation
+    tolerance: Annotated[float, Range(0, 1)] = 0.005  # largest relative deviation
 
 
 @dataclass
@@ -134,8 +151,10 @@ class ArmConfig:
 class InPhaseConfig:
     """Evaluations while a phase trains; they change nothing but the clock on the wall."""
 
-    every_tokens: int = 0  # training tokens between two of them; 0: at boundaries alone
-    num_items: int = 50  # per task: the first of those that boundaries score
+    # training tokens between two of them; 0: at boundaries alone
+    every_tokens: Annotated[int, Range(0, 10**15)] = 0
+    # per task: the first of those that boundaries score
+    num_items: Annotated[int, Range(1, 10**9)] = 50
     tasks: list[str] | None = None  # null: all of evals.tasks
 
 
@@ -146,7 +165,8 @@ class ControlConfig:
     knockouts: list[str] = field(default_factory=lambda: ["bank"])  # and "top-<n>", "row-<i>"
     # the bank of an earlier boundary in its place: "previous", "all", or boundaries by name
     bank_swap: list[str] = field(default_factory=lambda: ["previous"])
-    num_items: int = 100  # per task: the first of those that boundaries score
+    # per task: the first of those that boundaries score
+    num_items: Annotated[int, Range(1, 10**9)] = 100
 
 
 @dataclass
@@ -155,16 +175,19 @@ class EvalConfig:
     tasks: list[str] = field(default_factory=list)
     task_paths: list[str] = field(default_factory=list)  # folders of your own lm-eval task YAMLs
     allow_task_code: bool = False  # run the !function code that those YAMLs name
-    num_items: int | None = 200  # per task; null: all
-    num_fewshot: dict[str, int] = field(default_factory=dict)  # task -> shots; else the task's own
+    num_items: Annotated[int | None, Range(1, 10**9)] = 200  # per task; null: all
+    # task -> shots; else the task's own
+    num_fewshot: Annotated[dict[str, int], Range(0, 1000)] = field(default_factory=dict)
     hub_mirror: str | None = None  # <dataset>/<config>/<split>.parquet; null: $MOC_HUB_MIRROR
-    context_length: int = 128  # one length for all phases: changing it changes the task
+    # one length for all phases: changing it changes the task
+    context_length: Annotated[int, Range(2, 10**7)] = 128
     # sequences of context_length read at once, of shorter ones as many as take up as much memory
-    batch_size: int = 64  # speed only; scores do not depend on it
-    validation_tokens: int = 16_384  # per source, for bits per byte
+    batch_size: Annotated[int, Range(1, 10**6)] = 64  # speed only; scores do not depend on it
+    validation_tokens: Annotated[int, Range(1, 10**12)] = 16_384  # per source, for bits per byte
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
     route_on: Literal["context", "full", "both"] = "context"
-    leakage_windows: int = 32  # per source, to measure leakage on (scope sequence); 0: do not
+    # per source, to measure leakage on (scope sequence); 0: do not
+    leakage_windows: Annotated[int, Range(0, 10**6)] = 32
     controls: ControlConfig = field(default_factory=ControlConfig)
     in_phase: InPhaseConfig = field(default_factory=InPhaseConfig)
 
@@ -180,25 +203,29 @@ class ProbeConfig:
     phase: PhaseConfig = field(default_factory=PhaseConfig)  # as of a study's phases
     after: list[str] = field(default_factory=list)  # boundaries to start from; empty: the last
     tasks: list[str] = field(default_factory=list)  # of evals.tasks; empty: all
-    num_items: int = 100  # per task: the first of those that boundaries score
-    every_tokens: int = 8192  # between two scorings; the first is before the first step
+    # per task: the first of those that boundaries score
+    num_items: Annotated[int, Range(1, 10**9)] = 100
+    # between two scorings; the first is before the first step
+    every_tokens: Annotated[int, Range(1, 10**15)] = 8192
 
 
 @dataclass
 class TrainerConfig:
     accelerator: Literal["auto", "cpu", "gpu"] = "auto"
     strategy: Literal["auto", "ddp", "fsdp"] = "auto"
-    devices: int | None = None  # per node; null: 1 on CPU, every GPU otherwise
-    num_nodes: int = 1
+    # per node; null: 1 on CPU, every GPU otherwise
+    devices: Annotated[int | None, Range(1, 1024)] = None
+    num_nodes: Annotated[int, Range(1, 10**5)] = 1
     precision: Literal["32-true", "bf16-mixed"] = "32-true"
     compile: bool = False  # torch.compile the model
-    num_workers: int = 0  # data loading processes; more, if steps wait for data (train/data_wait)
+    # data loading processes; more, if steps wait for data (train/data_wait)
+    num_workers: Annotated[int, Range(0, 1024)] = 0
     # loss or gradient norm far above the last 128 steps (moc.train.spikes): say so; or leave the
     # weights as they were too; or end the run. Not a part of what identifies a run: its journal
     # says what was done at which step
     on_spike: OnSpike = "warn"
-    log_every_steps: int = 10
-    checkpoint_every_steps: int = 100
+    log_every_steps: Annotated[int, Range(1, 10**9)] = 10
+    checkpoint_every_steps: Annotated[int, Range(1, 10**9)] = 100
 
 
 @dataclass
@@ -210,7 +237,7 @@ class TrackingConfig:
 class StudyConfig:
     name: str = ""  # also the folder under runs_dir
     description: str = ""
-    seeds: list[int] = field(default_factory=lambda: [0])
+    seeds: Annotated[list[int], Range(-(2**31), 2**32 - 1)] = field(default_factory=lambda: [0])
     runs_dir: str = "runs"
     cache_dir: str = "runs/cache"  # tokenised documents, by fingerprint
     model: ModelConfig = field(default_factory=ModelConfig)

@@ -6,7 +6,9 @@ Letters in comments are the shape letters used throughout ``moc.model`` and ``mo
 from __future__ import annotations
 
 from dataclasses import dataclass, field, is_dataclass
-from typing import Any, Literal, TypeVar, get_args, get_type_hints
+from typing import Annotated, Any, Literal, TypeVar, get_args, get_type_hints
+
+from moc.ranges import Range
 
 Preset = Literal["paper", "small", "bench", "tiny"]
 Scope = Literal["sequence", "segment", "token"]
@@ -23,30 +25,38 @@ class RouterConfig:
     """How a routing group chooses its chapters."""
 
     scope: Scope = "segment"  # positions sharing one choice; "sequence" is non-causal
-    segment_tokens: int = 32  # W, positions per segment
-    window_tokens: int | None = None  # segment: pool the last so many positions; null: all so far
+    segment_tokens: Annotated[int, Range(1, 10**7)] = 32  # W, positions per segment
+    # segment: pool the last so many positions; null: all so far
+    window_tokens: Annotated[int | None, Range(1, 10**7)] = None
     input: RouterInput = "block_input"  # what is pooled; post_attention: the stream after it
-    balance_coefficient: float = 0.01  # weight of the load-balancing loss; 0: off
+    # weight of the load-balancing loss; 0: off
+    balance_coefficient: Annotated[float, Range(0, 100)] = 0.01
     # whose mean probability it takes: of the routed chapters; all: of the softmax over shared ones
     # too, as in the published code, which also shrinks when a shared chapter's logit rises
     balance_over: Literal["routed", "all"] = "routed"
-    bias_rate: float = 0.0  # change of the selection bias per optimizer step, in logits; 0: off
-    z_loss_coefficient: float = 0.001  # weight of mean(logsumexp(logits)^2)
+    # change of the selection bias per optimizer step, in logits; 0: off
+    bias_rate: Annotated[float, Range(0, 10)] = 0.0
+    # weight of mean(logsumexp(logits)^2)
+    z_loss_coefficient: Annotated[float, Range(0, 100)] = 0.001
 
 
 @dataclass
 class ChaptersConfig:
     """Kind ``chapters``: a row is a chapter of memory tokens (arXiv 2603.21096)."""
 
-    num_chapters: int = 65  # C
-    num_shared: int = 1  # S, always read, never routed
-    num_routed: int | None = 8  # K per routing group; null reads every chapter, without a router
-    chapter_tokens: int = 16  # T
-    dim: int | None = None  # width of a memory token; null: the model's
-    num_heads: int | None = None  # heads of the memory read; null: the model's
-    num_kv_heads: int | None = None  # its key/value heads; null: num_heads
+    num_chapters: Annotated[int, Range(1, 10**9)] = 65  # C
+    num_shared: Annotated[int, Range(0, 10**9)] = 1  # S, always read, never routed
+    # K per routing group; null reads every chapter, without a router
+    num_routed: Annotated[int | None, Range(1, 10**9)] = 8
+    chapter_tokens: Annotated[int, Range(1, 10**6)] = 16  # T
+    dim: Annotated[int | None, Range(1, 2**17)] = None  # width of a memory token; null: the model's
+    # heads of the memory read; null: the model's
+    num_heads: Annotated[int | None, Range(1, 10**4)] = None
+    # its key/value heads; null: num_heads
+    num_kv_heads: Annotated[int | None, Range(1, 10**4)] = None
     mixing: Mixing = "joint"
-    routed_scale: float = 2.5  # routed weights before they are normalised; shared ones are 1
+    # routed weights before they are normalised; shared ones are 1
+    routed_scale: Annotated[float, Range(0, 1000, without="low")] = 2.5
     # joint: all weights of a group sum to 1, as published; none: shared ones stay at 1, routed ones
     # are routed_scale times the router's probabilities, which leaves a third of the tokens mixed
     # (routed ones that sum to routed_scale were tried, and read as flat: experiments/LOG.md)
@@ -60,10 +70,12 @@ class ChaptersConfig:
 class ProductKeysConfig:
     """Kind ``product_keys``: a row is a value, found by a pair of half-keys (arXiv 2412.09764)."""
 
-    num_keys: int = 32  # n half-keys of either half, per head; the bank has n^2 values
-    num_heads: int = 4  # each with half-keys of its own
-    num_read: int = 16  # k values per head and position
-    key_dim: int | None = None  # width of a head's query, two halves; null: the model's / 2
+    # n half-keys of either half, per head; the bank has n^2 values
+    num_keys: Annotated[int, Range(1, 10**5)] = 32
+    num_heads: Annotated[int, Range(1, 10**4)] = 4  # each with half-keys of its own
+    num_read: Annotated[int, Range(1, 10**6)] = 16  # k values per head and position
+    # width of a head's query, two halves; null: the model's / 2
+    key_dim: Annotated[int | None, Range(2, 2**17)] = None
     query_norm: QueryNorm = "none"  # of a head's query; batch: statistics of the micro-batch
 
 
@@ -73,10 +85,12 @@ class MemoryConfig:
 
     kind: str = "chapters"  # or product_keys; see moc.model.memory.build
     layers: str = "every 2"  # "2,6,10" (0-based), "all", "every N", "first N" or "last N"
-    layers_per_bank: int | None = None  # null: one bank for all; 1: one each; n: one per n layers
+    # null: one bank for all; 1: one each; n: one per n layers
+    layers_per_bank: Annotated[int | None, Range(1, 10**4)] = None
     variant: Variant = "A"  # A: attention, read, MLP; B: attention, MLP, read, second MLP
     output_init: OutputInit = "zero"  # zero: a fresh memory layer is the identity
-    bank_init_std: float | None = None  # null: 0.02 of chapters, dim^-0.5 of product keys
+    # null: 0.02 of chapters, dim^-0.5 of product keys
+    bank_init_std: Annotated[float | None, Range(0, 10)] = None
     # controls: what is left of an effect without a learned choice, without rows to choose from,
     # without the gate?
     address: Literal["learned", "random"] = "learned"  # random: fixed, nothing of it trains
@@ -91,14 +105,15 @@ class ModelConfig:
     """A decoder-only transformer; ``memory: null`` is the dense baseline."""
 
     preset: Preset | None = None  # where the values below start from
-    vocab_size: int = 2048  # V
-    num_layers: int = 4
-    dim: int = 128  # D
-    num_heads: int = 4  # H
-    num_kv_heads: int = 2  # J
-    mlp_dim: int = 384  # SwiGLU's intermediate width
-    init_std: float = 0.02  # linear maps and embedding
-    residual_init_std: float | None = None  # null: init_std / sqrt(2 * num_layers)
+    vocab_size: Annotated[int, Range(1, 10**7)] = 2048  # V
+    num_layers: Annotated[int, Range(1, 10**4)] = 4
+    dim: Annotated[int, Range(1, 2**17)] = 128  # D
+    num_heads: Annotated[int, Range(1, 10**4)] = 4  # H
+    num_kv_heads: Annotated[int, Range(1, 10**4)] = 2  # J
+    mlp_dim: Annotated[int, Range(1, 2**20)] = 384  # SwiGLU's intermediate width
+    init_std: Annotated[float, Range(0, 10)] = 0.02  # linear maps and embedding
+    # null: init_std / sqrt(2 * num_layers)
+    residual_init_std: Annotated[float | None, Range(0, 10)] = None
     activation_checkpointing: bool = False  # recompute each block in the backward pass
     memory: MemoryConfig | None = field(default_factory=MemoryConfig)
 
@@ -118,7 +133,7 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
     words = spec.split()
     if spec == "all":
         chosen = list(range(num_layers))
-    elif len(words) == 2 and words[0] in ("every", "first", "last") and words[1].isdigit():
+    elif len(words) == 2 and words[0] in ("every", "first", "last") and _is_count(words[1]):
         count = int(words[1])
         match words[0]:
             case "every":
@@ -129,7 +144,7 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
                 chosen = list(range(num_layers))[max(0, num_layers - count) :]
     else:
         parts = [part.strip() for part in spec.split(",")]
-        if not all(part.isdigit() for part in parts):
+        if not all(_is_count(part) for part in parts):
             raise ValueError(
                 f"model.memory.layers {spec!r} is none of "
                 "'2,6,10', 'all', 'every N', 'first N', 'last N'"
@@ -140,6 +155,10 @@ def parse_layers(spec: str, num_layers: int) -> list[int]:
             f"model.memory.layers {spec!r} does not fit a model of {num_layers} layers"
         )
     return chosen
+
+
+def _is_count(word: str) -> bool:
+    return word.isdecimal() and len(word) < 10
 
 
 T = TypeVar("T")

@@ -7,6 +7,7 @@ from typing import get_args
 from moc.model.config import ModelConfig, OutputInit, Variant, parse_layers
 from moc.model.memory.build import build_memory
 from moc.model.memory.checks import check_choice, check_heads
+from moc.ranges import check_ranges
 
 
 def validate_model(config: ModelConfig) -> None:
@@ -15,9 +16,7 @@ def validate_model(config: ModelConfig) -> None:
     Raises:
         ValueError: naming the setting, its value and the remedy.
     """
-    for name in ("vocab_size", "num_layers", "dim", "num_heads", "num_kv_heads", "mlp_dim"):
-        if getattr(config, name) < 1:
-            raise ValueError(f"model.{name} must be at least 1, not {getattr(config, name)}")
+    check_ranges(config, "model")
     check_heads("model", config.dim, config.num_heads, config.num_kv_heads)
     if config.dim // config.num_heads % 2:
         raise ValueError(
@@ -36,6 +35,4 @@ def validate_model(config: ModelConfig) -> None:
         ("gate", ("learned", "one")),
     ):
         check_choice(f"memory.{name}", getattr(memory, name), choices)
-    if memory.layers_per_bank is not None and memory.layers_per_bank < 1:
-        raise ValueError("model.memory.layers_per_bank must be at least 1, or null for one bank")
     build_memory(config)

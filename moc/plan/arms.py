@@ -3,6 +3,7 @@ device."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
@@ -121,7 +122,8 @@ def micro_batch(phase: PhaseConfig, num_devices: int) -> tuple[int, int]:
             f"use a multiple of {num_devices * length} tokens"
         )
     share = num_sequences // num_devices
-    divisors = [size for size in range(1, share + 1) if share % size == 0]
+    small = [size for size in range(1, math.isqrt(share) + 1) if share % size == 0]
+    divisors = [*small, *(share // size for size in reversed(small))]
     size = phase.micro_batch
     if size is None:
         size = max(n for n in divisors if n == 1 or n * length <= MICRO_BATCH_TOKENS)

@@ -17,6 +17,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
+from pickle import UnpicklingError
 from typing import Any, cast
 
 import torch
@@ -87,10 +88,18 @@ def load_training_state(folder: Path) -> dict[str, Any]:
     """What ``save_training_state`` wrote, on the CPU.
 
     Raises:
-        CheckpointError: if a file is missing or does not match the manifest.
+        CheckpointError: if a file is missing, does not match the manifest, or holds other objects
+            than tensors and plain values; none of them is made.
     """
     check_manifest(folder)
-    return torch.load(folder / "training.pt", map_location="cpu", weights_only=True)
+    path = folder / "training.pt"
+    try:
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except (UnpicklingError, RuntimeError, EOFError) as error:
+        raise CheckpointError(
+            f"{path} is no checkpoint of ours: it asks for more than tensors and plain values, and "
+            f"nothing of it was run; remove {folder}"
+        ) from error
 
 
 def restore_optimizer(

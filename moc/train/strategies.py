@@ -8,6 +8,7 @@ import torch
 from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Strategy
 
 from moc.config.schema import TrainerConfig
+from moc.errors import ConfigError
 from moc.plan.arms import world_size
 
 
@@ -18,15 +19,26 @@ def accelerator_of(config: TrainerConfig) -> str:
 
 
 def device_of(config: TrainerConfig) -> torch.device:
-    """Where a model goes that is used outside training."""
-    return torch.device("cuda" if accelerator_of(config) == "gpu" else "cpu")
+    """Where a model goes that is used outside training; a study that was trained on GPUs can be
+    looked at where there is none."""
+    on_gpu = accelerator_of(config) == "gpu" and torch.cuda.is_available()
+    return torch.device("cuda" if on_gpu else "cpu")
 
 
 def num_devices(config: TrainerConfig) -> int:
-    """Devices per node: as configured, else every GPU, or one CPU process."""
-    if config.devices is not None:
-        return config.devices
-    return torch.cuda.device_count() if accelerator_of(config) == "gpu" else 1
+    """Devices per node: as configured, else every GPU, or one CPU process.
+
+    Raises:
+        ConfigError: for GPUs that are not here.
+    """
+    if accelerator_of(config) != "gpu":
+        return config.devices or 1
+    found = torch.cuda.device_count()
+    if not found:
+        raise ConfigError("trainer.accelerator is gpu, but there is no GPU here; use auto or cpu")
+    if config.devices is not None and config.devices > found:
+        raise ConfigError(f"trainer.devices {config.devices} is more than the {found} GPUs here")
+    return config.devices or found
 
 
 def total_devices(config: TrainerConfig) -> int:

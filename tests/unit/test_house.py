@@ -82,7 +82,7 @@ def test_files_are_read_at_one_sitting() -> None:
     lengths = {path: len(path.read_text().splitlines()) for path in SOURCES}
     assert max(lengths.values()) <= 300, max(lengths, key=lambda path: lengths[path])
     assert statistics.median(lengths.values()) <= 150
-    assert sum(path.parent == ROOT / "moc" for path in SOURCES) <= 6
+    assert sum(path.parent == ROOT / "moc" for path in SOURCES) <= 7
     for path in (ROOT / "tests").rglob("*.py"):
         assert len(path.read_text().splitlines()) <= 400, path
 

@@ -170,11 +170,6 @@ class ProductKeys(Kind):
 
     def _check(self) -> None:
         settings, where = self.settings, "model.memory.product_keys"
-        for name in ("num_keys", "num_heads", "num_read"):
-            if getattr(settings, name) < 1:
-                raise ValueError(
-                    f"{where}.{name} must be at least 1, not {getattr(settings, name)}"
-                )
         if self.key_dim < 2 or self.key_dim % 2:
             raise ValueError(f"{where}.key_dim must be even, for its halves; it is {self.key_dim}")
         if settings.num_read > self.num_rows:

@@ -197,8 +197,11 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ("phases.ift.tokens=1e6", "command line: phases.ift.tokens: Value '1000000.0'"),
         ("phases.ift.tokens=100", "phases.ift.tokens 100 is less than one step's tokens"),
         ("phases.ift.context_length=100", "tokens_per_step 8192 is no multiple of context_length"),
-        ("phases.ift.mixture.skills=0", "mixture.skills must be positive, not 0"),
-        ("model.dim=-4", "model.dim must be at least 1, not -4"),
+        (
+            "phases.ift.mixture.skills=0",
+            "mixture.skills must be above 0 and at most 1_000_000, not 0",
+        ),
+        ("model.dim=-4", "model.dim must be from 1 to 131_072, not -4"),
         ("arms.moc.model.num_heads=3", "arms.moc: model.num_heads 3 does not divide"),
         (
             "model.memory.chapters.router.scope=segmnt",
@@ -206,24 +209,27 @@ def test_a_study_with_everything_changed_is_saved_as_the_same_object(write, tmp_
         ),
         (
             "model.memory.chapters.router.segment_tokens=0",
-            "segment_tokens must be at least 1, not 0",
+            "segment_tokens must be from 1 to 10_000_000, not 0",
         ),
         (
             "model.memory.chapters.router.window_tokens=0",
-            "window_tokens must be at least 1, or null; it is",
+            "window_tokens must be from 1 to 10_000_000, not 0",
         ),
         (
             "model.memory.chapters.router={scope: token, window_tokens: 8}",
             "what scope segment looks back on; set it to null for scope token",
         ),
-        ("model.memory.chapters.router.bias_rate=-1", "bias_rate must not be negative, but is -1"),
+        ("model.memory.chapters.router.bias_rate=-1", "bias_rate must be from 0 to 10, not -1"),
         (
             "arms.moc.model.memory.chapters.router.z_loss_coefficient=-1",
-            "arms.moc: model.memory.chapters.router.z_l",
+            "arms.moc.model.memory.chapters.router.z_loss_coefficient must be from 0 to 100",
         ),
         ("evals.route_on=contxt", "evals.route_on cannot be 'contxt'; did you mean 'context'?"),
-        ("evals.leakage_windows=-1", "evals.leakage_windows must be at least 0, not -1"),
-        ("phases.ift.revive_every_steps=-1", "ift.revive_every_steps must be at least 0, not -1"),
+        ("evals.leakage_windows=-1", "evals.leakage_windows must be from 0 to 1_000_000, not -1"),
+        (
+            "phases.ift.revive_every_steps=-1",
+            "ift.revive_every_steps must be from 0 to 1_000_000_000, not -1",
+        ),
         (
             "data.skills.documents=questions",
             "data.skills.documents: a source of kind skills has no questions",
@@ -250,7 +256,7 @@ def test_an_unusable_override_says_what_was_meant(write, override, words):
         (STUDY.replace("  moc: {}", "  a/b: {}\n  moc: {}"), "'a/b' cannot name a study, arm"),
         (
             STUDY.replace("people: {", "people/a: {"),
-            "'people/a' cannot name a study, arm, phase or",
+            "'people/a' cannot name a study, arm, phase",
         ),
         (STUDY.replace("people: {", "full: {"), "data.full: give the source another name"),
         (STUDY.replace("mixture: {people: 1}, ", ""), "phases.pretrain.mixture is empty"),

@@ -164,8 +164,8 @@ def test_equal_parameters_of_a_solved_arm(path: Path) -> None:
     ("overrides", "words"),
     [
         (["phases.one.replay=0.1"], "phases.one.replay 0.1: no phase before it trains"),
-        (["phases.two.replay=1"], "phases.two.replay 1.0 leaves nothing of its own data"),
-        (["phases.two.replay=-0.1"], "phases.two.replay must be at least 0, not -0.1"),
+        (["phases.two.replay=1"], "phases.two.replay must be at least 0 and below 1, not 1"),
+        (["phases.two.replay=-0.1"], "phases.two.replay must be at least 0 and below 1, not -0.1"),
         (["phases.one.no_op=true"], "phases.two.replay 0.1: no phase before it trains"),
         (
             ["arms.replay.phases.two.carry.data_position=true"],

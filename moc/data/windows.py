@@ -98,8 +98,8 @@ def _windows(
     cache: TokenCache, tokenizer: Tokenizer, context_length: int, max_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The start of ``cache``, as ``validation_windows`` returns it."""
-    stream = cache.tokens[:max_tokens].astype(np.int64)
-    counts = np.array(cache.mask[:max_tokens])
+    stream = cache.read(0, max_tokens).astype(np.int64)
+    counts = np.array(cache.read_mask(0, max_tokens))
     num_windows = max(1, -(-(len(stream) - 1) // context_length))
     num_padding = num_windows * context_length + 1 - len(stream)
     num_bytes = int(tokenizer.token_bytes[stream[1:][counts[1:]]].sum())

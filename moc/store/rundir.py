@@ -19,6 +19,7 @@ from pathlib import Path
 
 from filelock import FileLock
 
+from moc.errors import DamagedFile
 from moc.store.files import PARTIAL, read_json
 from moc.store.journal import Journal
 from moc.store.manifest import check_format
@@ -32,6 +33,9 @@ TRAINED = "-trained"  # of a source: its training text, not its validation text
 # In a study's folder report/: what the report says in short, for whoever shows a list of studies.
 SUMMARY_TEXT = "summary.md"
 SUMMARY_VALUES = "summary.json"  # {metric: value}
+
+
+_MODEL_FILES = ("model.safetensors", "model.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -104,9 +108,11 @@ class RunDir:
         return self.path / "boundaries" / f"{index}-{self.boundary_name(index)}"
 
     def boundaries(self) -> list[Boundary]:
-        """Those whose weights are there, in order."""
-        found = (Boundary(file.parent) for file in self.path.glob("boundaries/*/model.json"))
-        return sorted((b for b in found if b.path.suffix != PARTIAL), key=lambda b: b.index)
+        """Those whose weights should be there, in order: of a damaged one, whoever reads it says
+        what is missing."""
+        files = [file for name in _MODEL_FILES for file in self.path.glob(f"boundaries/*/{name}")]
+        found = {Boundary(file.parent) for file in files if file.parent.suffix != PARTIAL}
+        return sorted(found, key=lambda boundary: boundary.index)
 
     def probe(self, name: str, boundary: Path) -> Path:
         return self.path / "probes" / name / boundary.name
@@ -167,7 +173,12 @@ class StudyDir:
 
     def runs(self) -> list[RunDir]:
         """Those that have begun."""
-        return [RunDir(file.parent) for file in sorted(self.path.glob("arms/*/seed-*/run.json"))]
+        found = {
+            path.parent
+            for name in ("run.json", "boundaries", "checkpoints")
+            for path in self.path.glob(f"arms/*/seed-*/{name}")
+        }
+        return [RunDir(folder) for folder in sorted(found)]
 
     def check_format(self) -> None:
         """
@@ -175,4 +186,8 @@ class StudyDir:
             FormatError: if a run was written in another format.
         """
         for run in self.runs():
-            check_format(read_json(run.info), run.path)
+            try:
+                if run.info.is_file():
+                    check_format(read_json(run.info), run.path)
+            except DamagedFile:
+                continue  # the manifests say it, too

@@ -218,7 +218,7 @@ def test_leftovers_of_a_killed_process_do_no_harm(tokenizer: Tokenizer, tmp_path
     config = SourceConfig(num_people=10)
     cache = build_cache(config, "train", tokenizer, tmp_path, 2000)
     good = cache.tokens.tolist()
-    half = cache.folder.with_name(f".{cache.folder.name}")
+    half = cache.folder.with_name(f"{cache.folder.name}.partial")
     shutil.move(cache.folder, half)  # as if killed just before the folder got its name
     (half / "tokens.bin").write_bytes(b"half")
     assert build_cache(config, "train", tokenizer, tmp_path, 2000).tokens.tolist() == good

@@ -15,8 +15,9 @@ class CheckpointError(ValueError):
 class DamagedFile(CheckpointError):
     """A small file that other files can be read without."""
 
-    def __init__(self, path: object, why: str, remedy: str = "remove it, it is made again") -> None:
+    def __init__(self, path: object, why: str, remedy: str = "it is made again") -> None:
         super().__init__(f"{path} is damaged ({why}); {remedy}")
+        self.why = why
 
 
 class FormatError(CheckpointError):

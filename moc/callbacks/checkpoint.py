@@ -29,6 +29,7 @@ class Checkpoint(L.Callback):
     Args:
         folder: the run's ``checkpoints``.
         config_hash: of everything that decides the weights; a resumed run must match it.
+        data: fingerprint of each source's tokens, likewise.
         restored: the other callbacks' states in the checkpoint that training goes on from, by
             ``state_key``; empty if there is none.
         saved: called (on rank 0) after each save, when the journal is committed.
@@ -39,11 +40,13 @@ class Checkpoint(L.Callback):
         folder: Path,
         *,
         config_hash: str,
+        data: Mapping[str, str],
         every: int,
         restored: Mapping[str, Any],
         saved: Callable[[], None],
     ) -> None:
-        self.folder, self.config_hash, self.saved = folder, config_hash, saved
+        self.folder, self.saved = folder, saved
+        self.config_hash, self.data = config_hash, dict(data)
         self.every, self.restored = every, restored
         self._stop_requested = False
 
@@ -73,6 +76,7 @@ class Checkpoint(L.Callback):
                 phase=trainer.logger.phase,
                 step=step,
                 config_hash=self.config_hash,
+                data=self.data,
             )
             if trainer.is_global_zero:
                 trainer.logger.commit()

@@ -20,7 +20,7 @@ from moc.data.document import END_OF_TEXT, TURN_END, TURN_START
 from moc.data.files import BadRows
 from moc.data.source import documents, source_key
 from moc.errors import ConfigError, DamagedFile
-from moc.store.files import read_json, whole_folder
+from moc.store.files import read_sound_json, whole_folder
 
 log = logging.getLogger(__name__)
 
@@ -96,7 +96,7 @@ class Tokenizer:
 
         Raises:
             ConfigError: if there is none, or it has no end-of-text token.
-            DamagedFile: if it is one that ``save`` wrote, and its files have changed since.
+            DamagedFile: if ``save`` wrote it, and it has changed since.
         """
         if own := _read_own(Path(path)):
             return own
@@ -116,6 +116,17 @@ class Tokenizer:
             raise ConfigError(f"tokenizer.path '{path}' has no {missing}; choose another")
         return cls(backend, loaded.eos_token)
 
+    @classmethod
+    def saved(cls, folder: Path) -> Tokenizer:
+        """What ``save`` wrote to ``folder``.
+
+        Raises:
+            DamagedFile: if it is not there, or has changed since.
+        """
+        if (own := _read_own(folder)) is None:
+            raise DamagedFile(folder, "tokenizer_config.json is missing or unreadable", _REMEDY)
+        return own
+
 
 def build_tokenizer(study: StudyConfig) -> Tokenizer:
     """The study's tokenizer: trained on the text of the sources its phases use (and kept in
@@ -133,17 +144,15 @@ def build_tokenizer(study: StudyConfig) -> Tokenizer:
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
         try:
-            if folder.is_dir() and (known := _read_own(folder)):
-                return known
+            if folder.is_dir():
+                return Tokenizer.saved(folder)
         except DamagedFile:
             log.warning("%s is damaged: training it again", folder)
         hashes = {name: hashlib.sha256() for name in sources}
         texts = (
             text
             for name, config in sources.items()
-            for text in _hashed(
-                _training_text(name, config, settings.training_bytes), hashes[name]
-            )
+            for text in _hashed(_training_text(name, config, settings.training_bytes), hashes[name])
         )
         trained = _train(texts, settings.vocab_size)
         found = {name: text.hexdigest()[:16] for name, text in hashes.items()}
@@ -217,7 +226,7 @@ def _read_own(folder: Path) -> Tokenizer | None:
     Raises:
         DamagedFile: if it has changed since.
     """
-    settings = read_json(folder / "tokenizer_config.json")
+    settings = read_sound_json(folder / "tokenizer_config.json")
     if settings.get("saved_by") != _SAVED_BY:
         return None
     file = folder / "tokenizer.json"

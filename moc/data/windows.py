@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -56,6 +57,37 @@ def comparable_texts(
         cache = source_cache(study, source_name, "train", tokenizer, num_tokens)
         found[f"{source_name}{TRAINED}"] = _windows(cache, *where)[:2]
     return found
+
+
+def training_streams(study: StudyConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """Fingerprint of the tokens of every source that an arm trains on, tokenised now where they are
+    not.
+
+    Raises:
+        ConfigError: naming the source, if one cannot be read.
+    """
+    readers = {
+        source: phase
+        for phases in _phases_of_arms(study)[1:]
+        for phase in phases.values()
+        for source in phase.mixture
+    }
+    return {
+        source: source_cache(
+            study, source, "train", tokenizer, needed_tokens(study, phase, source)
+        ).fingerprint
+        for source, phase in readers.items()
+    }
+
+
+def validation_streams(
+    study: StudyConfig, sources: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+) -> dict[str, str]:
+    """Fingerprint of the tokens of every source's validation text, as ``training_streams``."""
+    return {
+        source: source_cache(study, source, "validation", tokenizer, max_tokens).fingerprint
+        for source in sources
+    }
 
 
 def source_cache(

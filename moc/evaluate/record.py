@@ -10,7 +10,7 @@ from typing import Any
 from evals.measures.overlap import overlap
 from evals.measures.row_use import address_drift
 from moc.model.files import read_safetensors
-from moc.store.files import read_json, write_lines
+from moc.store.files import read_sound_json, write_lines
 from moc.store.rundir import Boundary
 
 
@@ -27,7 +27,7 @@ def earlier_boundaries(boundary: Boundary) -> list[Boundary]:
 
 def earlier_records(boundary: Boundary, eval_hash: str) -> list[dict[str, Any]]:
     """Those of their records that the same evaluation made, in order."""
-    records = [read_json(each.evals) for each in earlier_boundaries(boundary)]
+    records = [read_sound_json(each.evals) for each in earlier_boundaries(boundary)]
     return [record for record in records if record.get("eval_hash") == eval_hash]
 
 

@@ -24,6 +24,7 @@ from moc.errors import DamagedFile
 
 PARTIAL = ".partial"
 _CHECKSUM = "checksum"
+_COMMENT = "# checksum: "
 _SEAL = re.compile(r',\n  "checksum": "(?P<checksum>[0-9a-f]{16})"\n}\n\Z')
 
 
@@ -87,6 +88,27 @@ def read_json(path: Path) -> dict[str, Any]:
             raise DamagedFile(path, "its checksum differs")
         del value[_CHECKSUM]
     return value
+
+
+def seal_text(path: Path) -> None:
+    """End a text file, such as YAML, with its checksum as a comment; before it gets its name."""
+    text = path.read_text()
+    path.write_text(f"{text}{_COMMENT}{_checksum(text)}\n")
+
+
+def read_text(path: Path, remedy: str) -> str:
+    """A text file without its checksum; one that has none is read, too.
+
+    Raises:
+        DamagedFile: if it is cut short or changed; it ends with ``remedy``.
+    """
+    try:
+        text, mark, checksum = path.read_bytes().decode().rpartition(_COMMENT)
+    except ValueError:
+        raise DamagedFile(path, "not text", remedy) from None
+    if mark and checksum.strip() != _checksum(text):
+        raise DamagedFile(path, "its checksum differs", remedy)
+    return text if mark else checksum
 
 
 def read_sound_json(path: Path) -> dict[str, Any]:

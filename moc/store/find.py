@@ -7,7 +7,7 @@ from pathlib import Path
 
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
-from moc.errors import ConfigError, nearest
+from moc.errors import ConfigError, DamagedFile, nearest
 from moc.store.rundir import RunDir, StudyDir
 
 
@@ -30,7 +30,7 @@ def boundary_folders(path: Path) -> list[Path]:
         ConfigError: if there is none.
     """
     _check_exists(path)
-    if (path / "model.json").is_file():
+    if (path / "manifest.json").is_file() or (path / "model.json").is_file():
         return [path]
     found = [boundary.path for boundary in RunDir(path).boundaries()]
     if not found:
@@ -45,7 +45,14 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
         ConfigError: if there is none, or an override cannot be used.
     """
     folder = study_dir_of(path)
-    study = load_study(StudyDir(folder).config, overrides)
+    config = StudyDir(folder).config
+    try:
+        load_study(config)
+    except ConfigError as error:
+        raise DamagedFile(
+            config, str(error), "`moc run` with the study's YAML makes it again"
+        ) from error
+    study = load_study(config, overrides)
     study.runs_dir = str(folder.parent)
     return study, folder
 

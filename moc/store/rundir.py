@@ -13,6 +13,7 @@ from them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from moc.errors import DamagedFile
-from moc.store.files import PARTIAL, read_json
+from moc.store.files import read_json
 from moc.store.journal import Journal
 from moc.store.manifest import check_format
 
@@ -35,6 +36,7 @@ SUMMARY_TEXT = "summary.md"
 SUMMARY_VALUES = "summary.json"  # {metric: value}
 
 
+_NAME = re.compile(r"(\d+-.+|seed-\d+)(?<!\.partial)")  # of a boundary's or a run's folder
 _MODEL_FILES = ("model.safetensors", "model.json", "manifest.json")
 
 
@@ -111,7 +113,7 @@ class RunDir:
         """Those whose weights should be there, in order: of a damaged one, whoever reads it says
         what is missing."""
         files = [file for name in _MODEL_FILES for file in self.path.glob(f"boundaries/*/{name}")]
-        found = {Boundary(file.parent) for file in files if file.parent.suffix != PARTIAL}
+        found = {Boundary(file.parent) for file in files if _is_named(file.parent)}
         return sorted(found, key=lambda boundary: boundary.index)
 
     def probe(self, name: str, boundary: Path) -> Path:
@@ -178,7 +180,7 @@ class StudyDir:
             for name in ("run.json", "boundaries", "checkpoints")
             for path in self.path.glob(f"arms/*/seed-*/{name}")
         }
-        return [RunDir(folder) for folder in sorted(found)]
+        return [RunDir(folder) for folder in sorted(found) if _is_named(folder)]
 
     def check_format(self) -> None:
         """
@@ -191,3 +193,8 @@ class StudyDir:
                     check_format(read_json(run.info), run.path)
             except DamagedFile:
                 continue  # the manifests say it, too
+
+
+def _is_named(folder: Path) -> bool:
+    """Not a leftover of a killed write, nor what somebody has put there."""
+    return _NAME.fullmatch(folder.name) is not None

@@ -118,10 +118,10 @@ def _before_scores(*, folder: str, signal: int) -> None:
     """With the scores of a boundary in the journal, and evals.json not there."""
     write_json = moc.evaluate.evaluator.write_json
 
-    def stopped(path: Path, value: Any) -> None:
+    def stopped(path: Path, value: Any, **options: Any) -> None:
         if path.name == "evals.json" and path.parent.name == folder:
             os.kill(os.getpid(), signal)
-        write_json(path, value)
+        write_json(path, value, **options)
 
     moc.evaluate.evaluator.write_json = stopped
 

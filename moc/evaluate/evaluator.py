@@ -30,11 +30,13 @@ from moc.evaluate.record import (
     compare_use,
     earlier_boundaries,
     earlier_records,
+    is_recorded,
     logged,
+    sample_hashes,
     write_samples,
 )
 from moc.model.transformer import Transformer
-from moc.store.files import damaged_files, read_sound_json, sha256, write_json
+from moc.store.files import sha256, write_json
 from moc.store.journal import Journal, read
 from moc.store.rundir import Boundary
 from moc.train.distributed import rank
@@ -111,15 +113,9 @@ class BoundaryEvaluator:
 
     @cached_property
     def eval_hash(self) -> str:
-        """Of all that decides a model's scores: also of the validation text itself, so that other
-        text in the same place is scored anew.
-
-        Raises:
-            ConfigError: naming the source, if its text cannot be read.
-        """
-        texts = validation_streams(
-            self.study, self.sources(), self.tokenizer, self.study.evals.validation_tokens
-        )
+        """Of all that decides scores: also of the text, so that other text is scored anew."""
+        where = (self.tokenizer, self.study.evals.validation_tokens)
+        texts = validation_streams(self.study, self.sources(), *where)
         return config_hash(EVALUATION, *self._asked, texts)
 
     def sources(self) -> list[str]:
@@ -131,11 +127,7 @@ class BoundaryEvaluator:
 
     def is_done(self, folder: Path) -> bool:
         """Whether ``folder`` holds this evaluation's result already, whole."""
-        boundary = Boundary(folder)
-        record = read_sound_json(boundary.evals)
-        if record.get("eval_hash") != self.eval_hash:
-            return False
-        return not damaged_files(boundary.samples, record.get("samples", {}))
+        return is_recorded(Boundary(folder), self.eval_hash)
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
         """Task scores of ``model``, its bits per byte, its leakage and which rows it reads; and
@@ -284,10 +276,7 @@ class BoundaryEvaluator:
             "tokens": tokens,
             "fingerprint": sha256(boundary.weights),
             "eval_hash": self.eval_hash,
-            "samples": {
-                path.relative_to(boundary.samples).as_posix(): sha256(path)
-                for path in sorted(boundary.samples.rglob("*.jsonl"))
-            },
+            "samples": sample_hashes(boundary.samples),
             **scores,
         }
         write_json(boundary.evals, record, sync=True)

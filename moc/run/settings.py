@@ -12,6 +12,7 @@ from moc.data.tokenizer import Tokenizer
 from moc.data.windows import needed_tokens
 from moc.errors import CheckpointError, ConfigError, DamagedFile, FormatError
 from moc.run.arm_seed import ArmSeed
+from moc.store.files import read_text
 from moc.store.manifest import read_manifest
 from moc.store.rundir import StudyDir
 from moc.train.checkpoints import checkpoints_of, phase_of
@@ -198,10 +199,13 @@ def _has_changed(run: ArmSeed, source: str) -> str:
 def _last_run(study: StudyConfig) -> StudyConfig | None:
     """The study as it was when it was last run; None if that is not known."""
     path = StudyDir(study.dir).config
+    if not path.is_file():
+        return None
     try:
-        return load_study(path) if path.is_file() else None
-    except ConfigError:
-        return None  # damaged: it is written anew
+        read_text(path, "")
+        return load_study(path)
+    except (ConfigError, DamagedFile):
+        return None  # it is written anew
 
 
 def _changes(before: StudyConfig, study: StudyConfig, part: str) -> list[str]:

@@ -8,6 +8,7 @@ from pathlib import Path
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError, DamagedFile, nearest
+from moc.store.files import read_text
 from moc.store.rundir import RunDir, StudyDir
 
 
@@ -43,15 +44,15 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
 
     Raises:
         ConfigError: if there is none, or an override cannot be used.
+        DamagedFile: if its study.yaml is damaged.
     """
     folder = study_dir_of(path)
-    config = StudyDir(folder).config
+    config, remedy = StudyDir(folder).config, "`moc run` with the study's own YAML makes it again"
+    read_text(config, remedy)
     try:
         load_study(config)
     except ConfigError as error:
-        raise DamagedFile(
-            config, str(error), "`moc run` with the study's YAML makes it again"
-        ) from error
+        raise DamagedFile(config, str(error), remedy) from error
     study = load_study(config, overrides)
     study.runs_dir = str(folder.parent)
     return study, folder

@@ -19,6 +19,7 @@ from moc.callbacks.revival import Revival
 from moc.callbacks.throughput import RestartClock, Throughput
 from moc.config.schema import PhaseConfig
 from moc.data.module import StudyDataModule
+from moc.errors import CheckpointError
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan.arms import micro_batch
@@ -91,7 +92,10 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
     )
     check_streams(run, index, data.fingerprints())
     callbacks = _callbacks(run, index, tools, start.callbacks, micro_batch=size)
-    fit(module, data, trainer, logger=logger, callbacks=callbacks)
+    try:
+        fit(module, data, trainer, logger=logger, callbacks=callbacks)
+    except CheckpointError as error:
+        raise CheckpointError(_last_line(error)) from error
 
 
 def _callbacks(
@@ -151,6 +155,12 @@ def _starting_point(run: ArmSeed, index: int, checkpoint: Path | None) -> _Start
     carry = run.phases[index].carry.optimizer
     optimizer = load_training_state(folder)["optimizer"] if carry else None
     return _Start(load_model(folder).train(), optimizer)
+
+
+def _last_line(error: CheckpointError) -> str:
+    """The message itself: a loader's worker puts its traceback before it."""
+    *traceback, message = str(error).strip().splitlines()
+    return message.partition("Error: ")[2] if traceback else message
 
 
 def _num_samples(phases: list[PhaseConfig]) -> int:

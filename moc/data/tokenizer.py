@@ -233,8 +233,9 @@ def _read_own(folder: Path) -> Tokenizer | None:
     try:
         backend = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
         own = Tokenizer(backend, settings["eos_token"], settings["texts"])
+        fingerprint = settings["fingerprint"]
     except Exception as error:  # whatever the library raises of a damaged file
         raise DamagedFile(file, "not a tokenizer", _REMEDY) from error
-    if own.fingerprint != settings["fingerprint"]:
+    if own.fingerprint != fingerprint:
         raise DamagedFile(file, "its fingerprint differs", _REMEDY)
     return own

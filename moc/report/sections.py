@@ -152,8 +152,8 @@ def result_tables(study: Path | Results) -> str:
     found = [product for make in PRINTED for product in _all(make, results)]
     parts = [table.to_text() for table in found if isinstance(table, Table)]
     closing = said(results) or [text for text in [results.caution()] if text]
-    closing = [*results.damaged, *closing]
     parts += ["\n".join(textwrap.fill(text, TEXT_WIDTH) for text in closing)] if closing else []
+    parts += ["\n".join(results.damaged)] if results.damaged else []
     return "\n\n".join(parts) + "\n"
 
 

@@ -25,7 +25,7 @@ from moc.errors import DamagedFile
 PARTIAL = ".partial"
 _CHECKSUM = "checksum"
 _COMMENT = "# checksum: "
-_SEAL = re.compile(r',\n  "checksum": "(?P<checksum>[0-9a-f]{16})"\n}\n\Z')
+_SEAL = re.compile(r',\n  "checksum": "(?P<checksum>[^"]*)"\n}\n\Z')
 
 
 def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:

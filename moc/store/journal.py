@@ -32,7 +32,7 @@ log = logging.getLogger(__name__)
 
 COMMIT: Record = {"commit": True}
 _CRC = "crc"
-_SEAL = re.compile(rb',"crc":"(?P<crc>[0-9a-f]{8})"}\Z')
+_SEAL = re.compile(rb',"crc":"(?P<crc>[^"]*)"}\Z')
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -129,7 +129,7 @@ def read_what_is_whole(path: Path, *, committed: bool = False) -> tuple[list[Rec
 
 def _line(record: Record) -> bytes:
     text = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode()
-    return text[:-1] + f',"{_CRC}":"{zlib.crc32(text):08x}"}}\n'.encode()
+    return text[:-1] + b',"%s":"%s"}\n' % (_CRC.encode(), _crc(text))
 
 
 def _record(line: bytes) -> Record | None:
@@ -141,10 +141,14 @@ def _record(line: bytes) -> Record | None:
     if not isinstance(record, dict):
         return None
     if found := _SEAL.search(line):
-        if zlib.crc32(line[: found.start()] + b"}") != int(found["crc"], 16):
+        if found["crc"] != _crc(line[: found.start()] + b"}"):
             return None
         del record[_CRC]
     return record
+
+
+def _crc(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 def _plain(value: Any) -> Any:

@@ -33,6 +33,7 @@ def rich_study(folder: Path) -> str:
     """Beside what the tiny study has: phases that two arms share, revivals, and a probe."""
     text = TINY_STUDY.format(folder=folder)
     text = text.replace("  backbone: {model: {memory: null}}", FROZEN)
+    text = text.replace("num_chapters: 9", "num_chapters: 129")  # so that some are never read
     people = "    mixture: {people: 1.0}\n"
     return text.replace(people, f"{people}    revive_every_steps: 2\n") + PROBES
 
@@ -55,8 +56,13 @@ SMALL = [
     f"{RUN}/boundaries/2-skills/evals.json",
     f"{RUN}/boundaries/2-skills/samples/facts_choice.jsonl",
 ]
+LOST = [  # nothing else says what was in them
+    f"{RUN}/shared.json",
+    f"{RUN}/metrics.jsonl",
+    f"{RUN}/memory_use.jsonl",
+    "arms/moc/seed-0/revivals.jsonl",
+]
 OF_THE_STUDY = ["study.yaml", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
-OF_A_MODEL = ["manifest.json", "model.json", "model.safetensors"]
 DAMAGES = ["half", "empty", "flipped", "junk", "missing"]
 
 
@@ -140,18 +146,19 @@ def test_a_report_shows_the_rest(rich: Rich, file: str) -> None:
     content = path.read_bytes()
     whole = load_results(rich.study)
     assert not whole.damaged
-    named = "summary" not in file and "tasks/" not in file and "lock" not in file
-    named = named and "datasets" not in file and "revivals" not in file  # nothing is shown of them
+    silent = ("summary", "tasks/", "lock", "datasets", "revivals")  # a report shows nothing of them
     for kind in DAMAGES:
         path.write_bytes(content)
         damage(path, kind)
         found = load_results(rich.study)
-        # an empty journal is one in which nothing was written yet, a missing file one not yet made
-        silent = kind == "missing" or (kind == "empty" and path.suffix == ".jsonl")
-        silent = silent and "samples" not in file
-        assert [str(path) in line for line in found.damaged] == [True] * (named and not silent)
+        named = not any(word in file for word in silent)
+        if kind == "missing":  # not yet made, as far as anyone can tell
+            named = named and ("samples" in file or "metrics" in file)
+        if "memory_use" in file and kind in ("half", "empty"):  # nor was the rest of this
+            named = False
+        assert [str(path) in line for line in found.damaged] == [True] * named, kind
         text = result_tables(found)
-        assert all(" ".join(line.split()) in " ".join(text.split()) for line in found.damaged)
+        assert all(line in text for line in found.damaged)
         assert found.runs["moc", 0].boundaries == whole.runs["moc", 0].boundaries
         assert set(found.runs["frozen", 0].boundaries) >= {"facts"}
 
@@ -159,18 +166,17 @@ def test_a_report_shows_the_rest(rich: Rich, file: str) -> None:
 @pytest.mark.parametrize("kind", DAMAGES)
 def test_what_can_be_is_made_again(rich: Rich, pristine: Rich, kind: str) -> None:
     """small damaged files. Kept: all weights and all that is whole; the rest is made again."""
-    for files in (SMALL[:-2], SMALL[-2:-1], SMALL[-1:]):  # evals.json says what samples there are
+    for files in (SMALL[:-1], SMALL[-1:]):  # evals.json says what samples there are
         for file in files:
             damage(rich.study / file, kind)
-        for code, log in rich.do("report STUDY", "run YAML", "report STUDY"):
+        for code, log in rich.do("report STUDY", "run YAML"):
             check_said(code, log)
-        assert rich.weights() == pristine.weights()
-        gone = [RUN + "/" + name for name in ("shared.json", "metrics.jsonl", "memory_use.jsonl")]
+        assert rich.weights() == pristine.weights() and scores(rich) == scores(pristine)
         left = {line.partition(" ")[0].rstrip(":") for line in load_results(rich.study).damaged}
-        assert left <= {str(rich.study / file) for file in gone}
-        for file in {*gone, "arms/moc/seed-0/revivals.jsonl"}.intersection(files):
-            shutil.copy(pristine.study / file, rich.study / file)  # a person has a copy of it
-        assert scores(rich) == scores(pristine)
+        assert left <= {str(rich.study / file) for file in LOST}
+        for file in set(LOST).intersection(files):
+            shutil.copy(pristine.study / file, rich.study / file)  # a person has a copy
+        assert not load_results(rich.study).damaged
 
 
 def scores(rich: Rich) -> dict[str, Any]:
@@ -186,9 +192,9 @@ def scores(rich: Rich) -> dict[str, Any]:
 def test_what_the_verbs_need_is_named_and_made_again(rich: Rich, file: str) -> None:
     """small damaged files. Kept: a verb that needs one says in one line that `moc run` makes it
     again, which it does."""
-    verbs = ["eval RUN", "generate RUN --prompt x", "leakage RUN"]
+    verbs = ["eval RUN", "generate RUN --prompt x --max-new-tokens 2", "leakage RUN --windows 2"]
     verbs += ["report STUDY", "compare STUDY"] * (file == "study.yaml")
-    for kind in ("half", "flipped", "missing"):
+    for kind in ("half", "flipped"):
         damage(rich.study / file, kind)
         for code, log in rich.do(*verbs):
             check_said(code, log, codes=(1, 2))
@@ -199,8 +205,10 @@ def test_what_the_verbs_need_is_named_and_made_again(rich: Rich, file: str) -> N
         check_said(code, log)
 
 
-@pytest.mark.parametrize("kind", ["half", "flipped", "missing"])
-@pytest.mark.parametrize("file", OF_A_MODEL)
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [("manifest.json", "half"), ("model.json", "missing"), ("model.safetensors", "flipped")],
+)
 def test_a_damaged_boundary(rich: Rich, pristine: Rich, file: str, kind: str) -> None:
     """small damaged files. Kept: the other boundaries; a line says which phase to train again, and
     the start is made again."""
@@ -210,7 +218,9 @@ def test_a_damaged_boundary(rich: Rich, pristine: Rich, file: str, kind: str) ->
     check_said(code, log)
     assert f"{start}" in log and "made again, it is the untrained model" in log
     damage(folder / file, kind)
-    (run, once, report) = rich.do("run YAML", f"generate {folder} --prompt x", "report STUDY")
+    (run, once, report) = rich.do(
+        "run YAML", f"generate {folder} --prompt x --max-new-tokens 2", "report STUDY"
+    )
     check_said(*run, codes=(1,))
     assert f"remove {folder} to train that phase again" in run[1]
     check_said(*once, codes=(1,))
@@ -221,6 +231,23 @@ def test_a_damaged_boundary(rich: Rich, pristine: Rich, file: str, kind: str) ->
     assert rich.weights() == pristine.weights() and scores(rich) == scores(pristine)
     for name in ("metrics.jsonl", "memory_use.jsonl"):
         assert steps(rich.study / RUN / name) == steps(pristine.study / RUN / name)
+
+
+def test_leftovers_of_killed_writes(rich: Rich, pristine: Rich) -> None:
+    """kill -9 in every stage of saving. Kept: what has its name; half of another is in nobody's
+    way."""
+    for path in sorted(rich.study.rglob("*"), reverse=True):
+        leftover = path.with_name(f"{path.name}.partial")
+        if path.is_dir():
+            shutil.copytree(path, leftover)
+        else:
+            leftover.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    commands = ["eval RUN", "generate RUN --prompt x --max-new-tokens 2", "leakage RUN --windows 2"]
+    for code, log in rich.do(*commands, "report STUDY", "compare STUDY", "run YAML"):
+        check_said(code, log)
+        assert ".partial" not in log
+    weights = rich.weights()
+    assert {name: weights[name] for name in pristine.weights()} == pristine.weights()
 
 
 def steps(journal: Path) -> Counter[tuple[Any, ...]]:
@@ -239,10 +266,15 @@ def half(tmp_path_factory: pytest.TempPathFactory, cache: Path, in_child: Run) -
     return folder
 
 
-@pytest.mark.parametrize("file", ["training.pt", "manifest.json"])
-@pytest.mark.parametrize("kind", DAMAGES)
+@pytest.mark.parametrize(
+    ("file", "kind"),
+    [
+        *(("training.pt", kind) for kind in ("half", "empty", "flipped", "missing")),
+        *(("manifest.json", kind) for kind in ("half", "flipped", "missing")),
+    ],
+)
 def test_a_damaged_checkpoint(
-    moc: Moc, half: Path, tmp_path: Path, undisturbed: dict[str, Any], kind: str, file: str
+    moc: Moc, half: Path, tmp_path: Path, undisturbed: dict[str, Any], file: str, kind: str
 ) -> None:
     """a truncated checkpoint; an empty checkpoint; a bit-flipped checkpoint. Kept: the one before;
     a line says from which step it goes on."""

@@ -3,7 +3,7 @@ damaged ones, which are named."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
@@ -109,7 +109,10 @@ def _load_run(
 ) -> Run:
     """What ``folder`` holds; of a run that has not started, nothing."""
     info = _read(folder.info, damaged)
-    reached = [_boundary(found, sources, damaged) for found in _evaluated(folder)]
+    found = [_boundary(each, sources, damaged) for each in _evaluated(folder)]
+    boundaries = {boundary.name: boundary for boundary in found if boundary}
+    journal = _read_journal(folder.journal().path, damaged)
+    damaged += _cut_short(folder, journal, boundaries)
     probes = [(path, _read(path / "probe.json", damaged)) for path in folder.probes()]
     lost = "which phases another arm trained is no longer known; remove it"
     return Run(
@@ -118,12 +121,22 @@ def _load_run(
         started=info.get("started"),
         status=info.get("status"),
         peak_memory_bytes=info.get("peak_memory_bytes") or None,
-        metrics=parse.series_of(_read_journal(folder.journal().path, damaged)),
+        metrics=parse.series_of(journal),
         use=parse.windows_of(_read_journal(folder.memory_use().path, damaged)),
-        boundaries={boundary.name: boundary for boundary in reached if boundary},
+        boundaries=boundaries,
         probes=[parse.probe_of(record, path) for path, record in probes if record],
         shared=parse.shared_of(_read(folder.shared, damaged, lost)),
     )
+
+
+def _cut_short(
+    folder: RunDir, journal: Sequence[Record], boundaries: Mapping[str, Boundary]
+) -> list[str]:
+    """Phases that have ended, whose end is not in the journal."""
+    ends = {(record.get("phase"), record.get("tokens")) for record in journal}
+    cut = [name for name, found in boundaries.items() if (name, found.tokens) not in ends]
+    path = folder.journal().path
+    return [f"{path} lacks the end of {', '.join(cut)}: it was cut short"] if cut else []
 
 
 def _trained(folders: Iterable[RunDir]) -> dict[str, Any]:

@@ -173,9 +173,8 @@ def _describe(
     """
     folder = StudyDir(study.dir)
     if (holder := _somebody(folder)) is not None:
-        if changes := changed_settings(study) or differences(
-            read_sound_json(folder.datasets), datasets, "tokens"
-        ):
+        known = read_sound_json(folder.datasets) or datasets
+        if changes := changed_settings(study) + differences(known, datasets, "data of phases"):
             raise ConfigError(
                 f"{study.dir} is being run with other settings{in_short(changes)} by {holder}; "
                 "wait for it, or give the study another name (name=...)"

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from moc.errors import StudyInterrupted
+from moc.store.rundir import RunDir
 from moc.train.checkpoints import prune_checkpoints, save_training_state
 from moc.train.distributed import all_sum, is_distributed, is_main_process
 from moc.train.logger import JournalLogger
@@ -68,6 +69,8 @@ class Checkpoint(L.Callback):
         stop = self._any_rank_stops(pl_module)
         if stop or step % self.every == 0:
             trainer.logger.flush()  # what the checkpoint holds is never logged again
+            if trainer.is_global_zero:
+                RunDir(self.folder.parent).sync_journals()
             save_training_state(
                 self.folder / f"{trainer.logger.phase}-{step:08d}",
                 pl_module.model,

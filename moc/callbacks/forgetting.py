@@ -63,6 +63,8 @@ class Forgetting(L.Callback):
     def _save(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
         assert isinstance(trainer.logger, JournalLogger)
         trainer.logger.flush()  # what the boundary holds is never logged again
+        if trainer.is_global_zero:
+            self.run.sync_journals()
         save_boundary(
             self.run.boundary(index),
             pl_module.model,

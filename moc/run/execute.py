@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
@@ -28,8 +30,6 @@ from moc.store.manifest import FORMAT, check_manifest
 from moc.train.checkpoints import checkpoints_of, prune_checkpoints, save_start
 from moc.train.distributed import is_main_process
 from moc.train.strategies import device_of
-
-_REMEDY = "remove {} to train that phase again"
 
 
 def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> None:
@@ -113,13 +113,22 @@ def _is_trained(run: ArmSeed, index: int) -> bool:
     folder = run.dir.boundary(index + 1)
     if not folder.is_dir():
         return False
+    _checked(folder)
+    return True
+
+
+def _checked(boundary: Path) -> dict[str, Any]:
+    """Its manifest.
+
+    Raises:
+        CheckpointError: if it is damaged, with the remedy.
+    """
     try:
-        check_manifest(folder)
+        return check_manifest(boundary)
     except FormatError:
         raise
     except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_REMEDY.format(folder)}") from error
-    return True
+        raise CheckpointError(f"{error}; remove {boundary} to train that phase again") from error
 
 
 def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
@@ -127,12 +136,7 @@ def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
     folder = run.dir.boundary(index)
     if tools.evaluator.is_done(folder):
         return
-    try:
-        manifest = check_manifest(folder)
-    except FormatError:
-        raise
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; {_REMEDY.format(folder)}") from error
+    manifest = _checked(folder)
     tools.evaluator.evaluate(
         load_model(folder).to(device_of(run.study.trainer)),
         folder,

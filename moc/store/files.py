@@ -45,10 +45,10 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
         partial.unlink(missing_ok=True)
         raise
     if sync:
-        _sync(partial)
+        sync_path(partial)
     os.replace(partial, path)
     if sync:
-        _sync(path.parent)
+        sync_path(path.parent)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -160,13 +160,13 @@ def whole_folder(target: Path) -> Iterator[Path]:
         shutil.rmtree(partial, ignore_errors=True)
         raise
     for path in [*partial.rglob("*"), partial]:
-        _sync(path)
+        sync_path(path)
     old = _partial(target.with_name(f"{target.name}.old"))
     shutil.rmtree(old, ignore_errors=True)
     if target.exists():
         target.rename(old)  # not removed yet: between the two renames both are whole
     partial.rename(target)
-    _sync(target.parent)
+    sync_path(target.parent)
     shutil.rmtree(old, ignore_errors=True)
 
 
@@ -185,10 +185,11 @@ def _make_folder(folder: Path, *, sync: bool) -> None:
     _make_folder(folder.parent, sync=sync)
     folder.mkdir(exist_ok=True)
     if sync:
-        _sync(folder.parent)
+        sync_path(folder.parent)
 
 
-def _sync(path: Path) -> None:
+def sync_path(path: Path) -> None:
+    """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
     os.fsync(descriptor)
     os.close(descriptor)

@@ -21,7 +21,7 @@ from pathlib import Path
 from filelock import FileLock
 
 from moc.errors import DamagedFile
-from moc.store.files import read_json
+from moc.store.files import read_json, sync_path
 from moc.store.journal import Journal
 from moc.store.manifest import check_format
 
@@ -131,6 +131,12 @@ class RunDir:
 
     def revivals(self) -> Journal:
         return Journal(self.path / "revivals.jsonl")
+
+    def sync_journals(self) -> None:
+        """Wait until they are on disk: before a checkpoint or boundary that goes on from them."""
+        for journal in (self.journal(), self.memory_use(), self.revivals()):
+            if journal.path.is_file():
+                sync_path(journal.path)
 
 
 @dataclass(frozen=True)

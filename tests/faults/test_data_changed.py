@@ -40,14 +40,17 @@ def text_cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def text_moc(tmp_path: Path, text_cache: Path, in_child: Run) -> Moc:
     """As ``moc``, of a study whose second phase reads text; the tokenizer learns from the first
-    20 kB of it."""
+    33 kB of it."""
     study = TINY_STUDY.format(folder=tmp_path).replace("skills: 3.0, people: 1.0", "mine: 1.0")
     study = study.replace("\n    loss_on: assistant", "")
-    mine = (
-        f"  mine: {{kind: text, path: {tmp_path}/mine.txt, validation_path: {tmp_path}/val.txt}}\n"
+    val = f"validation_path: {tmp_path}/val.txt"
+    sources = "".join(
+        f"  {name}: {{kind: text, path: {tmp_path}/{name}.txt, {val}}}\n"
+        for name in ("mine", "extra")
     )
-    mine += f"  extra: {{kind: text, path: {tmp_path}/extra.txt, validation_fraction: 0.1}}\n"
-    (tmp_path / "tiny.yaml").write_text(study.replace("phases:\n", f"{mine}phases:\n", 1) + PROBE)
+    (tmp_path / "tiny.yaml").write_text(
+        study.replace("phases:\n", f"{sources}phases:\n", 1) + PROBE
+    )
     (tmp_path / "mine.txt").write_text(text(0, 2000))
     (tmp_path / "val.txt").write_text(text(5000, 5100))
     (tmp_path / "extra.txt").write_text(text(6000, 6500))

@@ -19,14 +19,14 @@ MUTANTS = [
     Mutant(
         "a file gets its name before it is on disk",
         "moc/store/files.py",
-        "    if sync:\n        _sync(partial)\n    os.replace(partial, path)\n",
+        "    if sync:\n        sync_path(partial)\n    os.replace(partial, path)\n",
         "    os.replace(partial, path)\n",
         (POWER,),
     ),
     Mutant(
         "the folder that holds a new name is not synced",
         "moc/store/files.py",
-        "    partial.rename(target)\n    _sync(target.parent)\n",
+        "    partial.rename(target)\n    sync_path(target.parent)\n",
         "    partial.rename(target)\n",
         (POWER,),
     ),

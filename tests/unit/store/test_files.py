@@ -98,7 +98,7 @@ def test_what_must_survive_a_power_cut_is_on_disk_before_and_after_its_name(
 ) -> None:
     """Content, rename, then the folder that holds the name: also of folders that are new."""
     done: list[str] = []
-    sync, replace, rename = moc.store.files._sync, os.replace, Path.rename
+    sync, replace, rename = moc.store.files.sync_path, os.replace, Path.rename
 
     def synced(path: Path) -> None:
         done.append(f"sync {path.relative_to(tmp_path)}")
@@ -112,7 +112,7 @@ def test_what_must_survive_a_power_cut_is_on_disk_before_and_after_its_name(
         done.append(f"rename {old.name} {new.name}")
         return rename(old, new)
 
-    monkeypatch.setattr(moc.store.files, "_sync", synced)
+    monkeypatch.setattr(moc.store.files, "sync_path", synced)
     monkeypatch.setattr(os, "replace", replaced)
     monkeypatch.setattr(Path, "rename", renamed)
     write_json(tmp_path / "a/b.json", {}, sync=True)

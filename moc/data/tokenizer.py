@@ -104,7 +104,7 @@ class Tokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a damaged file, tokenizers raises nothing narrower
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"tokenizer.path '{path}' cannot be loaded: {reason}; check the name and the "

@@ -154,15 +154,21 @@ def test_a_tokenizer_that_was_replaced(text_moc: Moc, tmp_path: Path) -> None:
     option = f"tokenizer.path={own}"
     code, log = text_moc(option, "name=own", stop={"at": "after step", "phase": "facts", "step": 4})
     assert code == -signal.SIGKILL, log
-    settings = json.loads((own / "tokenizer_config.json").read_text())
-    (own / "tokenizer.json").write_text(
-        (own / "tokenizer.json").read_text().replace("Ġthat", "Ġtaht")
-    )
+    config, file = own / "tokenizer_config.json", own / "tokenizer.json"
+    settings, tokenizer = json.loads(config.read_text()), json.loads(file.read_text())
+    vocab = tokenizer["model"]["vocab"]
+    *_, one, other = vocab
+    vocab[one], vocab[other] = vocab[other], vocab[one]
+    file.write_text(json.dumps(tokenizer))
     del settings["saved_by"]  # somebody else's, as far as anyone can tell
-    (own / "tokenizer_config.json").write_text(json.dumps(settings))
+    config.write_text(json.dumps(settings))
     code, log = text_moc(option, "name=own")
     assert code == 2, log
     assert f"tokenizer.path {own} has changed" in complaint(log)
+    file.write_text("{")
+    code, log = text_moc(option, "name=own")
+    assert code == 2, log
+    assert f"tokenizer.path '{own}' cannot be loaded" in complaint(log)
 
 
 def test_a_file_replaced_while_the_study_runs(text_moc: Moc, tmp_path: Path) -> None:

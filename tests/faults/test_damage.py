@@ -238,9 +238,9 @@ def test_leftovers_of_killed_writes(rich: Rich, pristine: Rich) -> None:
     way."""
     for path in sorted(rich.study.rglob("*"), reverse=True):
         leftover = path.with_name(f"{path.name}.partial")
-        if path.is_dir():
+        if path.is_dir() and (path.parent.name == "boundaries" or path.name == "tokenizer"):
             shutil.copytree(path, leftover)
-        else:
+        elif path.is_file():
             leftover.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     commands = ["eval RUN", "generate RUN --prompt x --max-new-tokens 2", "leakage RUN --windows 2"]
     for code, log in rich.do(*commands, "report STUDY", "compare STUDY", "run YAML"):

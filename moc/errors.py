@@ -12,6 +12,14 @@ class CheckpointError(ValueError):
     """Files on disk cannot be used; the message says which and what to do."""
 
 
+class DamagedFile(CheckpointError):
+    """A small file that other files can be read without."""
+
+    def __init__(self, path: object, why: str, remedy: str = "it is made again") -> None:
+        super().__init__(f"{path} is damaged ({why}); {remedy}")
+        self.why = why
+
+
 class FormatError(CheckpointError):
     """Files were written in another format than this version's."""
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import torch
 
-from evals.scoring.study_tasks import write_task_items
+from evals.scoring.study_tasks import TaskItems, task_items
 from moc.bench.peak import measure_matmul_peak
-from moc.config.load import save_study
+from moc.config.load import differences, save_study
 from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
@@ -25,9 +25,22 @@ from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
 from moc.run.resolve import resolve_study
-from moc.run.settings import changed_settings, check_settings, in_short
+from moc.run.settings import (
+    changed_settings,
+    check_data,
+    check_nothing_hides,
+    check_settings,
+    in_short,
+)
 from moc.run.tools import Tools
-from moc.store.files import write_json
+from moc.store.files import (
+    read_sound_json,
+    seal_text,
+    whole_file,
+    whole_folder,
+    write_json,
+    write_lines,
+)
 from moc.store.lock import Holder, holder_of
 from moc.store.rundir import StudyDir
 from moc.tracking.mirror import Tracker
@@ -46,8 +59,9 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         The report's path.
 
     Raises:
-        ConfigError: for unknown arms or tasks, or a folder that holds a run with other settings;
-            before any file of the study changes.
+        ConfigError: for unknown arms or tasks, data that cannot be had, or a folder that holds
+            runs of other settings, of other data, or that the study does not name; before any file
+            of the study changes.
         RunHeld: if another process works on a run that was asked for; the others are done.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
@@ -73,15 +87,19 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 if run.seed in (seeds or study.seeds) and run.name in (arms or study.arms)
             ]
             _check_free(asked)
+            check_nothing_hides(study)
             for run in runs:
                 check_settings(run)
             evaluator = BoundaryEvaluator(study, tokenizer)
-            datasets = _build_data(study, tokenizer)
+            datasets = _build_data(runs, evaluator)
+            for run in runs:
+                check_data(run)
             peak_flops = None
             if is_main_process():
                 peak_flops = _matmul_peak(study)
-                with folder.lock():
-                    _describe(study, tokenizer, datasets, peak_flops)
+                items = dict(task_items(study))
+                with folder.lock():  # from here on the study's folder is written to
+                    _describe(study, tokenizer, items, datasets, peak_flops)
             if tracker is not None:
                 tracker.start()
             tools = Tools(evaluator, peak_flops, tracker.sync if tracker else lambda: None)
@@ -125,15 +143,16 @@ def _check_free(asked: Sequence[ArmSeed]) -> None:
         raise RunHeld(f"{asked[0].dir.path}{more} is held by {holders[0]}")
 
 
-def _build_data(study: StudyConfig, tokenizer: Tokenizer) -> dict[str, dict[str, str]]:
-    """Tokenise what phases and probes train on; fingerprints by phase and source."""
+def _build_data(runs: Sequence[ArmSeed], evaluator: BoundaryEvaluator) -> dict[str, dict[str, str]]:
+    """Tokenise what phases and probes train on, and what is scored; fingerprints of what phases
+    train on, by phase and source."""
     datasets: dict[str, dict[str, str]] = {}
-    for arm in study.arms.values():
-        for name, phase in arm.phases.items():
-            for source, cache in prepare(study, phase, tokenizer).items():
-                datasets.setdefault(name, {})[source] = cache.fingerprint
-    for probe in study.probes.values():
-        prepare(study, probe.phase, tokenizer)
+    for run in runs:
+        for index, name in enumerate(run.arm.phases):
+            datasets.setdefault(name, {}).update(run.data(index))
+    for probe in evaluator.study.probes.values():
+        prepare(evaluator.study, probe.phase, evaluator.tokenizer)
+    assert evaluator.eval_hash  # reads the validation text
     return datasets
 
 
@@ -143,24 +162,33 @@ def _matmul_peak(study: StudyConfig) -> float:
 
 
 def _describe(
-    study: StudyConfig, tokenizer: Tokenizer, datasets: dict[str, dict[str, str]], peak: float
+    study: StudyConfig,
+    tokenizer: Tokenizer,
+    items: TaskItems,
+    datasets: dict[str, dict[str, str]],
+    peak: float,
 ) -> None:
     """Write the study's own files, unless a process that works on it has written them.
 
     Raises:
-        ConfigError: if it works with other settings.
+        ConfigError: if it works with other settings or data.
     """
     folder = StudyDir(study.dir)
     if (holder := _somebody(folder)) is not None:
-        if changes := changed_settings(study):
+        known = read_sound_json(folder.datasets) or datasets
+        if changes := changed_settings(study) + differences(known, datasets, "data of phases"):
             raise ConfigError(
                 f"{study.dir} is being run with other settings{in_short(changes)} by {holder}; "
                 "wait for it, or give the study another name (name=...)"
             )
         return
-    save_study(study, folder.config)
-    tokenizer.save(folder.tokenizer)
-    write_task_items(study, folder.tasks)
+    with whole_file(folder.config, sync=True) as partial:
+        save_study(study, partial)
+        seal_text(partial)
+    with whole_folder(folder.tokenizer) as partial:
+        tokenizer.save(partial)
+    for name, records in items.items():
+        write_lines(folder.tasks / f"{name}.jsonl", records)
     write_json(folder.plan, json.loads(plan_study(study).to_json()))
     write_json(folder.datasets, datasets)
     write_json(folder.environment, describe_environment(device_of(study.trainer), peak))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from moc.data.skills import skill_examples
 from moc.data.tokenizer import used_sources
 from moc.errors import ConfigError, nearest
 from moc.store.files import write_lines
+
+TaskItems = Mapping[str, list[dict[str, Any]]]  # by task
 
 _KIND = {"facts_choice": "facts", "facts_answer": "facts", "skills_answer": "skills"}
 
@@ -55,8 +57,15 @@ def study_tasks(study: StudyConfig) -> dict[str, tuple[str, str]]:
 
 
 def write_task_items(study: StudyConfig, folder: Path) -> None:
-    """Write ``<task>.jsonl`` for those of ``study_tasks`` that ``evals.tasks`` asks for, with its
-    first ``evals.num_items`` items (null: all).
+    """Write ``<task>.jsonl`` for every one of ``task_items``."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for task, found in task_items(study):
+        write_lines(folder / f"{task}.jsonl", found)
+
+
+def task_items(study: StudyConfig) -> Iterator[tuple[str, list[dict[str, Any]]]]:
+    """Those of ``study_tasks`` that ``evals.tasks`` asks for, each with its first
+    ``evals.num_items`` items (null: all).
 
     Facts are asked about people whose questions were never trained; skills on instructions that
     were never trained. ``pool_size``, of facts: how many values the attribute can take.
@@ -64,7 +73,6 @@ def write_task_items(study: StudyConfig, folder: Path) -> None:
     Raises:
         ConfigError: if the study has no source for a task, or one without items.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     asked = {name for entry in study.evals.tasks for name in SUITES.get(entry, [entry])}
     for task, (base, source) in study_tasks(study).items():
         if asked.isdisjoint((task, base)):
@@ -73,7 +81,7 @@ def write_task_items(study: StudyConfig, folder: Path) -> None:
         found = list(itertools.islice(items, study.evals.num_items))
         if not found:
             raise ConfigError(f"data.{source} has no items for {task}; lower its question_share")
-        write_lines(folder / f"{task}.jsonl", found)
+        yield task, found
 
 
 def _sources(study: StudyConfig, kind: str) -> list[str]:

@@ -12,6 +12,7 @@ import lightning as L
 import torch
 
 from moc.errors import StudyInterrupted
+from moc.store.rundir import RunDir
 from moc.train.checkpoints import prune_checkpoints, save_training_state
 from moc.train.distributed import all_sum, is_distributed, is_main_process
 from moc.train.logger import JournalLogger
@@ -29,6 +30,7 @@ class Checkpoint(L.Callback):
     Args:
         folder: the run's ``checkpoints``.
         config_hash: of everything that decides the weights; a resumed run must match it.
+        data: fingerprint of each source's tokens, likewise.
         restored: the other callbacks' states in the checkpoint that training goes on from, by
             ``state_key``; empty if there is none.
         saved: called (on rank 0) after each save, when the journal is committed.
@@ -39,11 +41,13 @@ class Checkpoint(L.Callback):
         folder: Path,
         *,
         config_hash: str,
+        data: Mapping[str, str],
         every: int,
         restored: Mapping[str, Any],
         saved: Callable[[], None],
     ) -> None:
-        self.folder, self.config_hash, self.saved = folder, config_hash, saved
+        self.folder, self.saved = folder, saved
+        self.config_hash, self.data = config_hash, dict(data)
         self.every, self.restored = every, restored
         self._stop_requested = False
 
@@ -65,6 +69,8 @@ class Checkpoint(L.Callback):
         stop = self._any_rank_stops(pl_module)
         if stop or step % self.every == 0:
             trainer.logger.flush()  # what the checkpoint holds is never logged again
+            if trainer.is_global_zero:
+                RunDir(self.folder.parent).sync_journals()
             save_training_state(
                 self.folder / f"{trainer.logger.phase}-{step:08d}",
                 pl_module.model,
@@ -73,6 +79,7 @@ class Checkpoint(L.Callback):
                 phase=trainer.logger.phase,
                 step=step,
                 config_hash=self.config_hash,
+                data=self.data,
             )
             if trainer.is_global_zero:
                 trainer.logger.commit()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import lightning as L
@@ -24,6 +24,7 @@ class Forgetting(L.Callback):
     Args:
         phase_index: of the phase that this trainer runs.
         config_hashes: of everything that decides the weights, per boundary.
+        data: fingerprint of the tokens of each source that this phase trains on.
         keep_optimizer: whether the next phase asks for this one's Adam moments.
     """
 
@@ -34,10 +35,12 @@ class Forgetting(L.Callback):
         *,
         phase_index: int,
         config_hashes: Sequence[str],
+        data: Mapping[str, str],
         keep_optimizer: bool,
     ) -> None:
         self.run, self.evaluator = run, evaluator
         self.phase_index, self.config_hashes = phase_index, config_hashes
+        self.data = dict(data)
         self.keep_optimizer = keep_optimizer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -60,6 +63,8 @@ class Forgetting(L.Callback):
     def _save(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
         assert isinstance(trainer.logger, JournalLogger)
         trainer.logger.flush()  # what the boundary holds is never logged again
+        if trainer.is_global_zero:
+            self.run.sync_journals()
         save_boundary(
             self.run.boundary(index),
             pl_module.model,
@@ -68,6 +73,7 @@ class Forgetting(L.Callback):
             step=pl_module.step,
             tokens=trainer.logger.tokens_at(pl_module.step),
             config_hash=self.config_hashes[index],
+            data=self.data if index else {},
         )
         trainer.logger.commit()
 

@@ -8,11 +8,20 @@ import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
 from moc.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
+
+_BYTE_ORDER_MARKS = {  # longest first: UTF-32's begins as UTF-16's
+    b"\xff\xfe\0\0": "UTF-32",
+    b"\0\0\xfe\xff": "UTF-32",
+    b"\xff\xfe": "UTF-16",
+    b"\xfe\xff": "UTF-16",
+}
+_UTF8_MARK = b"\xef\xbb\xbf"
+_HEAD_BYTES = 4096  # of a file, to see how it is encoded
 
 SUFFIXES = (".txt", ".md", ".jsonl", ".parquet")
 PIECE_BYTES = 16_384  # a longer .txt or .md file becomes documents of about this size
@@ -143,13 +152,16 @@ def file_rows(path: Path, column: str) -> Iterator[Row]:
 def text_file_pieces(path: Path, bad_rows: BadRows) -> Iterator[str]:
     """A .txt or .md file in pieces of about ``PIECE_BYTES``, cut at a blank line where there is
     one. A row is a line here: lines that are not UTF-8 are left out.
+
+    Raises:
+        ConfigError: if the file is in another encoding.
     """
     lines: list[str] = []
     size = 0
-    with path.open("rb") as file:
+    with _open_utf8(path) as file:
         for number, line in enumerate(file, 1):
             try:
-                lines.append(line.decode())
+                lines.append(_text_line(line))
             except UnicodeDecodeError:
                 bad_rows.count(Row(f"{path}:{number}", line), "undecodable")
                 continue
@@ -184,12 +196,46 @@ def hub_rows(name: str, subset: str | None, split: str, column: str) -> Iterator
         yield Row(f"{name} ({split}) row {number}", row.get(column))
 
 
+def _open_utf8(path: Path) -> BinaryIO:
+    """``path``, behind its byte order mark if it has one.
+
+    Raises:
+        ConfigError: if its first bytes are not UTF-8, with the command that makes it so.
+    """
+    file = path.open("rb")
+    head = file.read(_HEAD_BYTES)
+    mark = next((mark for mark in _BYTE_ORDER_MARKS if head.startswith(mark)), None)
+    if mark is None and b"\0" not in head:
+        file.seek(len(_UTF8_MARK) if head.startswith(_UTF8_MARK) else 0)
+        return file
+    file.close()
+    if mark is not None:
+        found, encoding = f"is {_BYTE_ORDER_MARKS[mark]}", _BYTE_ORDER_MARKS[mark]
+    else:  # the high bytes of Latin letters: the second of each two, or the first
+        low = head[1::2].count(0) >= head[::2].count(0)
+        found, encoding = "has NUL bytes", "UTF-16LE" if low else "UTF-16BE"
+    raise ConfigError(
+        f"path '{path}' {found}, and only UTF-8 is read; if it is text, convert it: iconv -f "
+        f"{encoding} -t UTF-8 '{path}' > utf8{path.suffix}"
+    )
+
+
+def _text_line(line: bytes) -> str:
+    """
+    Raises:
+        UnicodeDecodeError: if it is no UTF-8 text.
+    """
+    if (at := line.find(0)) >= 0:
+        raise UnicodeDecodeError("utf-8", line, at, at + 1, "a NUL byte")
+    return line.decode()
+
+
 def _json_rows(path: Path, column: str) -> Iterator[Row]:
-    with path.open("rb") as file:
+    with _open_utf8(path) as file:
         for number, line in enumerate(file, 1):
             where = f"{path}:{number}"
             try:
-                record = json.loads(line.decode())
+                record = json.loads(_text_line(line))
             except UnicodeDecodeError:
                 yield Row(where, None, "undecodable")
             except (ValueError, RecursionError):  # also numbers too long and nesting too deep

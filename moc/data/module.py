@@ -79,9 +79,9 @@ class StepDataset(Dataset):
         loss_mask = np.ones((len(positions), length), dtype=np.bool_)
         for row, position in enumerate(positions):
             cache, start = self._place(position)
-            tokens[row] = cache.tokens[start : start + length + 1]
+            tokens[row] = cache.read(start, start + length + 1)
             if self.phase.loss_on == "assistant":
-                loss_mask[row] = cache.mask[start + 1 : start + length + 1]
+                loss_mask[row] = cache.read_mask(start + 1, start + length + 1)
         shape = (len(starts), self.micro_batch, -1)
         return {
             "tokens": torch.from_numpy(tokens.reshape(shape)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterator
 from dataclasses import asdict
+from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
@@ -127,6 +128,7 @@ def _path_of(config: SourceConfig, split: Split) -> str | None:
     return own or config.path
 
 
+@cache
 def _code_digest() -> str:
     """Of this package's source: a change to a template or a reader makes old caches stale."""
     digest = hashlib.sha256()

@@ -5,8 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 
@@ -20,11 +19,13 @@ from moc.config.schema import SourceConfig, StudyConfig
 from moc.data.document import END_OF_TEXT, TURN_END, TURN_START
 from moc.data.files import BadRows
 from moc.data.source import documents, source_key
-from moc.errors import ConfigError
+from moc.errors import ConfigError, DamagedFile
+from moc.store.files import read_sound_json, whole_folder
 
 log = logging.getLogger(__name__)
 
 _SAVED_BY = "moc"
+_REMEDY = "the `moc run` that wrote it writes it anew"
 
 
 class Tokenizer:
@@ -34,12 +35,15 @@ class Tokenizer:
     (``encode_texts``), where "<|im_end|>" is only a user's text.
     """
 
-    def __init__(self, backend: tokenizers.Tokenizer, eos: str) -> None:
+    def __init__(
+        self, backend: tokenizers.Tokenizer, eos: str, texts: Mapping[str, str] | None = None
+    ) -> None:
         eos_id = backend.token_to_id(eos)
         assert eos_id is not None
         backend.no_truncation()  # which a loaded tokenizer may ask for
         backend.no_padding()
         self.eos = eos
+        self.texts = dict(texts or {})  # source -> hash of its text that this was trained on
         self.eos_id: int = eos_id  # document separator and end of text
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self._prompts = backend
@@ -83,8 +87,8 @@ class Tokenizer:
         folder.mkdir(parents=True, exist_ok=True)
         self._prompts.save(str(folder / "tokenizer.json"))
         settings = {"tokenizer_class": "PreTrainedTokenizerFast", "eos_token": self.eos}
-        settings["saved_by"] = _SAVED_BY
-        (folder / "tokenizer_config.json").write_text(json.dumps(settings, indent=2))
+        own = {"saved_by": _SAVED_BY, "fingerprint": self.fingerprint, "texts": self.texts}
+        (folder / "tokenizer_config.json").write_text(json.dumps(settings | own, indent=2))
 
     @classmethod
     def load(cls, path: str | Path) -> Tokenizer:
@@ -92,6 +96,7 @@ class Tokenizer:
 
         Raises:
             ConfigError: if there is none, or it has no end-of-text token.
+            DamagedFile: if ``save`` wrote it, and it has changed since.
         """
         if own := _read_own(Path(path)):
             return own
@@ -99,7 +104,7 @@ class Tokenizer:
 
         try:
             loaded = AutoTokenizer.from_pretrained(str(path))
-        except (OSError, ValueError) as error:
+        except Exception as error:  # of a damaged file, tokenizers raises nothing narrower
             reason = " ".join(str(error).split())[:200]
             raise ConfigError(
                 f"tokenizer.path '{path}' cannot be loaded: {reason}; check the name and the "
@@ -110,6 +115,17 @@ class Tokenizer:
             missing = "fast version" if backend is None else "end-of-text token"
             raise ConfigError(f"tokenizer.path '{path}' has no {missing}; choose another")
         return cls(backend, loaded.eos_token)
+
+    @classmethod
+    def saved(cls, folder: Path) -> Tokenizer:
+        """What ``save`` wrote to ``folder``.
+
+        Raises:
+            DamagedFile: if it is not there, or has changed since.
+        """
+        if (own := _read_own(folder)) is None:
+            raise DamagedFile(folder, "tokenizer_config.json is missing or unreadable", _REMEDY)
+        return own
 
 
 def build_tokenizer(study: StudyConfig) -> Tokenizer:
@@ -127,18 +143,24 @@ def build_tokenizer(study: StudyConfig) -> Tokenizer:
     folder = Path(study.cache_dir) / "tokenizers" / config_hash(settings, keys)
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
-        if not folder.is_dir():
-            texts = (
-                text
-                for name, config in sources.items()
-                for text in _training_text(name, config, settings.training_bytes)
-            )
-            tokenizer = _train(texts, settings.vocab_size)
-            building = folder.with_name(f".{folder.name}")  # renamed when it is whole
+        try:
+            if folder.is_dir():
+                return Tokenizer.saved(folder)
+        except DamagedFile:
+            log.warning("%s is damaged: training it again", folder)
+        hashes = {name: hashlib.sha256() for name in sources}
+        texts = (
+            text
+            for name, config in sources.items()
+            for text in _hashed(_training_text(name, config, settings.training_bytes), hashes[name])
+        )
+        trained = _train(texts, settings.vocab_size)
+        found = {name: text.hexdigest()[:16] for name, text in hashes.items()}
+        tokenizer = Tokenizer(trained, END_OF_TEXT, found)
+        with whole_folder(folder) as building:
             tokenizer.save(building)
-            os.rename(building, folder)
-            log.info("trained a tokenizer of %d tokens: %s", tokenizer.vocab_size, folder)
-        return Tokenizer.load(folder)
+        log.info("trained a tokenizer of %d tokens: %s", tokenizer.vocab_size, folder)
+        return tokenizer
 
 
 def used_sources(study: StudyConfig) -> list[str]:
@@ -170,7 +192,13 @@ def _training_text(name: str, config: SourceConfig, max_bytes: int) -> Iterator[
         raise ConfigError(f"data.{name}: {error}") from error
 
 
-def _train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
+def _hashed(texts: Iterable[str], digest: hashlib._Hash) -> Iterator[str]:
+    for text in texts:
+        digest.update(text.encode())
+        yield text
+
+
+def _train(texts: Iterator[str], vocab_size: int) -> tokenizers.Tokenizer:
     control = [END_OF_TEXT, TURN_START, TURN_END]
     alphabet = pre_tokenizers.ByteLevel.alphabet()
     if vocab_size < len(alphabet) + len(control):
@@ -188,14 +216,26 @@ def _train(texts: Iterator[str], vocab_size: int) -> Tokenizer:
         show_progress=False,
     )
     backend.train_from_iterator(texts, trainer)
-    return Tokenizer(backend, END_OF_TEXT)
+    return backend
 
 
 def _read_own(folder: Path) -> Tokenizer | None:
-    """What ``save`` wrote, without importing transformers, which takes seconds."""
-    config = folder / "tokenizer_config.json"
-    settings = json.loads(config.read_text()) if config.is_file() else {}
+    """What ``save`` wrote, without importing transformers, which takes seconds; None if another
+    has written there, or nobody.
+
+    Raises:
+        DamagedFile: if it has changed since.
+    """
+    settings = read_sound_json(folder / "tokenizer_config.json")
     if settings.get("saved_by") != _SAVED_BY:
         return None
-    backend = tokenizers.Tokenizer.from_file(str(folder / "tokenizer.json"))
-    return Tokenizer(backend, settings["eos_token"])
+    file = folder / "tokenizer.json"
+    try:
+        backend = tokenizers.Tokenizer.from_str(file.read_bytes().decode())
+        own = Tokenizer(backend, settings["eos_token"], settings["texts"])
+        fingerprint = settings["fingerprint"]
+    except Exception as error:  # whatever the library raises of a damaged file
+        raise DamagedFile(file, "not a tokenizer", _REMEDY) from error
+    if own.fingerprint != fingerprint:
+        raise DamagedFile(file, "its fingerprint differs", _REMEDY)
+    return own

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -58,6 +59,37 @@ def comparable_texts(
     return found
 
 
+def training_streams(study: StudyConfig, tokenizer: Tokenizer) -> dict[str, str]:
+    """Fingerprint of the tokens of every source that an arm trains on, tokenised now where they are
+    not.
+
+    Raises:
+        ConfigError: naming the source, if one cannot be read.
+    """
+    readers = {
+        source: phase
+        for phases in _phases_of_arms(study)[1:]
+        for phase in phases.values()
+        for source in phase.mixture
+    }
+    return {
+        source: source_cache(
+            study, source, "train", tokenizer, needed_tokens(study, phase, source)
+        ).fingerprint
+        for source, phase in readers.items()
+    }
+
+
+def validation_streams(
+    study: StudyConfig, sources: Sequence[str], tokenizer: Tokenizer, max_tokens: int
+) -> dict[str, str]:
+    """Fingerprint of the tokens of every source's validation text, as ``training_streams``."""
+    return {
+        source: source_cache(study, source, "validation", tokenizer, max_tokens).fingerprint
+        for source in sources
+    }
+
+
 def source_cache(
     study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, max_tokens: int
 ) -> TokenCache:
@@ -98,8 +130,8 @@ def _windows(
     cache: TokenCache, tokenizer: Tokenizer, context_length: int, max_tokens: int
 ) -> tuple[torch.Tensor, torch.Tensor, int]:
     """The start of ``cache``, as ``validation_windows`` returns it."""
-    stream = cache.tokens[:max_tokens].astype(np.int64)
-    counts = np.array(cache.mask[:max_tokens])
+    stream = cache.read(0, max_tokens).astype(np.int64)
+    counts = np.array(cache.read_mask(0, max_tokens))
     num_windows = max(1, -(-(len(stream) - 1) // context_length))
     num_padding = num_windows * context_length + 1 - len(stream)
     num_bytes = int(tokenizer.token_bytes[stream[1:][counts[1:]]].sum())

@@ -6,6 +6,7 @@ import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -23,19 +24,20 @@ from evals.statistics.forgetting import forgetting_so_far
 from moc.config.load import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer
-from moc.data.windows import comparable_texts, validation_windows
+from moc.data.windows import comparable_texts, validation_streams, validation_windows
 from moc.errors import ConfigError, nearest
 from moc.evaluate.record import (
     compare_use,
     earlier_boundaries,
     earlier_records,
+    is_recorded,
     logged,
+    sample_hashes,
     write_samples,
 )
 from moc.model.transformer import Transformer
-from moc.store.files import read_json, write_json
+from moc.store.files import sha256, write_json
 from moc.store.journal import Journal, read
-from moc.store.manifest import sha256
 from moc.store.rundir import Boundary
 from moc.train.distributed import rank
 
@@ -105,11 +107,16 @@ class BoundaryEvaluator:
             in_phase=InPhaseConfig(),
         )
         own = self.user_tasks.fingerprint(self.tasks)
-        self.eval_hash = config_hash(
-            EVALUATION, settings, study.data, self.sources(), tokenizer.fingerprint, own
-        )
+        self._asked = [settings, study.data, self.sources(), tokenizer.fingerprint, own]
         self._windows: dict[str, Any] = {}
         self._texts: dict[str, Any] = {}
+
+    @cached_property
+    def eval_hash(self) -> str:
+        """Of all that decides scores: also of the text, so that other text is scored anew."""
+        where = (self.tokenizer, self.study.evals.validation_tokens)
+        texts = validation_streams(self.study, self.sources(), *where)
+        return config_hash(EVALUATION, *self._asked, texts)
 
     def sources(self) -> list[str]:
         """Every source that any phase trains on, in the order of the config."""
@@ -119,8 +126,8 @@ class BoundaryEvaluator:
         return [name for name in self.study.data if name in used]
 
     def is_done(self, folder: Path) -> bool:
-        """Whether ``folder`` holds this evaluation's result already."""
-        return read_json(Boundary(folder).evals).get("eval_hash") == self.eval_hash
+        """Whether ``folder`` holds this evaluation's result already, whole."""
+        return is_recorded(Boundary(folder), self.eval_hash)
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
         """Task scores of ``model``, its bits per byte, its leakage and which rows it reads; and
@@ -269,9 +276,10 @@ class BoundaryEvaluator:
             "tokens": tokens,
             "fingerprint": sha256(boundary.weights),
             "eval_hash": self.eval_hash,
+            "samples": sample_hashes(boundary.samples),
             **scores,
         }
-        write_json(boundary.evals, record)
+        write_json(boundary.evals, record, sync=True)
 
     def _comparable_texts(self) -> Any:
         if not self._texts:

@@ -10,7 +10,7 @@ from typing import Any
 from evals.measures.overlap import overlap
 from evals.measures.row_use import address_drift
 from moc.model.files import read_safetensors
-from moc.store.files import read_json, write_lines
+from moc.store.files import damaged_files, read_sound_json, sha256, write_lines
 from moc.store.rundir import Boundary
 
 
@@ -20,6 +20,20 @@ def write_samples(folder: Path, samples: Mapping[str, Sequence[Mapping[str, Any]
         write_lines(folder / f"{task}.jsonl", items)
 
 
+def sample_hashes(folder: Path) -> dict[str, str]:
+    """SHA-256 of every file of ``write_samples`` below ``folder``."""
+    files = sorted(folder.rglob("*.jsonl"))
+    return {file.relative_to(folder).as_posix(): sha256(file) for file in files}
+
+
+def is_recorded(boundary: Boundary, eval_hash: str) -> bool:
+    """Whether ``boundary`` holds the result of that evaluation, and nothing of it is damaged."""
+    record = read_sound_json(boundary.evals)
+    if record.get("eval_hash") != eval_hash:
+        return False
+    return not damaged_files(boundary.samples, record.get("samples", {}))
+
+
 def earlier_boundaries(boundary: Boundary) -> list[Boundary]:
     """The boundaries of the same run before this one, in order."""
     return [each for each in boundary.run.boundaries() if each.index < boundary.index]
@@ -27,7 +41,7 @@ def earlier_boundaries(boundary: Boundary) -> list[Boundary]:
 
 def earlier_records(boundary: Boundary, eval_hash: str) -> list[dict[str, Any]]:
     """Those of their records that the same evaluation made, in order."""
-    records = [read_json(each.evals) for each in earlier_boundaries(boundary)]
+    records = [read_sound_json(each.evals) for each in earlier_boundaries(boundary)]
     return [record for record in records if record.get("eval_hash") == eval_hash]
 
 

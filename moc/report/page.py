@@ -129,6 +129,7 @@ def _header(results: Results) -> str:
     caution = results.caution()
     if caution:
         parts.append(f'<p class="callout"><strong>{escape(caution)}</strong></p>')
+    parts += [f'<p class="callout">{escape(line)}</p>' for line in results.damaged]
     non_causal = [results.label(arm) for arm in results.arms if not results.is_causal(arm)]
     if non_causal:
         parts.append(

@@ -156,6 +156,7 @@ def result_tables(study: Path | Results) -> str:
     parts = [table.to_text() for table in found if isinstance(table, Table)]
     closing = said(results) or [text for text in [results.caution()] if text]
     parts += ["\n".join(textwrap.fill(text, TEXT_WIDTH) for text in closing)] if closing else []
+    parts += ["\n".join(results.damaged)] if results.damaged else []
     return "\n\n".join(parts) + "\n"
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from moc.config.load import config_hash, load_study
 from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.data.windows import needed_tokens
+from moc.data.windows import needed_tokens, training_streams
 from moc.run.resolve import resolve_study
 from moc.store.rundir import RunDir, StudyDir
 
@@ -62,6 +62,20 @@ class ArmSeed:
             }
             hashes.append(config_hash(hashes[-1], sources, phase, study.trainer.precision))
         return hashes
+
+    @cached_property
+    def streams(self) -> dict[str, str]:
+        """Fingerprint of the tokens of every source that an arm of the study trains on, as they
+        were when this was first asked.
+
+        Raises:
+            ConfigError: if a source cannot be read.
+        """
+        return training_streams(self.study, self.tokenizer)
+
+    def data(self, index: int) -> dict[str, str]:
+        """Those of ``streams`` that phase ``index`` trains on."""
+        return {source: self.streams[source] for source in self.phases[index].mixture}
 
     def needs_optimizer(self, index: int) -> bool:
         """Whether the phase after boundary ``index`` goes on with the Adam moments there."""

@@ -8,22 +8,26 @@ from __future__ import annotations
 from collections.abc import Sequence
 from contextlib import nullcontext
 from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
 from uuid import uuid4
 
 import torch
 
-from moc.errors import CheckpointError, RunHeld, StudyInterrupted
+from moc.errors import CheckpointError, DamagedFile, FormatError, RunHeld, StudyInterrupted
 from moc.model.files import load_model
 from moc.model.memory.build import is_causal, routing_scope
+from moc.model.transformer import build_model
 from moc.run.arm_seed import ArmSeed
 from moc.run.phase import train_phase
 from moc.run.probe import run_probe
+from moc.run.settings import check_data, check_settings
 from moc.run.shared_start import begin_as_sibling
 from moc.run.tools import Tools
 from moc.store.files import read_json, write_json
 from moc.store.lock import run_lock
 from moc.store.manifest import FORMAT, check_manifest
-from moc.train.checkpoints import prune_checkpoints
+from moc.train.checkpoints import checkpoints_of, prune_checkpoints, save_start
 from moc.train.distributed import is_main_process
 from moc.train.strategies import device_of
 
@@ -36,6 +40,7 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
 
     Raises:
         RunHeld: if another process works on it.
+        ConfigError: if what is on disk was trained with other settings or data.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
@@ -44,6 +49,8 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         _mark(run, "running", tools)
+        check_settings(run)  # again: until now another process may have had it
+        check_data(run)
         begin_as_sibling(run, siblings)
         try:
             for index in range(len(run.phases)):
@@ -74,6 +81,8 @@ def rescore(run: ArmSeed, tools: Tools) -> None:
 
 def _bring_to_its_end(run: ArmSeed, index: int, tools: Tools) -> None:
     """Phase ``index``, trained and evaluated at its boundaries."""
+    if index == 0 and is_main_process():
+        _restore_start(run)
     if not _is_trained(run, index):
         train_phase(run, index, tools)
     if is_main_process():
@@ -84,15 +93,42 @@ def _bring_to_its_end(run: ArmSeed, index: int, tools: Tools) -> None:
     tools.sync()
 
 
+def _restore_start(run: ArmSeed) -> None:
+    """The untrained model follows from the settings: a damaged one is made again."""
+    folder = run.dir.boundary(0)
+    if not run.dir.boundaries() and not checkpoints_of(run.dir.checkpoints, run.dir.phases[0]):
+        return  # nothing has begun
+    try:
+        check_manifest(folder)
+    except FormatError:
+        raise
+    except CheckpointError as error:
+        print(f"{run} | {error}: made again, it is the untrained model", flush=True)
+        start = {"phase": run.dir.boundary_name(0), "step": 0, "tokens": 0, "data": {}}
+        model = build_model(run.arm.model, run.seed)
+        save_start(folder, model, **start, config_hash=run.hashes[0])
+
+
 def _is_trained(run: ArmSeed, index: int) -> bool:
     folder = run.dir.boundary(index + 1)
     if not folder.is_dir():
         return False
-    try:
-        check_manifest(folder)
-    except CheckpointError as error:
-        raise CheckpointError(f"{error}; remove {folder} to train that phase again") from error
+    _checked(folder)
     return True
+
+
+def _checked(boundary: Path) -> dict[str, Any]:
+    """Its manifest.
+
+    Raises:
+        CheckpointError: if it is damaged, with the remedy.
+    """
+    try:
+        return check_manifest(boundary)
+    except FormatError:
+        raise
+    except CheckpointError as error:
+        raise CheckpointError(f"{error}; remove {boundary} to train that phase again") from error
 
 
 def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
@@ -100,7 +136,7 @@ def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
     folder = run.dir.boundary(index)
     if tools.evaluator.is_done(folder):
         return
-    manifest = check_manifest(folder)
+    manifest = _checked(folder)
     tools.evaluator.evaluate(
         load_model(folder).to(device_of(run.study.trainer)),
         folder,
@@ -122,7 +158,11 @@ def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
         return
     path = run.dir.info
     now = datetime.now(UTC).isoformat(timespec="seconds")
-    known = read_json(path)
+    try:
+        known = read_json(path)
+    except DamagedFile as damaged:
+        print(f"{run} | {damaged}; MLflow will show another run", flush=True)
+        known = {}
     # of a GPU, by this process; a CPU does not say
     peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else 0
     write_json(
@@ -141,5 +181,6 @@ def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
             "status": status,
             "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
         },
+        sync=True,
     )
     tools.sync()

@@ -20,11 +20,13 @@ from moc.callbacks.spikes import Spikes
 from moc.callbacks.throughput import RestartClock, Throughput
 from moc.config.schema import PhaseConfig
 from moc.data.module import StudyDataModule
+from moc.errors import CheckpointError
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan.arms import micro_batch
 from moc.plan.flops import hardware_train_flops_per_token
 from moc.run.arm_seed import ArmSeed
+from moc.run.settings import check_streams
 from moc.run.tools import Tools
 from moc.train.checkpoints import latest_checkpoint, load_training_state
 from moc.train.distributed import is_main_process
@@ -46,15 +48,22 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
 
     Raises:
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
+        ConfigError: if the data have changed since the study was started.
         StudyInterrupted: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
     """
     name, phase, trainer = run.dir.phases[index], run.phases[index], run.study.trainer
     start = _starting_point(run, index, latest_checkpoint(run.dir.checkpoints, name))
     if is_main_process():
+        # a later phase is there already if this one's boundary was damaged and removed
+        again = [
+            phase_name
+            for after, phase_name in enumerate(run.dir.phases, start=1)
+            if after <= index + 1 or not run.dir.boundary(after).is_dir()
+        ]
         for file in (run.dir.journal(), run.dir.memory_use(), run.dir.revivals()):
             if file.path.is_file():
-                file.truncate(name, start.step, phases=run.dir.phases)
+                file.truncate(name, start.step, phases=again)
     earlier = run.phases[:index]
     size, _ = micro_batch(phase, total_devices(trainer))
     module = StudyModule(
@@ -82,8 +91,12 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
         start_sample=_num_samples(earlier) if phase.carry.data_position else 0,
         micro_batch=size,
     )
+    check_streams(run, index, data.fingerprints())
     callbacks = _callbacks(run, index, tools, start.callbacks, micro_batch=size)
-    fit(module, data, trainer, logger=logger, callbacks=callbacks)
+    try:
+        fit(module, data, trainer, logger=logger, callbacks=callbacks)
+    except CheckpointError as error:
+        raise CheckpointError(_last_line(error)) from error
 
 
 def _callbacks(
@@ -115,12 +128,14 @@ def _callbacks(
             tools.evaluator,
             phase_index=index,
             config_hashes=run.hashes,
+            data=run.data(index),
             keep_optimizer=run.needs_optimizer(index + 1),
         ),
         *in_phase,  # after all that logs the step
         Checkpoint(  # after all whose state it saves; the last step's is Forgetting's boundary
             run.dir.checkpoints,
             config_hash=run.hashes[index + 1],
+            data=run.data(index),
             every=trainer.checkpoint_every_steps,
             restored=restored,
             saved=tools.sync,
@@ -142,6 +157,12 @@ def _starting_point(run: ArmSeed, index: int, checkpoint: Path | None) -> _Start
     carry = run.phases[index].carry.optimizer
     optimizer = load_training_state(folder)["optimizer"] if carry else None
     return _Start(load_model(folder).train(), optimizer)
+
+
+def _last_line(error: CheckpointError) -> str:
+    """The message itself: a loader's worker puts its traceback before it."""
+    *traceback, message = str(error).strip().splitlines()
+    return message.partition("Error: ")[2] if traceback else message
 
 
 def _num_samples(phases: list[PhaseConfig]) -> int:

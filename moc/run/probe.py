@@ -10,12 +10,12 @@ from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.probe import ProbeScores
 from moc.config.load import config_hash
-from moc.data.module import StudyDataModule
+from moc.data.module import StudyDataModule, prepare
 from moc.model.files import load_model
 from moc.plan.arms import micro_batch
 from moc.run.arm_seed import ArmSeed
 from moc.run.tools import Tools
-from moc.store.files import read_json, write_json
+from moc.store.files import read_sound_json, write_json
 from moc.store.journal import Journal
 from moc.train.distributed import barrier, is_main_process
 from moc.train.fit import fit
@@ -38,10 +38,11 @@ def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
         run.hashes[index],
         replace(probe, after=[]),
         {source: study.data[source] for source in probe.phase.mixture},
+        {name: c.fingerprint for name, c in prepare(study, probe.phase, run.tokenizer).items()},
         tools.evaluator.eval_hash,
     )
     done = folder / "probe.json"
-    if read_json(done).get("config_hash") == probe_hash:
+    if read_sound_json(done).get("config_hash") == probe_hash:
         return
     if is_main_process():
         shutil.rmtree(folder, ignore_errors=True)
@@ -77,4 +78,4 @@ def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
         "elapsed_sec": round(time.monotonic() - begun, 3),
         "config_hash": probe_hash,
     }
-    write_json(done, record)
+    write_json(done, record, sync=True)

@@ -9,10 +9,14 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Sequence
+from pathlib import Path
 
+from moc.errors import CheckpointError
 from moc.run.arm_seed import ArmSeed
+from moc.run.settings import changed_data
 from moc.store.files import whole_folder, write_json
 from moc.store.journal import Journal, read
+from moc.store.manifest import check_manifest
 from moc.store.rundir import RunDir
 from moc.train.strategies import total_devices
 
@@ -28,7 +32,11 @@ def begin_as_sibling(run: ArmSeed, siblings: Sequence[ArmSeed]) -> None:
         return
     if total_devices(trainer) > 1:
         return
-    shared = {s: shared_phases(run.hashes, s.hashes, s.dir) for s in siblings}
+    shared = {
+        sibling: shared_phases(run.hashes, sibling.hashes, sibling.dir)
+        for sibling in siblings
+        if changed_data(sibling) is None
+    }
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)
     if donor is None or not (count := shared[donor]):
         return
@@ -45,10 +53,18 @@ def shared_phases(own: Sequence[str], other: Sequence[str], donor: RunDir) -> in
     count = 0
     for index in range(1, min(len(own), len(other))):
         scored = (donor.boundary(index) / "evals.json").is_file()
-        if own[index] != other[index] or not scored:
+        if own[index] != other[index] or not scored or not _is_whole(donor.boundary(index)):
             break
         count = index
     return count
+
+
+def _is_whole(boundary: Path) -> bool:
+    try:
+        check_manifest(boundary)
+    except CheckpointError:
+        return False  # its own run says so
+    return True
 
 
 def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> None:
@@ -69,7 +85,7 @@ def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> No
     for index in range(num_phases + 1):
         with whole_folder(run.boundary(index)) as copy:
             shutil.copytree(donor.boundary(index), copy, dirs_exist_ok=True)
-    write_json(run.shared, {"arm": donor_arm, "phases": list(phases[1:])})
+    write_json(run.shared, {"arm": donor_arm, "phases": list(phases[1:])}, sync=True)
 
 
 def _journals(run: RunDir) -> tuple[Journal, ...]:

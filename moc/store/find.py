@@ -7,7 +7,8 @@ from pathlib import Path
 
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
-from moc.errors import ConfigError, nearest
+from moc.errors import ConfigError, DamagedFile, nearest
+from moc.store.files import read_text
 from moc.store.rundir import RunDir, StudyDir
 
 
@@ -30,7 +31,7 @@ def boundary_folders(path: Path) -> list[Path]:
         ConfigError: if there is none.
     """
     _check_exists(path)
-    if (path / "model.json").is_file():
+    if (path / "manifest.json").is_file() or (path / "model.json").is_file():
         return [path]
     found = [boundary.path for boundary in RunDir(path).boundaries()]
     if not found:
@@ -43,9 +44,16 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
 
     Raises:
         ConfigError: if there is none, or an override cannot be used.
+        DamagedFile: if its study.yaml is damaged.
     """
     folder = study_dir_of(path)
-    study = load_study(StudyDir(folder).config, overrides)
+    config, remedy = StudyDir(folder).config, "`moc run` with the study's own YAML makes it again"
+    read_text(config, remedy)
+    try:
+        load_study(config)
+    except ConfigError as error:
+        raise DamagedFile(config, str(error), remedy) from error
+    study = load_study(config, overrides)
     study.runs_dir = str(folder.parent)
     return study, folder
 

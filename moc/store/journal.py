@@ -6,14 +6,20 @@ will never be written a second time; training commits right *after* a checkpoint
 in place. ``read(path, committed=True)`` stops at the last such line, which is how the tracker ships
 nothing that a killed run would log again. Resuming calls ``truncate`` with the checkpoint's phase
 and step: what came after it is dropped and re-logged by the resumed run.
+
+A line ends with a checksum of what stands before it. A damaged one cannot be had again: it is left
+out, and said, and the others stay.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
+import re
 import time
+import zlib
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -22,7 +28,11 @@ from moc.store.files import write_bytes
 
 Record = dict[str, Any]
 
+log = logging.getLogger(__name__)
+
 COMMIT: Record = {"commit": True}
+_CRC = "crc"
+_SEAL = re.compile(rb',"crc":"(?P<crc>[^"]*)"}\Z')
 _NON_FINITE = {"nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 
 
@@ -83,35 +93,62 @@ class Journal:
 def read(path: Path, *, committed: bool = False) -> list[Record]:
     """The records of a journal, oldest first, without the commit lines; empty if there is no file.
 
-    A last line without its newline is ignored: it is being written, or was torn by a kill.
-    ``committed`` leaves out what came after the last commit.
-
-    Raises:
-        ValueError: if a complete line is not a JSON object, with its number.
+    A last line without its newline is ignored: it is being written, or was torn by a kill. Damaged
+    lines are left out, which the log says. ``committed`` leaves out what came after the last
+    commit.
     """
+    records, damaged = read_what_is_whole(path, committed=committed)
+    if damaged:
+        log.warning("%s", damaged)
+    return records
+
+
+def read_what_is_whole(path: Path, *, committed: bool = False) -> tuple[list[Record], str]:
+    """``read``, and in one line what was left out because it is damaged; "" if nothing was."""
     path = Path(path)
     if not path.is_file():
-        return []
+        return [], ""
     records: list[Record] = []
+    damaged: list[int] = []
     num_committed = 0
     for number, line in enumerate(path.read_bytes().split(b"\n")[:-1], start=1):
-        try:
-            record = json.loads(line, object_hook=_revive)
-            if not isinstance(record, dict):
-                raise ValueError("not an object")
-        except ValueError as error:
-            raise ValueError(
-                f"{path}: line {number} is no journal record ({error}); remove that line"
-            ) from error
-        if record == COMMIT:
+        record = _record(line)
+        if record is None:
+            damaged.append(number)
+        elif record == COMMIT:
             num_committed = len(records)
         else:
             records.append(record)
-    return records[:num_committed] if committed else records
+    message = ""
+    if damaged:
+        which = f"line {damaged[0]} is" if len(damaged) == 1 else f"{len(damaged)} lines are"
+        first = f", the first is line {damaged[0]}" if len(damaged) > 1 else ""
+        message = f"{path}: {which} damaged{first}: left out; the others are whole"
+    return records[:num_committed] if committed else records, message
 
 
 def _line(record: Record) -> bytes:
-    return json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode() + b"\n"
+    text = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode()
+    return text[:-1] + b',"%s":"%s"}\n' % (_CRC.encode(), _crc(text))
+
+
+def _record(line: bytes) -> Record | None:
+    """What ``_line`` wrote; None if it is damaged. One without a checksum is read, too."""
+    try:
+        record = json.loads(line, object_hook=_revive)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(record, dict):
+        return None
+    if found := _SEAL.search(line):
+        if found["crc"] != _crc(line[: found.start()] + b"}"):
+            return None
+        del record[_CRC]
+    return record
+
+
+def _crc(text: bytes) -> bytes:
+    return b"%08x" % zlib.crc32(text)
 
 
 def _plain(value: Any) -> Any:

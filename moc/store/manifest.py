@@ -5,17 +5,16 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from moc.errors import CheckpointError, FormatError
-from moc.store.files import read_json, write_json
+from moc.store.files import damaged_files, read_sound_json, sha256, write_json
 
 # of run directories and boundaries; 1 had no number, 2 other settings of memory and other names for
-# its weights and records
-FORMAT = 3
+# its weights and records, 3 said nothing of the data that weights were trained on
+FORMAT = 4
 
 
 def write_manifest(folder: Path, **facts: Any) -> None:
@@ -31,10 +30,8 @@ def check_manifest(folder: Path) -> dict[str, Any]:
         CheckpointError: naming the missing or damaged file, or another format.
     """
     manifest = read_manifest(folder)
-    for name, expected in manifest["sha256"].items():
-        path = folder / name
-        if not path.is_file() or sha256(path) != expected:
-            raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
+    for path in damaged_files(folder, manifest["sha256"]):
+        raise CheckpointError(f"{path} is missing or damaged (checksum differs)")
     return manifest
 
 
@@ -44,10 +41,7 @@ def read_manifest(folder: Path) -> dict[str, Any]:
     Raises:
         CheckpointError: if it cannot be read, or is of another format.
     """
-    try:
-        manifest = read_json(folder / "manifest.json")
-    except (OSError, ValueError):
-        manifest = {}
+    manifest = read_sound_json(folder / "manifest.json")
     if not manifest:
         raise CheckpointError(f"{folder}: manifest.json is missing or unreadable")
     check_format(manifest, folder)
@@ -71,8 +65,3 @@ def check_format(record: Mapping[str, Any], where: Path) -> None:
             f"{where} is in format {found}; this version of moc reads and writes format {FORMAT}: "
             f"{remedy}"
         )
-
-
-def sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

@@ -13,13 +13,15 @@ from them.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from filelock import FileLock
 
-from moc.store.files import PARTIAL, read_json
+from moc.errors import DamagedFile
+from moc.store.files import read_json, sync_path
 from moc.store.journal import Journal
 from moc.store.manifest import check_format
 
@@ -32,6 +34,10 @@ TRAINED = "-trained"  # of a source: its training text, not its validation text
 # In a study's folder report/: what the report says in short, for whoever shows a list of studies.
 SUMMARY_TEXT = "summary.md"
 SUMMARY_VALUES = "summary.json"  # {metric: value}
+
+
+_NAME = re.compile(r"(\d+-.+|seed-\d+)(?<!\.partial)")  # of a boundary's or a run's folder
+_MODEL_FILES = ("model.safetensors", "model.json", "manifest.json")
 
 
 @dataclass(frozen=True)
@@ -104,9 +110,11 @@ class RunDir:
         return self.path / "boundaries" / f"{index}-{self.boundary_name(index)}"
 
     def boundaries(self) -> list[Boundary]:
-        """Those whose weights are there, in order."""
-        found = (Boundary(file.parent) for file in self.path.glob("boundaries/*/model.json"))
-        return sorted((b for b in found if b.path.suffix != PARTIAL), key=lambda b: b.index)
+        """Those whose weights should be there, in order: of a damaged one, whoever reads it says
+        what is missing."""
+        files = [file for name in _MODEL_FILES for file in self.path.glob(f"boundaries/*/{name}")]
+        found = {Boundary(file.parent) for file in files if _is_named(file.parent)}
+        return sorted(found, key=lambda boundary: boundary.index)
 
     def probe(self, name: str, boundary: Path) -> Path:
         return self.path / "probes" / name / boundary.name
@@ -123,6 +131,12 @@ class RunDir:
 
     def revivals(self) -> Journal:
         return Journal(self.path / "revivals.jsonl")
+
+    def sync_journals(self) -> None:
+        """Wait until they are on disk: before a checkpoint or boundary that goes on from them."""
+        for journal in (self.journal(), self.memory_use(), self.revivals()):
+            if journal.path.is_file():
+                sync_path(journal.path)
 
 
 @dataclass(frozen=True)
@@ -167,7 +181,12 @@ class StudyDir:
 
     def runs(self) -> list[RunDir]:
         """Those that have begun."""
-        return [RunDir(file.parent) for file in sorted(self.path.glob("arms/*/seed-*/run.json"))]
+        found = {
+            path.parent
+            for name in ("run.json", "boundaries", "checkpoints")
+            for path in self.path.glob(f"arms/*/seed-*/{name}")
+        }
+        return [RunDir(folder) for folder in sorted(found) if _is_named(folder)]
 
     def check_format(self) -> None:
         """
@@ -175,4 +194,13 @@ class StudyDir:
             FormatError: if a run was written in another format.
         """
         for run in self.runs():
-            check_format(read_json(run.info), run.path)
+            try:
+                if run.info.is_file():
+                    check_format(read_json(run.info), run.path)
+            except DamagedFile:
+                continue  # the manifests say it, too
+
+
+def _is_named(folder: Path) -> bool:
+    """Not a leftover of a killed write, nor what somebody has put there."""
+    return _NAME.fullmatch(folder.name) is not None

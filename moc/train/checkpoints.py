@@ -8,8 +8,9 @@ A checkpoint is a folder, written under a temporary name beside its target and r
 
 A phase's last step has no checkpoint: the boundary after it takes its place.
 
-The manifest holds the SHA-256 of every file, the phase, the step and the config hash. State is
-gathered by name, so a run may continue under another strategy or number of ranks.
+The manifest holds the SHA-256 of every file, the phase, the step, the config hash and the
+fingerprint of every token stream that the phase trains on. State is gathered by name, so a run may
+continue under another strategy or number of ranks.
 """
 
 from __future__ import annotations
@@ -30,6 +31,7 @@ from torch.distributed.checkpoint.state_dict import (
 )
 
 from moc.errors import CheckpointError
+from moc.model.config import ModelConfig
 from moc.model.files import save_model
 from moc.model.transformer import Transformer
 from moc.store.files import PARTIAL, whole_folder
@@ -45,9 +47,8 @@ def save_training_state(
     optimizer: torch.optim.Optimizer,
     *,
     callbacks: Mapping[str, Any],
-    phase: str,
     step: int,
-    config_hash: str,
+    **manifest: Any,
 ) -> None:
     """Write weights, optimizer state and ``callbacks`` (plain data and tensors by name, the same on
     all ranks) as checkpoint ``folder``; a collective call."""
@@ -60,7 +61,7 @@ def save_training_state(
     if rank() == 0:
         with whole_folder(folder) as partial:
             torch.save(state, partial / "training.pt")
-            write_manifest(partial, phase=phase, step=step, config_hash=config_hash)
+            write_manifest(partial, step=step, **manifest)
     barrier()
 
 
@@ -76,12 +77,27 @@ def save_boundary(
     if optimizer is not None:
         state = get_optimizer_state_dict(model, optimizer, options=_FULL)
     if rank() == 0:
-        with whole_folder(folder) as partial:
-            save_model(weights, model.config, partial)
-            if state is not None:
-                torch.save({"optimizer": state}, partial / "training.pt")
-            write_manifest(partial, **manifest)
+        _write_boundary(folder, weights, model.config, state, manifest)
     barrier()
+
+
+def save_start(folder: Path, model: Transformer, **manifest: Any) -> None:
+    """``save_boundary`` of an untrained model that no other rank has; by one process alone."""
+    _write_boundary(folder, model.state_dict(), model.config, None, manifest)
+
+
+def _write_boundary(
+    folder: Path,
+    weights: dict[str, Tensor],
+    config: ModelConfig,
+    optimizer: Mapping[str, Any] | None,
+    manifest: Mapping[str, Any],
+) -> None:
+    with whole_folder(folder) as partial:
+        save_model(weights, config, partial)
+        if optimizer is not None:
+            torch.save({"optimizer": optimizer}, partial / "training.pt")
+        write_manifest(partial, **manifest)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:
@@ -135,12 +151,18 @@ def restore_optimizer(
 
 def checkpoints_of(folder: Path, phase: str) -> list[Path]:
     """The checkpoints of ``phase`` in ``folder``, damaged ones included, the latest first."""
-    found = {
-        int(path.name.removeprefix(f"{phase}-")): path
-        for path in folder.glob(f"{phase}-*")
-        if path.name.removeprefix(f"{phase}-").isdigit()
-    }
-    return [found[step] for step in sorted(found, reverse=True)]
+    found = [path for path in folder.glob("*") if phase_of(path) == phase]
+    return sorted(found, key=_step, reverse=True)
+
+
+def phase_of(checkpoint: Path) -> str | None:
+    """The phase of a checkpoint's folder; None if it is none."""
+    name, _, step = checkpoint.name.rpartition("-")
+    return name if step.isdecimal() else None
+
+
+def _step(checkpoint: Path) -> int:
+    return int(checkpoint.name.rpartition("-")[2])
 
 
 def latest_checkpoint(folder: Path, phase: str) -> Path | None:
@@ -157,7 +179,8 @@ def latest_checkpoint(folder: Path, phase: str) -> Path | None:
             problems.append(str(error))
             continue
         if problems and rank() == 0:
-            print("\n".join(f"passed over: {problem}" for problem in problems), flush=True)
+            why = "; ".join(problems)
+            print(f"passed over: {why}; going on from step {_step(path)}", flush=True)
         return path
     if problems:
         raise CheckpointError(f"no intact checkpoint: {problems[0]}; remove {folder} to start over")

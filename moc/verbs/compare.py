@@ -114,7 +114,8 @@ def joined(studies: dict[str, Results], folder: Path) -> Results:
     for arm_name in arms:
         for seed in seeds:
             runs.setdefault((arm_name, seed), Run(arm_name, seed))
-    return Results(folder, study, runs)
+    damaged = [line for results in studies.values() for line in results.damaged]
+    return Results(folder, study, runs, damaged)
 
 
 def caveats(results: Results, studies: dict[str, Results]) -> list[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -51,6 +52,7 @@ def leakage_of_stored(
         )
     from evals.measures.leakage import leakage_record
     from evals.scoring.harness import evaluate_model
+    from evals.scoring.study_tasks import write_task_items
     from moc.data.tokenizer import used_sources
     from moc.data.windows import comparable_texts
     from moc.evaluate.evaluator import all_tasks, user_tasks
@@ -67,20 +69,22 @@ def leakage_of_stored(
     for source in data or used_sources(study):
         windows |= comparable_texts(study, source, tokenizer, length, max_tokens)
     own = user_tasks(study)
-    _, samples = evaluate_model(
-        model,
-        tokenizer,
-        tasks=[] if is_causal(model.config) else all_tasks(study, own),
-        task_dir=stored.study_dir.tasks,
-        context_length=length,
-        batch_size=evals.batch_size,
-        num_items=evals.num_items,
-        num_fewshot=evals.num_fewshot,
-        hub_mirror=evals.hub_mirror,
-        user_tasks=own,
-        route_on="both",
-        choices_only=True,
-    )
+    with tempfile.TemporaryDirectory() as items:  # made anew: the study's own may be damaged
+        write_task_items(study, Path(items))
+        _, samples = evaluate_model(
+            model,
+            tokenizer,
+            tasks=[] if is_causal(model.config) else all_tasks(study, own),
+            task_dir=Path(items),
+            context_length=length,
+            batch_size=evals.batch_size,
+            num_items=evals.num_items,
+            num_fewshot=evals.num_fewshot,
+            hub_mirror=evals.hub_mirror,
+            user_tasks=own,
+            route_on="both",
+            choices_only=True,
+        )
     record = leakage_record(
         model,
         windows,

@@ -23,10 +23,14 @@ class Stored(NamedTuple):
     boundaries: list[Path]  # folders, in order; the last is what a run's folder stands for
 
     def tokenizer(self) -> Tokenizer:
-        """The tokenizer that the study was trained with."""
+        """The tokenizer that the study was trained with.
+
+        Raises:
+            DamagedFile: if its files are damaged.
+        """
         from moc.data.tokenizer import Tokenizer
 
-        return Tokenizer.load(self.study_dir.tokenizer)
+        return Tokenizer.saved(self.study_dir.tokenizer)
 
     def load(self, boundary: Path) -> tuple[Transformer, str]:
         """The model of one of ``boundaries``, on the study's device, and its weights' SHA-256.

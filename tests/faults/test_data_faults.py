@@ -17,7 +17,7 @@ from moc.data.module import StepDataset, prepare
 from moc.data.source import documents
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.data.windows import validation_windows
-from moc.errors import ConfigError
+from moc.errors import CheckpointError, ConfigError
 
 GOOD = b'{"text": "a good row"}\n'
 
@@ -58,6 +58,7 @@ def text_source(path: Path, kind: str = "text") -> SourceConfig:
 def test_a_bad_row_is_skipped_counted_and_reported_with_its_line(
     tokenizer: Tokenizer, tmp_path: Path, caplog: pytest.LogCaptureFixture, row: bytes, problem: str
 ) -> None:
+    """bad rows. Kept: the good ones; bad ones are skipped, counted and shown with their line."""
     path = tmp_path / "rows.jsonl"
     path.write_bytes(GOOD * 150 + row + b"\n" + GOOD * 50)
     with caplog.at_level(logging.WARNING):
@@ -164,6 +165,45 @@ def test_unusable_files(
         build_cache(text_source(tmp_path / name), "train", tokenizer, tmp_path, 1000)
 
 
+TEXT = "Er sagte: gut.\nUnd noch eine Zeile.\n" * 40
+
+
+@pytest.mark.parametrize("suffix", ["txt", "md", "jsonl"])
+@pytest.mark.parametrize(
+    ("encoding", "named"),
+    [
+        ("utf-16", "is UTF-16"),
+        ("utf-32", "is UTF-32"),
+        ("utf-16-le", "has NUL bytes"),
+        ("utf-16-be", "has NUL bytes"),
+    ],
+)
+def test_another_encoding_is_refused(
+    tokenizer: Tokenizer, tmp_path: Path, suffix: str, encoding: str, named: str
+) -> None:
+    """bad rows; malformed studies, overrides and data. Kept: no NUL is trained on; a line says how
+    to convert the file."""
+    path = tmp_path / f"a.{suffix}"
+    content = f"{json.dumps({'text': TEXT})}\n" if suffix == "jsonl" else TEXT
+    path.write_bytes(content.encode(encoding))
+    with pytest.raises(ConfigError, match=named) as caught:
+        build_cache(text_source(path), "train", tokenizer, tmp_path, 10**9)
+    command = str(caught.value).partition("iconv -f ")[2]
+    assert command.startswith(encoding.upper().replace("-LE", "LE").replace("-BE", "BE"))
+    assert f"-t UTF-8 '{path}'" in command and "\n" not in str(caught.value)
+    path.write_bytes(content.encode("utf-8-sig"))  # its byte order mark is no text
+    cache = build_cache(text_source(path), "train", tokenizer, tmp_path, 10**9)
+    assert cache.manifest["num_skipped_rows"] == 0
+    assert tokenizer.decode(cache.tokens[:-1].tolist()) == TEXT
+
+
+def test_a_nul_byte_further_on_is_a_bad_row(tokenizer: Tokenizer, tmp_path: Path) -> None:
+    path = tmp_path / "a.txt"
+    path.write_bytes(b"good\n" * 1500 + b"b\0ad\n" + b"good\n" * 10)
+    cache = build_cache(text_source(path), "train", tokenizer, tmp_path, 10**9)
+    assert cache.manifest["skipped_examples"] == [f"{path}:1501: undecodable"]
+
+
 def test_a_wrong_column_names_the_nearest(tokenizer: Tokenizer, tmp_path: Path) -> None:
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"texts": ["a"]}), path)
@@ -214,11 +254,78 @@ def test_a_damaged_cache_is_built_again(
     assert "damaged: building it again" in caplog.text
 
 
+def test_a_large_cache_is_verified_where_it_is_read(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Too large to be hashed when it is opened: block by block, each once in a process."""
+    monkeypatch.setattr("moc.data.cache._FULL_CHECK_BYTES", 0)
+    monkeypatch.setattr("moc.data.cache._BLOCK_BYTES", 256)  # 128 tokens
+    config = SourceConfig(num_people=10)
+    cache = build_cache(config, "train", tokenizer, tmp_path, 2000)
+    file = cache.folder / "tokens.bin"
+    data = bytearray(file.read_bytes())
+    data[3 * 256] ^= 1
+    file.write_bytes(data)
+    again = build_cache(config, "train", tokenizer, tmp_path, 2000)  # the size is right
+    assert (again.read(0, 384) == cache.tokens[:384]).all()
+    for start, stop in ((384, 385), (383, 385), (500, 520), (0, 2000)):
+        with pytest.raises(CheckpointError, match=r"after byte 768\); remove .* goes on"):
+            again.read(start, stop)
+    assert (again.read(512, 600) == cache.tokens[512:600]).all()
+    assert again.read_mask(0, 5000).all()
+    hashed = []
+    monkeypatch.setattr("moc.data.cache._hash", lambda block: hashed.append(block))
+    again.read(512, 600)
+    assert not hashed  # it was sound the first time
+    again.read_mask(0, 512)
+    assert not hashed
+
+
+def test_a_large_cache_of_the_wrong_size_is_built_again(
+    tokenizer: Tokenizer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("moc.data.cache._FULL_CHECK_BYTES", 0)
+    config = SourceConfig(num_people=10)
+    cache = build_cache(config, "train", tokenizer, tmp_path, 2000)
+    good = cache.tokens.tolist()
+    file = cache.folder / "tokens.bin"
+    file.write_bytes(file.read_bytes()[:-2])
+    assert build_cache(config, "train", tokenizer, tmp_path, 2000).tokens.tolist() == good
+
+
+@pytest.mark.parametrize("damage", ["half", "empty", "flip", "junk", "missing", "no files"])
+@pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
+def test_a_damaged_cached_tokenizer_is_trained_again(
+    tmp_path: Path, name: str, damage: str
+) -> None:
+    """small damaged files. Kept: the tokenizer, trained again from the same text."""
+    config = study(tmp_path, SourceConfig(num_people=10))
+    before = build_tokenizer(config)
+    (folder,) = (path for path in (tmp_path / "tokenizers").iterdir() if path.is_dir())
+    content = (folder / name).read_bytes()
+    flipped = bytearray(content)
+    flipped[content.index(b"eos_token") if "config" in name else len(content) // 2] ^= 1
+    spoiled = {
+        "half": content[: len(content) // 2],
+        "empty": b"",
+        "flip": flipped,
+        "junk": b"\xff\0",
+    }
+    if damage in spoiled:
+        (folder / name).write_bytes(spoiled[damage])
+    else:
+        for path in [folder / name] if damage == "missing" else list(folder.iterdir()):
+            path.unlink()
+    after = build_tokenizer(config)
+    assert after.fingerprint == before.fingerprint
+    assert Tokenizer.saved(folder).fingerprint == before.fingerprint
+
+
 def test_leftovers_of_a_killed_process_do_no_harm(tokenizer: Tokenizer, tmp_path: Path) -> None:
     config = SourceConfig(num_people=10)
     cache = build_cache(config, "train", tokenizer, tmp_path, 2000)
     good = cache.tokens.tolist()
-    half = cache.folder.with_name(f".{cache.folder.name}")
+    half = cache.folder.with_name(f"{cache.folder.name}.partial")
     shutil.move(cache.folder, half)  # as if killed just before the folder got its name
     (half / "tokens.bin").write_bytes(b"half")
     assert build_cache(config, "train", tokenizer, tmp_path, 2000).tokens.tolist() == good

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
+import io
+import json
 import os
+import traceback
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +19,17 @@ from torch.distributed.fsdp import FSDPModule
 from torch.distributed.tensor import DTensor
 
 import moc.callbacks.checkpoint
+import moc.data.cache
 import moc.evaluate.evaluator
 import moc.ops.rows
+import moc.report.sections
 import moc.study
 import moc.train.checkpoints
 import moc.train.step
+import moc.verbs.compare
+import moc.verbs.eval
+import moc.verbs.generate
+import moc.verbs.leakage
 from evals.measures.controls import knocked_out, swapped_bank
 from evals.scoring.observing import only_observing
 from moc.callbacks.revival import Revival
@@ -85,6 +95,41 @@ def _spoil(*, step: int, factor: float) -> None:
     moc.train.step.predict = spoiled(change)
 
 
+def several(commands: list[list[str]], result: str) -> None:
+    """One ``command`` after another; exit codes and outputs go to ``result``, as JSON."""
+    for entries in moc.report.sections.SECTIONS.values():  # figures take seconds
+        entries[:] = [entry for entry in entries if entry[0] != "figure"]
+    found = []
+    for argv in commands:
+        output = io.StringIO()
+        with contextlib.redirect_stdout(output), contextlib.redirect_stderr(output):
+            try:
+                code = command(argv)
+            except BaseException:
+                code = None
+                traceback.print_exc()
+        found.append([code, output.getvalue()])
+    Path(result).write_text(json.dumps(found))
+
+
+def _large_caches(*, signal: int) -> None:
+    """No moment: every token cache is taken for one that is too large to be verified at once."""
+    moc.data.cache._FULL_CHECK_BYTES = 0
+
+
+def _replace_file(*, file: str, text: str, phase: str, step: int, signal: int) -> None:
+    """After a step, a file gets another text."""
+    training_step = StudyModule.training_step
+
+    def replacing(self: StudyModule, *arguments: Any) -> Any:
+        result = training_step(self, *arguments)
+        if (self.trainer.logger.phase, self.step) == (phase, step):  # type: ignore[union-attr]
+            Path(file).write_text(text)
+        return result
+
+    StudyModule.training_step = replacing  # type: ignore[method-assign]
+
+
 def _after_step(*, signal: int, phase: str | None = None, step: int | None = None) -> None:
     """Once the weights have moved, before anything is recorded; by default in any step."""
     training_step = StudyModule.training_step
@@ -139,16 +184,18 @@ def _before_scores(*, folder: str, signal: int) -> None:
     """With the scores of a boundary in the journal, and evals.json not there."""
     write_json = moc.evaluate.evaluator.write_json
 
-    def stopped(path: Path, value: Any) -> None:
+    def stopped(path: Path, value: Any, **options: Any) -> None:
         if path.name == "evals.json" and path.parent.name == folder:
             os.kill(os.getpid(), signal)
-        write_json(path, value)
+        write_json(path, value, **options)
 
     moc.evaluate.evaluator.write_json = stopped
 
 
 MOMENTS = {
     "after step": _after_step,
+    "large caches": _large_caches,
+    "replace file": _replace_file,
     "while writing": _while_writing,
     "before commit": _before_commit,
     "while evaluating": _while_evaluating,

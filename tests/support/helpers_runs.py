@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from moc.store.files import read_json
 from moc.store.journal import Record, read
 
 Moc = Callable[..., tuple[int | None, str]]  # (*overrides, stop=...) -> exit code and output
@@ -23,7 +24,7 @@ def outcome(folder: Path) -> dict[str, Any]:
     run = run_dir(folder)
     scores = {}
     for name in BOUNDARIES:
-        scores[name] = json.loads((run / f"boundaries/{name}/evals.json").read_text())
+        scores[name] = read_json(run / f"boundaries/{name}/evals.json")
         del scores[name]["elapsed_sec"]
     records = read(run / "metrics.jsonl")
     return {
@@ -51,7 +52,9 @@ def outcome(folder: Path) -> dict[str, Any]:
 
 
 def _lines(path: Path) -> list[Record]:
-    return [{key: value for key, value in line.items() if key != "time"} for line in read(path)]
+    """In the order of steps: a phase that was trained again stands behind those after it."""
+    lines = [{key: value for key, value in line.items() if key != "time"} for line in read(path)]
+    return sorted(lines, key=lambda line: (line["phase"], line["step"], line["layer"]))
 
 
 def check_same(folder: Path, undisturbed: dict[str, Any]) -> None:

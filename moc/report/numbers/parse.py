@@ -117,9 +117,10 @@ def shared_of(record: Tree) -> Shared | None:
 
 
 def series_of(journal: Sequence[Record]) -> dict[str, Series]:
-    """Metric -> tokens and values, from metrics.jsonl."""
+    """Metric -> tokens and values, from metrics.jsonl; by tokens, since a phase that was trained
+    again stands behind those after it."""
     found: dict[str, Series] = {}
-    for record in journal:
+    for record in sorted(journal, key=lambda record: record["tokens"]):
         for name, value in record.get("metrics", {}).items():
             tokens, values = found.setdefault(name, ([], []))
             tokens.append(record["tokens"])

@@ -40,6 +40,7 @@ class Results:
     dir: Path
     study: Study
     runs: dict[tuple[str, int], Run]
+    damaged: list[str] = field(default_factory=list)  # files left out, a line each
     baseline: str | None = None  # the arm that others are compared with, if a user has chosen it
     known: dict[Hashable, Any] = field(default_factory=dict, repr=False, compare=False)
 

@@ -60,11 +60,36 @@ def test_a_torn_last_line_is_ignored_and_repaired(tmp_path: Path, torn: str) -> 
     assert read(journal.path) == [record("pretrain", 1), record("pretrain", 2)]
 
 
-def test_a_damaged_line_in_the_middle_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("damage", ["junk", "a flipped byte", "not an object", "too deep"])
+def test_a_damaged_line_in_the_middle_is_named_and_left_out(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, damage: str
+) -> None:
+    journal = Journal(tmp_path / "metrics.jsonl")
+    for step in (1, 2, 3):
+        journal.append(record("pretrain", step, loss=5.25))
+    journal.commit()
+    journal.close()
+    lines = journal.path.read_bytes().splitlines(keepends=True)
+    flipped = lines[1].replace(b"5.25", b"7.25")  # still JSON, still a loss
+    lines[1] = {
+        "junk": b"\xff\0\x13\n",
+        "a flipped byte": flipped,
+        "not an object": b"[1]\n",
+        "too deep": b"[" * 100_000 + b"\n",
+    }[damage]
+    journal.path.write_bytes(b"".join(lines))
+    expected = [record("pretrain", step, loss=5.25) for step in (1, 3)]
+    assert read(journal.path) == read(journal.path, committed=True) == expected
+    assert f"{journal.path}: line 2 is damaged: left out" in caplog.text
+    journal.truncate("pretrain", 3, phases=PHASES)  # a run goes on, and the line is gone
+    caplog.clear()
+    assert read(journal.path) == expected and not caplog.text
+
+
+def test_lines_without_a_checksum_are_read(tmp_path: Path) -> None:
     path = tmp_path / "metrics.jsonl"
-    path.write_text('{"step": 1}\nnonsense\n{"step": 3}\n')
-    with pytest.raises(ValueError, match=r"metrics\.jsonl: line 2"):
-        read(path)
+    path.write_text('{"step": 1}\n{"commit": true}\n')
+    assert read(path, committed=True) == [{"step": 1}]
 
 
 def test_only_what_was_committed_is_offered_for_shipping(tmp_path: Path) -> None:

@@ -21,10 +21,14 @@ def write_bytes(path: Path, content: bytes, *, sync: bool = False) -> None:
     """With ``sync``, it is on disk before it takes its name."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = _partial(path)
-    partial.write_bytes(content)
-    if sync:
-        _sync(partial)
-    os.replace(partial, path)
+    try:
+        partial.write_bytes(content)
+        if sync:
+            _sync(partial)
+        os.replace(partial, path)
+    except BaseException:
+        partial.unlink(missing_ok=True)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
@@ -76,5 +80,7 @@ def _partial(path: Path) -> Path:
 
 def _sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

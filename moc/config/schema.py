@@ -193,6 +193,9 @@ class TrainerConfig:
     num_workers: int = 0  # data loading processes; more, if steps wait for data (train/data_wait)
     log_every_steps: int = 10
     checkpoint_every_steps: int = 100
+    # of several ranks: how long one may keep the others waiting (hung, stopped, gone) before all
+    # end and one line names it; what rank 0 does alone (scores, data, saving) is waited for
+    timeout_sec: float = 600.0
 
 
 @dataclass

@@ -27,6 +27,7 @@ _STUDY_MINIMA: dict[str, float] = {
     "trainer.num_workers": 0,
     "trainer.log_every_steps": 1,
     "trainer.checkpoint_every_steps": 1,
+    "trainer.timeout_sec": 1,
 }
 _SOURCE_MINIMA: dict[str, float] = {
     "num_people": 1,

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +18,7 @@ from moc.store.journal import read
 from moc.train.checkpoints import load_training_state
 from tests.conftest import Run
 from tests.support.helpers_training import tiny_study, train_phase, write_tiny_study
+from tests.support.ranks import launched_by_torchrun
 
 # Ten steps of 8 sequences. Two ranks have half the micro-batch, so that the sequences which share
 # a balance loss are the same; two micro-batches a step, so that one of them does not communicate.
@@ -71,22 +71,6 @@ def two(
 def arguments(folder: Path, overrides: list[str]) -> dict[str, Any]:
     build_tokenizer(tiny_study(folder, *overrides))  # not at the same time by two children
     return {"folder": str(folder), "overrides": overrides, "result": str(folder)}
-
-
-def launched_by_torchrun(world_size: int) -> list[dict[str, str]]:
-    """The variables that torchrun sets for each process."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    common = {
-        "WORLD_SIZE": str(world_size),
-        "LOCAL_WORLD_SIZE": str(world_size),
-        "GROUP_RANK": "0",
-        "MASTER_ADDR": "127.0.0.1",
-        "MASTER_PORT": str(port),
-        "TORCHELASTIC_RUN_ID": "test",
-    }
-    return [{**common, "RANK": str(r), "LOCAL_RANK": str(r)} for r in range(world_size)]
 
 
 def result_of(folder: Path, rank: int) -> dict[str, Any]:
@@ -295,7 +279,7 @@ def test_a_study_begun_on_two_ranks_is_finished_by_one(tmp_path: Path, in_child:
     stop = {"at": "after step", "phase": "skills", "step": 2, "signal": signal.SIGTERM}
     log, ranks = tmp_path / "log", launched_by_torchrun(2)
     codes = in_child("command", log=log, env=ranks, argv=sharded, stop=stop)
-    assert codes == [130, 130], log_of(tmp_path)
+    assert codes == [143, 143], log_of(tmp_path)
     run = tmp_path / "runs/tiny/arms/moc/seed-0"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["skills-00000002"]
     assert in_child("command", log=log, argv=argv) == [0], log_of(tmp_path)

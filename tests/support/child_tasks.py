@@ -33,6 +33,7 @@ from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
+from tests.support import process_faults
 from tests.support.helpers_training import module_of, tiny_study, train_phase
 from tests.support.spoiling import nan_in_second_step, spoiled
 
@@ -51,16 +52,26 @@ class NoTracker:
     def close(self) -> None: ...
 
 
-def command(argv: list[str], stop: dict[str, Any] | None = None) -> int:
+def command(
+    argv: list[str],
+    stop: dict[str, Any] | None = None,
+    fault: dict[str, Any] | None = None,
+    group: bool = False,
+) -> int:
     """``moc ARGV``, without MLflow and the HTML report; a signal arrives at the moment ``stop``.
 
     ``stop``: {"at": one of the moments below, "signal": its number, and what the moment asks for}.
+    ``fault``: see ``tests.support.process_faults``. ``group``: in a process group of its own.
     """
+    if group:
+        os.setpgid(0, 0)
     moc.study.Tracker = NoTracker  # type: ignore[assignment,misc]
     moc.study.build_report = lambda folder: folder / "report"  # type: ignore[assignment]
     moc.study.measure_matmul_peak = lambda *_: 1e9  # type: ignore[assignment]
     if stop:
         MOMENTS[stop.pop("at")](**stop)
+    if fault:
+        process_faults.install(**fault)
     return main(argv)
 
 

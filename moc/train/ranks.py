@@ -133,6 +133,7 @@ class _Watch(threading.Thread):
 
     def leave(self) -> None:
         self._waiting = False
+        self._tell()  # whoever ends right after a training is not lost to it
 
     def who_is_lost(self, error: BaseException) -> RankLost | StudyInterrupted | None:
         """The error to raise in place of ``error``, if another rank is behind it."""
@@ -148,6 +149,9 @@ class _Watch(threading.Thread):
 
     def goodbye(self, line: str, exit_code: int) -> None:
         self._last_words = {"line": line, "exit_code": exit_code}
+        self._tell()
+
+    def _tell(self) -> None:
         if self._store is not None:
             try:
                 self._write(self._store)
@@ -162,17 +166,17 @@ class _Watch(threading.Thread):
                 time.sleep(self.beat_sec)
                 self._lost = self._look(self._store)
         except (dist.DistError, RuntimeError) as error:
-            if not self._waiting:
-                return  # nobody keeps the store any more: the others have come to their end
             reason = str(error).splitlines()[0]
             self._lost = RankLost(f"rank 0 or the launcher cannot be reached ({reason}); {_AGAIN}")
         self._found.set()
-        if not self._unwinding.wait(_LAST_WORDS_SEC / 2):
+        if self._waiting and not self._unwinding.wait(_LAST_WORDS_SEC / 2):
             _thread.interrupt_main(signal.SIGTERM)  # it may be scoring; in a collective it is deaf
             self._unwinding.wait(_LAST_WORDS_SEC / 2)
-        with self._one_of_us:
-            if not self._unwinding.is_set():
-                self._end_now()
+        while not self._unwinding.is_set():
+            with self._one_of_us:
+                if self._waiting and not self._unwinding.is_set():
+                    self._end_now()
+            time.sleep(self.beat_sec)  # not in a training: this rank may have come to its end
         time.sleep(_UNWIND_SEC)
         self._end_now()
 
@@ -182,6 +186,7 @@ class _Watch(threading.Thread):
             **self._me,
             "beats": self._beats,
             "place": self._place(),
+            "training": self._waiting,
             "waiting": self._waiting and not is_alone(),
             **self._last_words,
         }
@@ -219,7 +224,10 @@ class _Watch(threading.Thread):
         if "line" in state:
             return self._adopt(other, state)
         who = f"rank {other} (process {state['pid']} on {state['host']})"
-        if state["host"] == self._me["host"] and not lives(state["pid"], state["started"]):
+        came_to_its_end = not state["training"] and state["place"][0] == place[0]
+        due = not came_to_its_end or self._alarmed or self._still_sec >= self.timeout_sec
+        here = state["host"] == self._me["host"]
+        if due and here and not lives(state["pid"], state["started"]):
             return self._missing(who, "is gone: its process was killed, or crashed")
         beats, silent_sec = self._heard.get(other, (state["beats"], 0.0))
         silent_sec = silent_sec + self.beat_sec if beats == state["beats"] else 0.0

@@ -101,11 +101,6 @@ def _last_words(error: BaseException) -> tuple[str, int]:
 
 
 class _Watch(threading.Thread):
-    """
-    Args:
-        timeout_sec: how long a rank may keep others waiting.
-    """
-
     def __init__(self, timeout_sec: float, rank: int, num_ranks: int) -> None:
         super().__init__(name="ranks", daemon=True)
         self.timeout_sec, self.rank, self.num_ranks = timeout_sec, rank, num_ranks
@@ -167,7 +162,8 @@ class _Watch(threading.Thread):
                 self._lost = self._look(self._store)
         except (dist.DistError, RuntimeError) as error:
             reason = str(error).splitlines()[0]
-            self._lost = RankLost(f"rank 0 or the launcher cannot be reached ({reason}); {_AGAIN}")
+            keeper = "the launcher" if _launcher_keeps_it() else "rank 0"
+            self._lost = RankLost(f"{keeper} is gone or cannot be reached ({reason}); {_AGAIN}")
         self._found.set()
         if self._waiting and not self._unwinding.wait(_LAST_WORDS_SEC / 2):
             _thread.interrupt_main(signal.SIGTERM)  # it may be scoring; in a collective it is deaf
@@ -274,17 +270,20 @@ def _connect(rank: int, timeout_sec: float) -> dist.Store:
     if host is None or port is None:
         slurm = SLURMEnvironment()
         host, port = slurm.main_address, str(slurm.main_port)
-    launcher_keeps_it = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
     store = dist.TCPStore(
         host,
         int(port),
-        is_master=rank == 0 and not launcher_keeps_it,
+        is_master=rank == 0 and not _launcher_keeps_it(),
         timeout=timedelta(seconds=timeout_sec),
         wait_for_workers=False,
         multi_tenant=True,  # torch.distributed opens the same one again
     )
     attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
     return dist.PrefixStore(f"moc/ranks/{attempt}", store)
+
+
+def _launcher_keeps_it() -> bool:
+    return os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
 
 
 def _read(store: dist.Store, other: int) -> dict[str, Any] | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,18 +13,17 @@ from typing import Any, NoReturn
 
 from moc import __version__
 from moc.bench.heap import keep_freed_memory
-from moc.errors import (
-    CheckpointError,
-    ConfigError,
-    RunHeld,
-    StudyInterrupted,
-    TrainingDiverged,
-)
+from moc.errors import EXPLAINED, ConfigError, StudyInterrupted, Terminated, machine_fault
 from moc.verbs.options import count, port, seed, seeds, share, temperature, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb. 0: done; 1: it failed; 2: the command cannot be used; 130: interrupted."""
+    """Run one verb and return its exit code.
+
+    0: done. 1: it failed; one line says what is safe (a traceback: a bug of ours). 2: the command
+    or its study cannot be used. 130 after Ctrl-C, 143 after SIGTERM: stopped, run it again to go
+    on. 141: nobody reads what is printed. torchrun turns whatever a rank returns into 1.
+    """
     parser = _parser()
     arguments, extra = parser.parse_known_args(argv)
     overrides = [word for word in extra if "=" in word and not word.startswith("-")]
@@ -37,10 +37,16 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise ConfigError(f"'moc {arguments.verb}' takes no {overrides[0]!r}")
         if "overrides" in arguments:
             arguments.overrides += overrides  # those after an option
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
+        code = arguments.run(arguments)
+        sys.stdout.flush()
+        return code
+    except KeyboardInterrupt as error:
         again = "; the same command goes on from the last checkpoint"
-        return _fail(f"stopped{again if arguments.verb == 'run' else ''}", 130)
+        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
+        return _fail(f"stopped{again if arguments.verb == 'run' else ''}", 128 + number)
+    except BrokenPipeError:  # nor does anybody read what Python would write at its end
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 128 + signal.SIGPIPE
     except Exception as error:
         return _explain(error)
 
@@ -194,7 +200,7 @@ def _run(arguments: argparse.Namespace) -> int:
     try:
         report = run_study(study, arms=arguments.arms, seeds=arguments.seeds)
     except StudyInterrupted as error:
-        return _fail(f"{error}; the same command goes on from there", 130)
+        return _fail(f"{error}; the same command goes on from there", 128 + error.number)
     if is_main_process():
         print(f"\n{result_tables(study.dir)}\n\nreport:  {report}\nbrowse:  make ui   (or: moc ui)")
     return 0
@@ -280,8 +286,10 @@ def _explain(error: Exception) -> int:
     """One line for what the user can mend; the traceback for what only we can."""
     if isinstance(error, ConfigError):
         return _fail(str(error), 2)
-    if isinstance(error, (CheckpointError, RunHeld, TrainingDiverged)):
+    if isinstance(error, EXPLAINED):
         return _fail(str(error), 1)
+    if fault := machine_fault(error):
+        return _fail(f"{fault.what}; what was saved is whole; {fault.remedy}, then try again", 1)
     raise error
 
 

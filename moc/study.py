@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import signal
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 
 import torch
@@ -41,10 +40,12 @@ from moc.store.files import (
     write_json,
     write_lines,
 )
-from moc.store.lock import Holder, holder_of
+from moc.store.lock import Holder, holder_of, remedy
 from moc.store.rundir import StudyDir
 from moc.tracking.mirror import Tracker
 from moc.train.distributed import is_main_process
+from moc.train.ranks import watching
+from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
 
 
@@ -74,7 +75,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     folder.check_format()
     study = resolve_study(study)  # what is saved and tracked is what is trained
     tracker = Tracker(study) if is_main_process() else None
-    with _sigterm_stops():
+    with handlers_kept(), watching(study.trainer):
+        on_stop_signal(stop_at_once)
         try:
             tokenizer = build_tokenizer(study)
             _check_vocabulary(study, tokenizer)
@@ -140,7 +142,9 @@ def _check_free(asked: Sequence[ArmSeed]) -> None:
     holders = [holder_of(run.dir.path) for run in asked] if is_main_process() else []
     if holders and all(holders):
         more = f" (and {len(asked) - 1} more)" if len(asked) > 1 else ""
-        raise RunHeld(f"{asked[0].dir.path}{more} is held by {holders[0]}")
+        run, holder = asked[0], holders[0]
+        assert holder is not None
+        raise RunHeld(f"{run.dir.path}{more} is held by {holder}{remedy(holder, run.dir.path)}")
 
 
 def _build_data(runs: Sequence[ArmSeed], evaluator: BoundaryEvaluator) -> dict[str, dict[str, str]]:
@@ -197,13 +201,3 @@ def _describe(
 def _somebody(folder: StudyDir) -> Holder | None:
     """A process that works on one of the study's runs."""
     return next((holder for run in folder.runs() if (holder := holder_of(run.path))), None)
-
-
-@contextmanager
-def _sigterm_stops() -> Iterator[None]:
-    """As Ctrl-C does."""
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

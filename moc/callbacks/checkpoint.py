@@ -5,27 +5,28 @@ from __future__ import annotations
 import signal
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
 import lightning as L
 import torch
 
 from moc.errors import StudyInterrupted
+from moc.store.lock import check_held
 from moc.store.rundir import RunDir
 from moc.train.checkpoints import prune_checkpoints, save_training_state
 from moc.train.distributed import all_sum, is_distributed, is_main_process
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
+from moc.train.signals import on_stop_signal, stop_at_once
 
 KEPT = 2  # checkpoints of a phase: the last, and one to go on from should that be damaged
 
 
 class Checkpoint(L.Callback):
-    """Every ``every`` steps, and once more when SIGINT or SIGTERM asks to stop.
+    """Every ``every`` steps, and once more when SIGINT or SIGTERM asks any rank to stop.
 
-    Once training has ended, either signal stops at once. Other callbacks take part with what
-    ``state_dict`` returns and ``load_state_dict`` takes.
+    Once training has ended, and when asked again, either signal stops at once. Other callbacks take
+    part with what ``state_dict`` returns and ``load_state_dict`` takes.
 
     Args:
         folder: the run's ``checkpoints``.
@@ -49,7 +50,7 @@ class Checkpoint(L.Callback):
         self.folder, self.saved = folder, saved
         self.config_hash, self.data = config_hash, dict(data)
         self.every, self.restored = every, restored
-        self._stop_requested = False
+        self._requested: int | None = None  # the signal
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
         for callback in _callbacks(trainer):
@@ -57,17 +58,16 @@ class Checkpoint(L.Callback):
                 callback.load_state_dict(self.restored[callback.state_key])
 
     def on_train_start(self, *_: Any) -> None:
-        # The last word is ours: Lightning has put its own handler before SIGTERM's.
-        for number in (signal.SIGINT, signal.SIGTERM):
-            signal.signal(number, self._request_stop)
+        on_stop_signal(self._request_stop)
 
     def on_train_batch_end(self, trainer: L.Trainer, pl_module: L.LightningModule, *_: Any) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
         step = pl_module.step
         if step == trainer.logger.num_steps:
             return
-        stop = self._any_rank_stops(pl_module)
-        if stop or step % self.every == 0:
+        number = self._asked_to_stop(pl_module)
+        if number or step % self.every == 0:
+            check_held(self.folder.parent)
             trainer.logger.flush()  # what the checkpoint holds is never logged again
             if trainer.is_global_zero:
                 RunDir(self.folder.parent).sync_journals()
@@ -85,27 +85,32 @@ class Checkpoint(L.Callback):
                 trainer.logger.commit()
                 prune_checkpoints(self.folder, trainer.logger.phase, KEPT)
                 self.saved()
-        if stop:
-            raise StudyInterrupted(f"stopped in phase {trainer.logger.phase} at step {step}")
+        if number:
+            where = f"phase {trainer.logger.phase} at step {step}"
+            raise StudyInterrupted(f"stopped in {where}", number)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)
-        _stop_at_once()
-        if self._any_rank_stops(pl_module):
-            raise StudyInterrupted(f"stopped at the end of phase {trainer.logger.phase}")
+        on_stop_signal(stop_at_once)
+        if number := self._asked_to_stop(pl_module):
+            raise StudyInterrupted(f"stopped at the end of phase {trainer.logger.phase}", number)
 
     def on_exception(self, *_: Any) -> None:
-        _stop_at_once()
+        on_stop_signal(stop_at_once)
 
-    def _any_rank_stops(self, pl_module: StudyModule) -> bool:
+    def _asked_to_stop(self, pl_module: StudyModule) -> int | None:
+        """The signal that came to any rank, if one did; SIGTERM before SIGINT."""
         if not is_distributed():
-            return self._stop_requested
-        requested = torch.tensor(float(self._stop_requested), device=pl_module.device)
-        return bool(all_sum(requested))
+            return self._requested
+        numbers = (signal.SIGTERM, signal.SIGINT)
+        requested = torch.tensor([float(self._requested == n) for n in numbers])
+        counts = all_sum(requested.to(pl_module.device)).tolist()
+        return next((n for n, count in zip(numbers, counts, strict=True) if count), None)
 
-    def _request_stop(self, number: int, frame: FrameType | None) -> None:
-        _stop_at_once()  # the second time
-        self._stop_requested = True
+    def _request_stop(self, number: int) -> None:
+        if self._requested is not None:
+            stop_at_once(number)
+        self._requested = number
         if is_main_process():
             print("stopping after this step; once more stops at once", flush=True)
 
@@ -117,9 +122,3 @@ def _callbacks(trainer: L.Trainer) -> Sequence[L.Callback]:
 def _states(callbacks: Sequence[L.Callback]) -> dict[str, Any]:
     states = {callback.state_key: callback.state_dict() for callback in callbacks}
     return {key: state for key, state in states.items() if state}
-
-
-def _stop_at_once() -> None:
-    """From now on, a signal raises KeyboardInterrupt wherever the program is."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.default_int_handler)

@@ -8,6 +8,7 @@ from typing import Any
 import lightning as L
 
 from moc.evaluate.evaluator import BoundaryEvaluator
+from moc.store.lock import check_held
 from moc.store.rundir import RunDir
 from moc.train.checkpoints import save_boundary
 from moc.train.distributed import barrier
@@ -62,6 +63,7 @@ class Forgetting(L.Callback):
 
     def _save(self, trainer: L.Trainer, pl_module: StudyModule, index: int) -> None:
         assert isinstance(trainer.logger, JournalLogger)
+        check_held(self.run.path)
         trainer.logger.flush()  # what the boundary holds is never logged again
         if trainer.is_global_zero:
             self.run.sync_journals()

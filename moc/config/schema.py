@@ -226,6 +226,9 @@ class TrainerConfig:
     on_spike: OnSpike = "warn"
     log_every_steps: Annotated[int, Range(1, 10**9)] = 10
     checkpoint_every_steps: Annotated[int, Range(1, 10**9)] = 100
+    # of several ranks: how long one may keep the others waiting (hung, stopped, gone) before all
+    # end and one line names it; what rank 0 does alone (scores, data, saving) is waited for
+    timeout_sec: Annotated[float, Range(1, 10**6)] = 600.0
 
 
 @dataclass

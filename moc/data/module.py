@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from typing import TypedDict
 
 import lightning
@@ -152,6 +153,7 @@ class StudyDataModule(lightning.LightningDataModule):
             batch_size=None,
             num_workers=self.study.trainer.num_workers,
             # only from pinned memory is the copy to a GPU under way while the last step still is
+            worker_init_fn=_ignore_stop_signals,
             pin_memory=torch.cuda.is_available() and self.study.trainer.accelerator != "cpu",
         )
 
@@ -160,6 +162,12 @@ class StudyDataModule(lightning.LightningDataModule):
         if not self.caches:
             self.setup()
         return {name: cache.fingerprint for name, cache in self.caches.items()}
+
+
+def _ignore_stop_signals(worker: int) -> None:
+    """A scheduler signals every process, and this one still needs batches until it has saved."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
 
 
 def prepare(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> dict[str, TokenCache]:

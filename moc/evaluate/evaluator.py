@@ -38,6 +38,7 @@ from moc.evaluate.record import (
 from moc.model.transformer import Transformer
 from moc.store.files import sha256, write_json
 from moc.store.journal import Journal, read
+from moc.store.lock import check_held
 from moc.store.rundir import Boundary
 from moc.train.distributed import rank
 
@@ -256,6 +257,7 @@ class BoundaryEvaluator:
         scores["elapsed_sec"] = round(scores["elapsed_sec"] + time.monotonic() - begun, 3)
         if rank():
             return
+        check_held(boundary.run.path)
         shutil.rmtree(boundary.samples, ignore_errors=True)  # of another evaluation
         write_samples(boundary.samples, samples)
         for control, found in others.items():

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -14,7 +14,15 @@ from uuid import uuid4
 
 import torch
 
-from moc.errors import CheckpointError, DamagedFile, FormatError, RunHeld, StudyInterrupted
+from moc.errors import (
+    CheckpointError,
+    DamagedFile,
+    FormatError,
+    MachineFault,
+    RunGone,
+    RunHeld,
+    StudyInterrupted,
+)
 from moc.model.files import load_model
 from moc.model.memory.build import is_causal, routing_scope
 from moc.model.transformer import build_model
@@ -24,8 +32,9 @@ from moc.run.probe import run_probe
 from moc.run.settings import check_data, check_settings
 from moc.run.shared_start import begin_as_sibling
 from moc.run.tools import Tools
+from moc.run.trouble import in_one_line
 from moc.store.files import read_json, write_json
-from moc.store.lock import run_lock
+from moc.store.lock import check_held, run_lock
 from moc.store.manifest import FORMAT, check_manifest
 from moc.train.checkpoints import checkpoints_of, prune_checkpoints, save_start
 from moc.train.distributed import is_main_process
@@ -42,6 +51,8 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
         RunHeld: if another process works on it.
         ConfigError: if what is on disk was trained with other settings or data.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
+        MachineFault: if the machine gave out; with what is safe.
+        RankLost, RunGone: see ``moc.errors``.
         StudyInterrupted: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
     """
@@ -56,10 +67,14 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
             for index in range(len(run.phases)):
                 _bring_to_its_end(run, index, tools)
             _probe(run, tools)
-        except StudyInterrupted:
+        except (StudyInterrupted, RunGone):
             raise  # still running, as far as anyone can tell: the same command goes on
-        except Exception:
-            _mark(run, "failed", tools)
+        except Exception as error:
+            line = in_one_line(error, run)
+            with suppress(OSError):  # what failed may fail here once more
+                _mark(run, "failed", tools)
+            if line is not None:
+                raise MachineFault(line) from error
             raise
         _mark(run, "finished", tools)
 
@@ -156,6 +171,7 @@ def _probe(run: ArmSeed, tools: Tools) -> None:
 def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
     if not is_main_process():
         return
+    check_held(run.dir.path)
     path = run.dir.info
     now = datetime.now(UTC).isoformat(timespec="seconds")
     try:

@@ -41,12 +41,12 @@ def whole_file(path: Path, *, sync: bool = False) -> Iterator[Path]:
     partial = _partial(path)
     try:
         yield partial
+        if sync:
+            sync_path(partial)
+        os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
-    if sync:
-        sync_path(partial)
-    os.replace(partial, path)
     if sync:
         sync_path(path.parent)
 
@@ -191,5 +191,7 @@ def _make_folder(folder: Path, *, sync: bool) -> None:
 def sync_path(path: Path) -> None:
     """Wait until a file, or the names in a folder, are on disk."""
     descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

@@ -21,8 +21,9 @@ import re
 import time
 import zlib
 from collections.abc import Sequence
+from io import FileIO
 from pathlib import Path
-from typing import Any, BinaryIO
+from typing import Any
 
 from moc.store.files import write_bytes
 
@@ -41,7 +42,7 @@ class Journal:
 
     def __init__(self, path: Path) -> None:
         self.path = Path(path)
-        self._file: BinaryIO | None = None
+        self._file: FileIO | None = None
 
     def append(self, record: Record) -> None:
         """Write one record and flush it to the operating system. ``time`` (Unix seconds) is added
@@ -85,9 +86,14 @@ class Journal:
         if self._file is None:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             _cut_torn_line(self.path)
-            self._file = self.path.open("ab")
-        self._file.write(_line(record))
-        self._file.flush()
+            self._file = self.path.open("ab", buffering=0)
+        line = _line(record)
+        try:
+            while line:  # a nearly full disk takes a part
+                line = line[self._file.write(line) :]
+        except OSError:
+            self.close()  # whoever goes on cuts what was written of the line
+            raise
 
 
 def read(path: Path, *, committed: bool = False) -> list[Record]:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import os
 import socket
+import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import NamedTuple
@@ -14,16 +15,16 @@ from typing import NamedTuple
 import psutil
 from filelock import FileLock
 
-from moc.errors import RunHeld
+from moc.errors import RunGone, RunHeld
 from moc.store.files import read_json, write_json
 
-_SAME_PROCESS_SEC = 2.0  # a process id comes back with another start; clocks tick coarsely
+_held: set[Path] = set()  # by this process
 
 
 class Holder(NamedTuple):
     host: str
     pid: int
-    started: float  # Unix seconds, of the process: its id alone may be somebody else's by now
+    started: str  # see ``start_of``: the id alone may be another process's by now
     since: float  # Unix seconds
 
     def __str__(self) -> str:
@@ -40,18 +41,40 @@ def run_lock(run: Path) -> Iterator[None]:
     Raises:
         RunHeld: if another process holds it.
     """
-    file = run / "lock.json"
+    file = (run / "lock.json").resolve()
     run.mkdir(parents=True, exist_ok=True)
-    me = psutil.Process()
-    mine = Holder(socket.gethostname(), me.pid, me.create_time(), time.time())
+    mine = Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()), time.time())
     # two that find the same abandoned lock must not both take it over
     with FileLock(run / ".lock"):
         if (holder := holder_of(run)) is not None:
-            raise RunHeld(f"{run} is held by {holder}{_remedy(holder, file)}")
+            raise RunHeld(f"{run} is held by {holder}{remedy(holder, run)}")
         write_json(file, mine._asdict())
+    _held.add(file)
     try:
         yield
     finally:
+        _held.discard(file)
+        with suppress(OSError, ValueError):  # it goes stale with this process
+            if read_json(file).get("pid") == os.getpid():
+                file.unlink()
+
+
+def check_held(run: Path) -> None:
+    """
+    Raises:
+        RunGone: if this process held the run, and the folder says so no more.
+    """
+    file = (run / "lock.json").resolve()
+    if file in _held and read_json(file).get("pid") != os.getpid():
+        raise RunGone(
+            f"{run} was removed, or taken over, while it was trained; nothing more is written "
+            "there, and the same command trains what is missing"
+        )
+
+
+def release_all() -> None:
+    """Before a process ends without leaving its ``run_lock``."""
+    for file in _held:
         file.unlink(missing_ok=True)
 
 
@@ -65,18 +88,30 @@ def holder_of(run: Path) -> Holder | None:
     return holder if holder is not None and _is_alive(holder) else None
 
 
-def _is_alive(holder: Holder) -> bool:
-    if holder.host != socket.gethostname():
-        return True
+def lives(pid: int, started: str) -> bool:
+    """Whether the process of this host that had this id and ``start_of`` is still there."""
     try:
-        process = psutil.Process(holder.pid)
-        same = abs(process.create_time() - holder.started) < _SAME_PROCESS_SEC
-        return same and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
+        return start_of(pid) == started and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE
+    except (psutil.NoSuchProcess, FileNotFoundError, ProcessLookupError):
         return False
 
 
-def _remedy(holder: Holder, file: Path) -> str:
+def start_of(pid: int) -> str:
+    """When a process of this host started, the same whoever asks and whenever. On Linux it is told
+    by the boot and the ticks since then: seconds of a day would jump with the clock."""
+    if sys.platform != "linux":
+        return f"{psutil.Process(pid).create_time():.0f}"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return f"{boot}/{fields[19]}"
+
+
+def _is_alive(holder: Holder) -> bool:
+    return holder.host != socket.gethostname() or lives(holder.pid, holder.started)
+
+
+def remedy(holder: Holder, run: Path) -> str:
+    """What to do about a ``run`` that is held, for the end of a line."""
     if holder.host == socket.gethostname():
         return " (this one)" * (holder.pid == os.getpid())
-    return f"; if that process is gone, remove {file}"
+    return f"; if that process is gone, remove {run / 'lock.json'}"

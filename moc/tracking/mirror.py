@@ -106,7 +106,8 @@ def _mirror(study: StudyConfig, uri: str, known: set[str], *, closing: bool) -> 
     """One pass over the study. ``known`` are the MLflow runs seen since the tracker started."""
     from filelock import FileLock
 
-    study.dir.mkdir(parents=True, exist_ok=True)
+    if not study.dir.is_dir():
+        return  # removed under the run, which says so: a cursor would make half of it again
     # two processes of one study, or the first two ever, must not create the same things twice
     with FileLock(Path(study.runs_dir) / ".mlflow.lock"):
         client = _connect(uri)

@@ -36,7 +36,7 @@ from moc.model.files import save_model
 from moc.model.transformer import Transformer
 from moc.store.files import PARTIAL, whole_folder
 from moc.store.manifest import check_manifest, write_manifest
-from moc.train.distributed import barrier, rank
+from moc.train.distributed import alone, barrier, rank
 
 _FULL = StateDictOptions(full_state_dict=True, cpu_offload=True)
 
@@ -59,8 +59,8 @@ def save_training_state(
         "step": step,
     }
     if rank() == 0:
-        with whole_folder(folder) as partial:
-            torch.save(state, partial / "training.pt")
+        with alone(), whole_folder(folder) as partial:
+            _save(state, partial / "training.pt")
             write_manifest(partial, step=step, **manifest)
     barrier()
 
@@ -77,7 +77,8 @@ def save_boundary(
     if optimizer is not None:
         state = get_optimizer_state_dict(model, optimizer, options=_FULL)
     if rank() == 0:
-        _write_boundary(folder, weights, model.config, state, manifest)
+        with alone():
+            _write_boundary(folder, weights, model.config, state, manifest)
     barrier()
 
 
@@ -96,8 +97,14 @@ def _write_boundary(
     with whole_folder(folder) as partial:
         save_model(weights, config, partial)
         if optimizer is not None:
-            torch.save({"optimizer": optimizer}, partial / "training.pt")
+            _save({"optimizer": optimizer}, partial / "training.pt")
         write_manifest(partial, **manifest)
+
+
+def _save(state: dict[str, Any], path: Path) -> None:
+    """Through Python's file: to a path, torch says of a full disk only "iostream error"."""
+    with path.open("wb") as file:
+        torch.save(state, file)
 
 
 def load_training_state(folder: Path) -> dict[str, Any]:

@@ -3,16 +3,21 @@
 from __future__ import annotations
 
 import logging
+import multiprocessing
+import signal
 import warnings
 from collections.abc import Sequence
 
 import lightning as L
+from lightning.pytorch.strategies.launchers import subprocess_script
 
 from moc.config.schema import TrainerConfig
 from moc.data.module import StudyDataModule
-from moc.errors import StudyInterrupted
+from moc.errors import StudyInterrupted, Terminated
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
+from moc.train.ranks import start_watch, training
+from moc.train.signals import handlers_kept
 from moc.train.strategies import accelerator_of, build_strategy, num_devices
 
 Callbacks = Sequence[L.Callback]  # called in this order
@@ -29,7 +34,8 @@ def fit(
     """Train ``module`` on the rest of its phase.
 
     Raises:
-        StudyInterrupted: on a second SIGINT or SIGTERM, or one during an evaluation.
+        StudyInterrupted: on SIGINT or SIGTERM, to any rank.
+        RankLost: if another rank has failed, or does not come.
     """
     _quiet_lightning()
     trainer = L.Trainer(
@@ -47,10 +53,22 @@ def fit(
         enable_progress_bar=False,
         enable_model_summary=False,
     )
+    # Lightning's handlers talk to the other ranks wherever they are, and save what we do not read.
+    trainer._signal_connector.register_signal_handlers = lambda: None  # type: ignore[method-assign]
+    # Nor may its watch over launched processes kill this one before it has saved: ours is at hand.
+    subprocess_script._launch_process_observer = lambda child_processes: start_watch(
+        config, in_training=True
+    )
     try:
-        trainer.fit(module, datamodule=data)
+        with handlers_kept(), training(config):
+            trainer.fit(module, datamodule=data)
     except SystemExit as error:  # Lightning's answer to a KeyboardInterrupt
-        raise StudyInterrupted("stopped at once") from error
+        asked = isinstance(error.__context__, Terminated)
+        number = signal.SIGTERM if asked else signal.SIGINT
+        raise StudyInterrupted("stopped at once", number) from error
+    finally:
+        for worker in multiprocessing.active_children():
+            worker.kill()  # one that hangs in its data, and ignores what would end it otherwise
 
 
 def _quiet_lightning() -> None:

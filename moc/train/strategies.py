@@ -10,6 +10,7 @@ from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy, Str
 from moc.config.schema import TrainerConfig
 from moc.errors import ConfigError
 from moc.plan.arms import world_size
+from moc.train.ranks import GROUP_TIMEOUT
 
 
 def accelerator_of(config: TrainerConfig) -> str:
@@ -59,8 +60,11 @@ def build_strategy(config: TrainerConfig) -> Strategy | str:
                 data_parallel_size=total,
                 tensor_parallel_size=1,
                 save_distributed_checkpoint=False,
+                timeout=GROUP_TIMEOUT,
             )
         case "auto" if total == 1:
             return "auto"
         case _:
-            return DDPStrategy(broadcast_buffers=False, gradient_as_bucket_view=True)
+            return DDPStrategy(
+                broadcast_buffers=False, gradient_as_bucket_view=True, timeout=GROUP_TIMEOUT
+            )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import signal
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from tests.conftest import Run
 from tests.support.helpers_runs import Moc, outcome
 from tests.support.helpers_training import write_tiny_study
 from tests.support.promises import table
+from tests.support.ranks import Ranks
 
 
 @pytest.fixture(scope="session")
@@ -22,24 +24,40 @@ def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def moc(tmp_path: Path, cache: Path, in_child: Run) -> Moc:
-    """``moc(*overrides, stop=...)``: run the tiny study's memory arm in ``tmp_path``; its exit code
-    and output."""
-    return lambda *overrides, stop=None: run_in(tmp_path, cache, in_child, overrides, stop)
+    """``moc(*overrides, stop=..., fault=..., ...)``: run the tiny study's memory arm in
+    ``tmp_path``; its exit code and output."""
+    return lambda *overrides, stop=None, **faults: run_in(
+        tmp_path, cache, in_child, overrides, stop, **faults
+    )
+
+
+@pytest.fixture
+def ranks(tmp_path: Path, cache: Path, in_child: Run) -> Ranks:
+    return Ranks(tmp_path, cache, in_child)
+
+
+@pytest.fixture(scope="session", name="undisturbed_ranks")
+def _undisturbed_ranks(tmp_path_factory: pytest.TempPathFactory, cache: Path, in_child: Run) -> Any:
+    """What two ranks come to, by strategy."""
+
+    @lru_cache
+    def of(strategy: str) -> dict[str, Any]:
+        folder = tmp_path_factory.mktemp(strategy)
+        codes, logs = Ranks(folder, cache, in_child)(f"trainer.strategy={strategy}")
+        assert codes == [0, 0], logs
+        return outcome(folder)
+
+    return of
 
 
 def run_in(
-    folder: Path,
-    cache: Path,
-    in_child: Run,
-    overrides: tuple[str, ...],
-    stop: Any,
-    **more: Any,
+    folder: Path, cache: Path, in_child: Run, overrides: tuple[str, ...], stop: Any, **faults: Any
 ) -> tuple[int | None, str]:
     study, log = write_tiny_study(folder), folder / "log"
     argv = ["run", str(study), "--arms", "moc", f"cache_dir={cache}", *overrides]
     if stop is not None:
         stop = {"signal": signal.SIGKILL, **stop}
-    code, *_ = in_child("command", log=log, argv=argv, stop=stop, **more)
+    code, *_ = in_child("command", log=log, argv=argv, stop=stop, **faults)
     return code, log.read_text()
 
 

@@ -279,7 +279,7 @@ def test_a_study_begun_on_two_ranks_is_finished_by_one(tmp_path: Path, in_child:
     stop = {"at": "after step", "phase": "skills", "step": 2, "signal": signal.SIGTERM}
     log, ranks = tmp_path / "log", launched_by_torchrun(2)
     codes = in_child("command", log=log, env=ranks, argv=sharded, stop=stop)
-    assert codes == [130, 130], log_of(tmp_path)
+    assert codes == [143, 143], log_of(tmp_path)
     run = tmp_path / "runs/tiny/arms/moc/seed-0"
     assert [path.name for path in (run / "checkpoints").iterdir()] == ["skills-00000002"]
     assert in_child("command", log=log, argv=argv) == [0], log_of(tmp_path)

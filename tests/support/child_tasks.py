@@ -43,6 +43,7 @@ from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
 from moc.train.module import StudyModule
+from tests.support import process_faults
 from tests.support.helpers_training import module_of, tiny_study, train_phase
 from tests.support.spoiling import nan_in_second_step, spoiled
 
@@ -62,14 +63,21 @@ class NoTracker:
 
 
 def command(
-    argv: list[str], stop: dict[str, Any] | None = None, spike: dict[str, Any] | None = None
+    argv: list[str],
+    stop: dict[str, Any] | None = None,
+    fault: dict[str, Any] | None = None,
+    spike: dict[str, Any] | None = None,
+    group: bool = False,
 ) -> int:
     """``moc ARGV``, without MLflow and the HTML report; a signal arrives at the moment ``stop``.
 
     ``stop``: {"at": one of the moments below, "signal": its number, and what the moment asks for}.
+    ``fault``: see ``tests.support.process_faults``. ``group``: in a process group of its own.
     ``spike``: {"step", "factor"}: a step of the first phase, of two micro-batches, with its loss
     so many times as large.
     """
+    if group:
+        os.setpgid(0, 0)
     if spike:
         _spoil(**spike)
     moc.study.Tracker = NoTracker  # type: ignore[assignment,misc]
@@ -77,6 +85,8 @@ def command(
     moc.study.measure_matmul_peak = lambda *_: 1e9  # type: ignore[assignment]
     if stop:
         MOMENTS[stop.pop("at")](**stop)
+    if fault:
+        process_faults.install(**fault)
     return main(argv)
 
 

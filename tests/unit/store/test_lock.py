@@ -14,7 +14,7 @@ import psutil
 import pytest
 
 from moc.errors import RunHeld
-from moc.store.lock import holder_of, run_lock
+from moc.store.lock import holder_of, run_lock, start_of
 
 
 def test_a_held_run_says_who_holds_it_and_is_free_afterwards(tmp_path: Path) -> None:
@@ -59,7 +59,7 @@ def test_another_process_cannot_take_it(tmp_path: Path) -> None:
 
 
 def test_a_process_id_that_came_back_is_another_process(tmp_path: Path) -> None:
-    _write(tmp_path, started=psutil.Process().create_time() - 3600)
+    _write(tmp_path, started="another boot/1")
     with run_lock(tmp_path):
         pass
 
@@ -67,7 +67,7 @@ def test_a_process_id_that_came_back_is_another_process(tmp_path: Path) -> None:
 def test_a_zombie_works_on_nothing(tmp_path: Path) -> None:
     child = subprocess.Popen([sys.executable, "-c", ""])
     process = psutil.Process(child.pid)
-    _write(tmp_path, pid=child.pid, started=process.create_time())
+    _write(tmp_path, pid=child.pid, started=start_of(child.pid))
     while process.status() != psutil.STATUS_ZOMBIE:  # until we wait for it
         time.sleep(0.01)
     assert holder_of(tmp_path) is None
@@ -94,5 +94,5 @@ def test_a_torn_lock_is_nobodys(tmp_path: Path, torn: str) -> None:
 
 def _write(run: Path, **changes: object) -> None:
     mine = psutil.Process()
-    record = {"host": socket.gethostname(), "pid": mine.pid, "started": mine.create_time()}
+    record = {"host": socket.gethostname(), "pid": mine.pid, "started": start_of(mine.pid)}
     (run / "lock.json").write_text(json.dumps(record | {"since": time.time()} | changes))

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 from moc import __version__
 from moc.bench.heap import keep_freed_memory
+from moc.config.secrets import hide_in_output, public
 from moc.errors import (
     CheckpointError,
     ConfigError,
@@ -29,6 +30,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [word for word in extra if word not in overrides]:
         return _fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
     keep_freed_memory()
+    hide_in_output()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -157,7 +159,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
     problems = violations(plan)
     for problem in problems:
-        print(f"moc: {problem}", file=sys.stderr)
+        _fail(problem, 1)
     return 1 if problems else 0
 
 
@@ -258,7 +260,7 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from moc.tracking.mirror import serve_ui
+    from moc.tracking.ui import serve_ui
 
     return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
 
@@ -275,7 +277,7 @@ def _numbers(text: str) -> list[int]:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"moc: {message}", file=sys.stderr)
+    print(f"moc: {public(message)}", file=sys.stderr)
     return code
 
 

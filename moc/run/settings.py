@@ -45,7 +45,7 @@ def changed_settings(study: StudyConfig) -> list[str]:
     path = StudyDir(study.dir).config
     if not path.is_file():
         return []
-    before = load_study(path)
+    before = load_study(path, stored=True)
     parts = ("arms", "seeds", "data", "tokenizer", "evals", "probes")
     return [line for part in parts for line in _changes(before, study, part)]
 
@@ -55,7 +55,7 @@ def _what_differs(run: ArmSeed) -> str:
     path = StudyDir(run.study.dir).config
     if not path.is_file():
         return ""
-    before = load_study(path)
+    before = load_study(path, stored=True)
     parts: list[tuple[Any, Any, str]] = [
         (before.arms.get(run.name), run.arm, f"arms.{run.name}"),
         (before.data, run.study.data, "data"),

@@ -45,7 +45,7 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
         ConfigError: if there is none, or an override cannot be used.
     """
     folder = study_dir_of(path)
-    study = load_study(StudyDir(folder).config, overrides)
+    study = load_study(StudyDir(folder).config, overrides, stored=True)
     study.runs_dir = str(folder.parent)
     return study, folder
 

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from moc.config.secrets import public_uris
 from moc.report.numbers import parse
 from moc.report.numbers.records import Boundary, ItemRecord, Probe, Run
 from moc.report.numbers.study import Source, Study
@@ -30,7 +31,7 @@ def read_study(study_dir: Path) -> tuple[Study, Runs]:
         raise ValueError(
             f"{study_dir} holds no study.yaml; give the folder of a study that has run"
         )
-    text = folder.config.read_text()
+    text = public_uris(folder.config.read_text())  # older versions kept them whole
     config = cast(dict[str, Any], OmegaConf.to_container(OmegaConf.create(text)))
     keys = [(arm, seed) for arm in config.get("arms") or {} for seed in config.get("seeds") or []]
     folders = {(arm, seed): folder.run(arm, seed) for arm, seed in keys}

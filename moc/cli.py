@@ -13,6 +13,7 @@ from typing import Any, NoReturn
 
 from moc import __version__
 from moc.bench.heap import keep_freed_memory
+from moc.config.secrets import hide_in_output, public
 from moc.errors import EXPLAINED, ConfigError, StudyInterrupted, Terminated, machine_fault
 from moc.verbs.options import count, port, seed, seeds, share, temperature, words
 
@@ -30,6 +31,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if unknown := [word for word in extra if word not in overrides]:
         return _fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
     keep_freed_memory()
+    hide_in_output()
     os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
     try:
@@ -172,7 +174,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
     problems = violations(plan)
     for problem in problems:
-        print(f"moc: {problem}", file=sys.stderr)
+        _fail(problem, 1)
     return 1 if problems else 0
 
 
@@ -272,13 +274,13 @@ def _compare(arguments: argparse.Namespace) -> int:
 
 
 def _ui(arguments: argparse.Namespace) -> int:
-    from moc.tracking.mirror import serve_ui
+    from moc.tracking.ui import serve_ui
 
     return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"moc: {message}", file=sys.stderr)
+    print(f"moc: {public(message)}", file=sys.stderr)
     return code
 
 

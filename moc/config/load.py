@@ -20,6 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moc.config.interpolation import interpolated, put
 from moc.config.schema import (
     ArmConfig,
     CarryConfig,
@@ -39,6 +40,7 @@ from moc.config.schema import (
     TrackingConfig,
     TrainerConfig,
 )
+from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
 from moc.config.validate import validate_study
 from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
@@ -83,10 +85,15 @@ __all__ = [
 ]
 
 
-def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
+def load_study(
+    path: str | Path, overrides: Sequence[str] = (), *, stored: bool = False
+) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
 
     Overrides change what the files name; they add no phase, arm or data source.
+
+    Args:
+        stored: it is a study's record: a text whose variables are not set stays as written.
 
     Raises:
         ConfigError: one line naming the file or argument, the key and the nearest valid choice.
@@ -96,12 +103,18 @@ def load_study(path: str | Path, overrides: Sequence[str] = ()) -> StudyConfig:
         above = _read_override(override, raw)
         with _explained("command line"):
             raw = typing.cast(DictConfig, OmegaConf.merge(raw, above))
-    return _resolve(_plain(raw), str(path))
+    return _resolve(_plain(raw), str(path), stored=stored)
 
 
 def save_study(study: StudyConfig, path: Path) -> None:
-    """Write the resolved study; ``load_study(path)`` gives the same object."""
-    path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(study))))
+    """Write the resolved study, with interpolated text as it was written and URIs without secrets.
+
+    ``load_study(path)`` gives the same object, but for those secrets, where the environment is the
+    same.
+    """
+    kept = as_written(study)
+    kept.name = study.name  # a folder's name, whatever it was made of
+    path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(kept))))
 
 
 def config_hash(*parts: Any) -> str:
@@ -111,11 +124,13 @@ def config_hash(*parts: Any) -> str:
 
 
 def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """``key: old, now new`` for every setting that two configs (or parts of them) differ in."""
+    """``key: old, now new`` for every setting that two configs (or parts of them) differ in, as it
+    is written."""
     if is_dataclass(before) and is_dataclass(after):
         before, after = vars(before), vars(after)
     if not (isinstance(before, dict) and isinstance(after, dict)):
-        return [] if before == after else [f"{path}: {before}, now {after}"]
+        old, new = as_written(before), as_written(after)
+        return [] if before == after or old == new else [f"{path}: {old}, now {new}"]
     found = []
     for key in [*before, *(key for key in after if key not in before)]:
         where = f"{path}.{key}" if path else str(key)
@@ -141,6 +156,7 @@ def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfi
     if not isinstance(raw, DictConfig):
         raise ConfigError(f"{path}: a study is a mapping of keys, not {type(raw).__name__}")
     with _explained(str(path)):
+        hide_environment(_plain(raw))
         parent = raw.pop("extends", None)
     _check(raw, str(path))
     if parent is None:
@@ -162,6 +178,7 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
         except YAMLError:  # such as a path that begins with '*'
             read = OmegaConf.create()
             OmegaConf.update(read, key, value)
+        hide_environment(_plain(read))
     _check(read, "command line")
     for section, entry in (
         ("phases", "phase"),
@@ -176,7 +193,7 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     return read
 
 
-def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
+def _resolve(plain: dict[str, Any], source: str, *, stored: bool) -> StudyConfig:
     arms = plain.pop("arms", None) or {}
     with _explained(source):
         base = OmegaConf.merge(
@@ -192,14 +209,25 @@ def _resolve(plain: dict[str, Any], source: str) -> StudyConfig:
                 base_model = {k: v for k, v in (plain.get("model") or {}).items() if k != "preset"}
                 arm = OmegaConf.merge(arm, {"model": base_model})
             base.arms[name] = OmegaConf.merge(arm, overlay)
+        written = list(interpolated(base, missing_ok=stored))
         study = typing.cast(StudyConfig, OmegaConf.to_object(base))
+        for keys, value in written:
+            put(study, keys, value)
+        hide_uri(study.tracking.uri or "")
     # found again by a verb that runs elsewhere
-    study.evals.task_paths = [str(Path(p).absolute()) for p in study.evals.task_paths]
+    study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
     try:
         validate_study(study)
     except ValueError as error:
         raise ConfigError(f"{source}: {error}") from error
     return study
+
+
+def _absolute(path: str) -> str:
+    whole = str(Path(path).absolute())
+    if not isinstance(path, Interpolated):
+        return whole
+    return path if whole == path else Interpolated(whole, str(Path.cwd() / path.written))
 
 
 def _preset_of(raw: dict[str, Any]) -> ModelConfig:

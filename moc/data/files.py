@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, BinaryIO, NamedTuple
 
+from moc.config.secrets import public
 from moc.errors import ConfigError, nearest
 
 log = logging.getLogger(__name__)
@@ -50,7 +51,7 @@ class BadRows:
             return
         self.num_bad += 1
         if len(self.examples) < _NUM_EXAMPLES:
-            self.examples.append(f"{row.where}: {problem}")
+            self.examples.append(public(f"{row.where}: {problem}"))
         if self.num_bad >= _EARLY_BAD_ROWS:
             self.check()
 

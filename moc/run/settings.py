@@ -203,7 +203,7 @@ def _last_run(study: StudyConfig) -> StudyConfig | None:
         return None
     try:
         read_text(path, "")
-        return load_study(path)
+        return load_study(path, stored=True)
     except (ConfigError, DamagedFile):
         return None  # it is written anew
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import time
 import uuid
@@ -14,8 +15,9 @@ from typing import Any, NamedTuple, TypeVar
 
 from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
+from moc.config.secrets import public
 from moc.plan.bank_optimizer import bank_optimizer
-from moc.store.files import read_json, write_json
+from moc.store.files import read_json, read_sound_json, write_json
 from moc.store.journal import Record
 from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES, StudyDir
 
@@ -23,6 +25,8 @@ MAX_PARAM_CHARS = 6000  # MLflow's limits
 MAX_DIGEST_CHARS = 36
 MAX_TAG_CHARS = 8000
 T = TypeVar("T")
+
+log = logging.getLogger(__name__)
 
 CURSOR_FILE = "tracking.json"
 CHILD_FILES = (  # results and samples, and which rows every layer read
@@ -48,14 +52,19 @@ class Cursor:
 
     @classmethod
     def load(cls, folder: Path, run_uuid: str = "") -> Cursor:
-        """That of ``folder``; a new one if there is none, or it is that of another run."""
-        saved = read_json(folder / CURSOR_FILE)
+        """That of ``folder``; a new one if there is none, it is damaged, or that of another run."""
+        saved = _undamaged(folder / CURSOR_FILE)
         if not saved or run_uuid not in ("", saved["uuid"]):
             saved = {"uuid": run_uuid or uuid.uuid4().hex}
         return cls(**saved)
 
+    def is_complete(self) -> bool:
+        """Whether a pass has once come to its end; what it sends last is the status."""
+        return "status" in self.stamps
+
     def save(self, folder: Path) -> None:
-        write_json(folder / CURSOR_FILE, asdict(self))
+        saved = asdict(self)
+        write_json(folder / CURSOR_FILE, saved | {"digest": config_hash(saved)})
 
 
 class Point(NamedTuple):
@@ -103,7 +112,7 @@ def summary_points(study: StudyConfig) -> list[Point]:
     path = StudyDir(study.dir).report / SUMMARY_VALUES
     tokens = sum(phase.num_steps() * phase.tokens_per_step for phase in study.phases.values())
     time = path.stat().st_mtime if path.is_file() else 0.0
-    return [Point(name, value, time, tokens) for name, value in read_json(path).items()]
+    return [Point(name, value, time, tokens) for name, value in read_sound_json(path).items()]
 
 
 def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
@@ -129,7 +138,7 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
 def run_infos(study: StudyConfig) -> dict[tuple[str, int], dict[str, Any]]:
     """Every run.json by arm and seed; empty for what has not started."""
     return {
-        (arm, seed): read_json(StudyDir(study.dir).run(arm, seed).info)
+        (arm, seed): read_sound_json(StudyDir(study.dir).run(arm, seed).info)
         for arm in study.arms
         for seed in study.seeds
     }
@@ -145,7 +154,7 @@ def params(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     """What runs are grouped by, the arm's resolved config and what was planned for it, flattened
     with dots. ``info`` is the run's run.json."""
     arm = info["arm"]
-    planned = read_json(StudyDir(study.dir).plan).get("arms", {}).get(arm, {})
+    planned = read_sound_json(StudyDir(study.dir).plan).get("arms", {}).get(arm, {})
     tree = {
         **{key: info[key] for key in ("arm", "seed", "kind", "scope", "causal")},
         **asdict(study.arms[arm]),
@@ -168,7 +177,7 @@ def points(records: Sequence[Record]) -> Iterator[Point]:
 def datasets(study: StudyConfig) -> list[DatasetInfo]:
     """From datasets.json, ``{phase: {source: fingerprint}}``; empty without it."""
     found = []
-    for phase, sources in read_json(StudyDir(study.dir).datasets).items():
+    for phase, sources in read_sound_json(StudyDir(study.dir).datasets).items():
         for name, fingerprint in sources.items():
             source = study.data[name]
             where = source.path or source.name or f"generated from seed {source.seed}"
@@ -194,18 +203,31 @@ def file_stamp(path: Path) -> str:
 
 
 def one_line(error: Exception) -> str:
-    """An error in at most 160 characters, without credentials."""
-    text = " ".join(public_uri(str(error)).split())
-    return f"{type(error).__name__}: {text}"[:160]
+    """An error in at most 160 characters, without secrets and the text of SQL statements."""
+    said = re.sub(r"^\(raised as a result of [^)]*\)", "", public(str(error)))
+    said = re.split(r"\[SQL: |\(Background on this error", said)[0]
+    return f"{type(error).__name__}: {' '.join(said.split())}"[:160]
 
 
-def public_uri(uri: str) -> str:
-    """``uri`` without user name and password."""
-    return re.sub(r"//[^/@]*@", "//", uri)
+def _undamaged(path: Path) -> dict[str, Any]:
+    """What a cursor's file says; empty without one, or if it is not what was written."""
+    try:
+        saved = read_json(path)
+        digest = saved.pop("digest", None)
+    except (ValueError, TypeError, AttributeError):  # no JSON, no text, or no object
+        saved, digest = {}, None
+    if digest == config_hash(saved):
+        return saved
+    if path.is_file():
+        log.warning(
+            "%s is damaged, or of an older version: all is sent again, and MLflow keeps it once",
+            path,
+        )
+    return {}
 
 
 def _git_commit(study: StudyConfig) -> str:
-    return str(read_json(StudyDir(study.dir).environment).get("git_commit") or "unknown")
+    return str(read_sound_json(StudyDir(study.dir).environment).get("git_commit") or "unknown")
 
 
 def _flatten(tree: dict[str, Any], prefix: str = "") -> Iterator[tuple[str, str]]:

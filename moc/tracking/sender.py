@@ -19,6 +19,8 @@ from moc.tracking.content import Cursor, Point
 log = logging.getLogger(__name__)
 
 UUID_TAG = "run_uuid"  # ours, in the files: the same run directory is the same MLflow run
+PARENT_TAG = "mlflow.parentRunId"
+NOTE_HASH_TAG = "description_hash"
 BATCH_PARAMS = 100
 BATCH_METRICS = 1000
 BLOCK_RECORDS = 200  # journal records between two moves of the cursor
@@ -31,18 +33,30 @@ class Sender:
         self.client, self.folder, self.known = client, folder, known
         self.cursor = Cursor.load(folder, run_uuid)
 
-    def open(self, experiment_id: str, name: str, tags: dict[str, str], start: float) -> None:
+    def open(
+        self,
+        experiment_id: str,
+        name: str,
+        tags: dict[str, str],
+        start: float,
+        children: Iterable[str] = (),
+    ) -> None:
         """Find the run by our uuid or create it; a run not met before is sent from the start.
-        ``start`` in Unix seconds is that of the work, whenever it is sent."""
+
+        Args:
+            start: Unix seconds, of the work, whenever it is sent.
+            children: uuids of the runs below it, to find it by if its own is lost.
+        """
         from mlflow.entities import RunTag
 
         if self.cursor.run_id in self.known:
             return
+        found = self._search(experiment_id, self.cursor.uuid)
+        if found is None and not self.cursor.run_id:
+            found = self._parent_of(experiment_id, children)
         self.cursor.save(self.folder)  # the uuid, before anything carries it
-        query = f"tags.{UUID_TAG} = '{self.cursor.uuid}'"
-        found = self.client.search_runs([experiment_id], query, max_results=1)
-        if found:
-            run_id = found[0].info.run_id
+        if found is not None:
+            run_id = found.info.run_id
             self.client.log_batch(run_id, tags=[RunTag(*tag) for tag in tags.items()])
         else:
             tags = tags | {UUID_TAG: self.cursor.uuid}
@@ -108,15 +122,7 @@ class Sender:
         """The report at the root of the artifacts, its summary as metrics and as description."""
         for pattern in ("report.html", "figures/*", "tables/*"):
             self.send_files(pattern, below="report")
-        described = content.description(study)
-        stamp = config_hash(described)
-        sent = self.cursor.stamps.get("description")
-        if stamp != sent:
-            tags = {} if sent is None else self.client.get_run(self.cursor.run_id).data.tags
-            # else a person has written there
-            if sent is None or config_hash(tags.get(content.NOTE_TAG)) == sent:
-                self.client.set_tag(self.cursor.run_id, content.NOTE_TAG, described)
-            self._stamp("description", stamp)
+        self._send_description(content.description(study))
         summed = content.summary_points(study)
         if summed and self.cursor.stamps.get("summary") != config_hash(summed):
             self._send_metrics(summed)
@@ -150,6 +156,36 @@ class Sender:
             else:
                 self.client.set_terminated(self.cursor.run_id, now, int(ended * 1000))
             self._stamp("status", now)
+
+    def _send_description(self, described: str) -> None:
+        """Unless a person has written there: MLflow keeps beside it what we wrote last."""
+        from mlflow.entities import RunTag
+
+        stamp = config_hash(described)
+        sent = self.cursor.stamps.get("description")
+        if stamp == sent:
+            return
+        tags = self.client.get_run(self.cursor.run_id).data.tags
+        there = tags.get(content.NOTE_TAG)
+        if there is None or config_hash(there) == tags.get(NOTE_HASH_TAG, sent):
+            written = [RunTag(content.NOTE_TAG, described), RunTag(NOTE_HASH_TAG, stamp)]
+            self.client.log_batch(self.cursor.run_id, tags=written)
+        self._stamp("description", stamp)
+
+    def _search(self, experiment_id: str, uuid: str) -> Any:
+        query = f"tags.{UUID_TAG} = '{uuid}'"
+        return next(iter(self.client.search_runs([experiment_id], query, max_results=1)), None)
+
+    def _parent_of(self, experiment_id: str, children: Iterable[str]) -> Any:
+        """The run above the first of ``children`` that MLflow knows; its uuid is ours again."""
+        for uuid in children:
+            child = self._search(experiment_id, uuid)
+            if child is not None and (above := child.data.tags.get(PARENT_TAG)):
+                parent = self.client.get_run(above)
+                if parent.info.lifecycle_stage == "active":
+                    self.cursor = Cursor(parent.data.tags.get(UUID_TAG, self.cursor.uuid))
+                    return parent
+        return None
 
     def _send_metrics(self, new: Iterable[Point]) -> None:
         from mlflow.entities import Metric

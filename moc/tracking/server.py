@@ -1,22 +1,23 @@
-"""Where the results are served from, and MLflow's pages for them."""
+"""Where results are tracked to: a server, or a database that is made when it is missing."""
 
 from __future__ import annotations
 
-import json
+import logging
 import os
-import signal
-import socket
-import subprocess
-import sys
-import time
-import urllib.request
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
-from types import FrameType
 from typing import Any
 
+from filelock import FileLock
+
 from moc.config.schema import StudyConfig
-from moc.tracking.content import public_uri
-from moc.tracking.views import pages
+from moc.config.secrets import public_uris
+from moc.store.find import study_of
+from moc.tracking.content import CURSOR_FILE, Cursor, one_line
+from moc.tracking.database import damage, identity, make_database, set_aside, sqlite_file
+
+log = logging.getLogger(__name__)
 
 MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has set stays
     "MLFLOW_DISABLE_TELEMETRY": "true",
@@ -25,7 +26,11 @@ MLFLOW_ENVIRONMENT = {  # of MLflow, read when it is imported; what the user has
     "MLFLOW_HTTP_REQUEST_TIMEOUT": "10",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
     "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false",  # ten processes and 2 GB otherwise
+    "MLFLOW_SQLALCHEMYSTORE_POOLCLASS": "NullPool",  # a kept connection outlives its file
+    "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",  # with user name and password
 }
+# They tell at length what is raised as well, and said in one line.
+_VERBOSE = ("mlflow.store.db.utils", "alembic", "urllib3.connectionpool")
 
 
 def tracking_uri(study: StudyConfig) -> str:
@@ -37,76 +42,95 @@ def default_uri(runs_dir: Path) -> str:
     return f"sqlite:///{runs_dir.resolve() / 'mlflow.db'}"
 
 
-def serve_ui(runs_dir: Path, uri: str | None = None, port: int = 5000) -> int:
-    """Serve MLflow's pages on 127.0.0.1 until Ctrl-C, for ``uri`` or the database in ``runs_dir``.
+class Server:
+    """What studies under ``runs_dir`` are tracked to, as one process sees it from turn to turn."""
 
-    Returns:
-        The exit code; not 0 after one line that says what is wrong.
-    """
-    uri = uri or default_uri(runs_dir)
-    if uri.startswith(("http://", "https://")):
-        print(f"MLflow is served at {public_uri(uri)}")
-        return 0
-    database = Path(uri.removeprefix("sqlite:///"))
-    if uri.startswith("sqlite:") and not database.is_file():
-        print(f"moc: no results in {database} yet; run a study first", file=sys.stderr)
-        return 1
-    with socket.socket() as probe:
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind(("127.0.0.1", port))
-        except OSError as error:
-            print(f"moc: port {port}: {error.strerror}; choose another one", file=sys.stderr)
-            return 1
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1"]
-    command += ["--port", str(port), "--workers", "1", "--uvicorn-opts", "--log-level warning"]
-    # by the environment: a command line is public, and the URI may hold a password
-    environment = MLFLOW_ENVIRONMENT | dict(os.environ) | {"MLFLOW_BACKEND_STORE_URI": uri}
-    # in a session of its own, so that Ctrl-C reaches it once, through us
-    server = subprocess.Popen(command, env=environment, start_new_session=True)
+    def __init__(self, uri: str, runs_dir: Path) -> None:
+        self.uri, self.runs_dir = str(uri), runs_dir
+        self.known: set[str] = set()  # the MLflow runs that were seen there
+        self._file = sqlite_file(self.uri)
+        self._seen: tuple[int, int] | None = None  # the file, once it was found whole
+        self._asked = False  # which studies were not sent
+        self._lost: list[StudyConfig] = []  # with the database before this one
 
-    def stop(number: int = 0, frame: FrameType | None = None) -> None:
-        if server.poll() is None:
-            os.killpg(server.pid, signal.SIGTERM)
+    @contextmanager
+    def turn(self) -> Iterator[Any]:
+        """An MlflowClient, for as long as no other process has its turn: two of one study, or the
+        first two ever, must not create the same things twice."""
+        prepare_mlflow()
+        place = self.runs_dir if self._file is None else self._file.parent
+        place.mkdir(parents=True, exist_ok=True)
+        with FileLock(place / ".mlflow.lock"):
+            try:
+                if self._file is not None:
+                    self._look(self._file)
+                yield connect(self.uri)
+            except BaseException:
+                self._seen = None  # look again before the next turn
+                self.known.clear()
+                raise
 
-    previous = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        _announce(server, f"http://127.0.0.1:{port}")
-        code = server.wait()
-    finally:
-        stop()  # whatever happened here, such as a closed terminal
-        for number, handler in previous.items():
-            signal.signal(number, handler)
-    return 0 if code in (0, -signal.SIGTERM, 128 + signal.SIGTERM) else 1
+    def begun(self) -> list[Path]:
+        """Folders of the studies under ``runs_dir`` of which a run has begun."""
+        return sorted({file.parents[3] for file in self.runs_dir.glob("*/arms/*/seed-*/run.json")})
+
+    def studies(self, folders: Iterable[Path]) -> Iterator[StudyConfig]:
+        """Those in ``folders`` that are tracked here. Loading one takes a second."""
+        for folder in folders:
+            try:
+                study, _ = study_of(folder)
+            except ValueError as error:
+                log.warning("%s is not tracked: %s", folder, one_line(error))
+                continue
+            if public_uris(tracking_uri(study)) == public_uris(self.uri):
+                yield study
+
+    def unsent(self) -> Iterator[StudyConfig]:
+        """Those that were not sent to the end, or not to this database: asked once."""
+        while self._lost:
+            yield self._lost.pop()
+        if not self._asked:
+            self._asked = True
+            yield from self.studies(
+                folder for folder in self.begun() if not Cursor.load(folder).is_complete()
+            )
+
+    def _look(self, file: Path) -> None:
+        """See to it that the database is there and whole. One that is made anew has nothing: what
+        was sent is forgotten first, so that a kill at any moment leaves it to be sent again."""
+        if self._seen is not None and self._seen == identity(file):
+            return
+        self.known.clear()
+        there = file.exists()
+        why = damage(file) if there else "missing"
+        if why is not None:
+            sent = [folder for folder in self.begun() if (folder / CURSOR_FILE).is_file()]
+            for study in self.studies(sent):
+                self._lost.append(study)
+                (study.dir / CURSOR_FILE).unlink(missing_ok=True)
+        if there and why is not None:
+            aside = set_aside(file)
+            log.warning(
+                "%s was damaged (%s): it is kept as %s, and made anew from the journals",
+                *(file, why, aside.name),
+            )
+        if why is not None:
+            make_database(file)
+        self._seen = identity(file)
 
 
-def _announce(server: subprocess.Popen[bytes], url: str) -> None:
-    """Print where the pages are, and each study's, once they can be opened."""
-    print(f"MLflow: {url} (Ctrl-C stops it)", flush=True)
-    while server.poll() is None:
-        try:
-            newest = {"max_results": 10, "order_by": ["last_update_time DESC"]}
-            found = _ask(url, "experiments/search", newest).get("experiments", [])
-            break
-        except OSError:  # not up yet
-            time.sleep(0.3)
-    else:
-        return
-    where = [experiment["experiment_id"] for experiment in found]
-    wanted = {"experiment_ids": where, "filter": "tags.level = 'study'", "max_results": 10}
-    for run in _ask(url, "runs/search", wanted).get("runs", []) if where else []:
-        info = run["info"]
-        print(f"  {info['run_name']}:", flush=True)
-        for what, page in pages(info["run_name"], info["experiment_id"], info["run_id"]).items():
-            print(f"    {what:7} {url}/{page}", flush=True)
+def prepare_mlflow() -> None:
+    """Import it, as we want it: quick to give up, and quiet. Takes seconds."""
+    for name, value in MLFLOW_ENVIRONMENT.items():
+        os.environ.setdefault(name, value)
+    import mlflow  # noqa: F401
+
+    for logger in _VERBOSE:
+        logging.getLogger(logger).setLevel(logging.CRITICAL)
 
 
-def _ask(url: str, method: str, question: dict[str, Any]) -> dict[str, Any]:
-    request = urllib.request.Request(
-        f"{url}/api/2.0/mlflow/{method}",
-        data=json.dumps(question).encode(),
-        headers={"content-type": "application/json"},
-    )
-    direct = urllib.request.build_opener(urllib.request.ProxyHandler({}))
-    with direct.open(request, timeout=5) as answer:
-        return json.load(answer)
+def connect(uri: str) -> Any:
+    """An MlflowClient."""
+    from mlflow import MlflowClient
+
+    return MlflowClient(tracking_uri=uri)

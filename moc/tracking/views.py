@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from moc.config.schema import StudyConfig
-from moc.store.files import read_json
+from moc.store.files import read_sound_json
 from moc.store.rundir import StudyDir
 from moc.tracking.content import clean
 
@@ -59,7 +59,7 @@ def _final_metrics(study: StudyConfig) -> Iterator[str]:
     for arm in study.arms:
         for seed in study.seeds:
             folder = StudyDir(study.dir).run(arm, seed, phases).boundary(len(phases))
-            for part, entries in read_json(folder / "evals.json").items():
+            for part, entries in read_sound_json(folder / "evals.json").items():
                 if part in ("tasks", "bits_per_byte"):
                     found.setdefault(part, {}).update(entries)
     tasks, sources = found.get("tasks", {}), found.get("bits_per_byte", {})

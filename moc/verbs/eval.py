@@ -8,6 +8,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any, Literal
 
+from moc.config.secrets import as_written
 from moc.errors import ConfigError
 from moc.store.files import write_json
 from moc.text import table
@@ -88,7 +89,7 @@ def evaluate_stored(
                 "suite": suite,
                 "boundary": folder.name,
                 "fingerprint": fingerprint,
-                "evals": asdict(study.evals),
+                "evals": asdict(as_written(study.evals)),
                 "tasks": tasks,
                 "bits_per_byte": bits,
             }

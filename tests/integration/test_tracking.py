@@ -16,13 +16,16 @@ from typing import Any
 
 import pytest
 
+import moc.tracking.ui
 from moc.config.schema import StudyConfig
 from moc.report import build_report
 from moc.store.journal import Journal, read
 from moc.tracking.content import child_tags
-from moc.tracking.mirror import Tracker, default_uri, send_report
-from moc.tracking.server import serve_ui
+from moc.tracking.mirror import Tracker, send_report
+from moc.tracking.server import default_uri
+from moc.tracking.ui import serve_ui
 from tests.support.fake_runs import fake_study, write_json, write_run, write_study
+from tests.support.trackers import free_port
 
 SMALL = (40, 20)  # steps per phase
 NOTE = "mlflow.note.content"  # MLflow's name for a description
@@ -288,12 +291,38 @@ def test_a_port_in_use_is_one_line(
     assert "run a study first" in capsys.readouterr().err
 
 
+def test_a_password_is_neither_shown_nor_on_a_command_line(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    uri = "postgresql+psycopg2://me:pass-word@127.0.0.1:9/db?sslpassword=pass-key"
+    assert serve_ui(tmp_path, uri, free_port()) == 1
+    said = capfd.readouterr()
+    (line,) = (said.err + said.out).splitlines()
+    assert line.startswith("moc: postgresql+psycopg2://127.0.0.1:9/db cannot be opened")
+    started: list[tuple[list[str], dict[str, str]]] = []
+
+    def start(command: list[str], *, env: dict[str, str], **_: Any) -> None:
+        started.append((command, env))
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(moc.tracking.ui, "restore", lambda *_: None)
+    monkeypatch.setattr(subprocess, "Popen", start)
+    with pytest.raises(KeyboardInterrupt):
+        serve_ui(tmp_path, uri, free_port())
+    ((command, environment),) = started
+    assert "pass-" not in " ".join(command)
+    assert environment["MLFLOW_BACKEND_STORE_URI"] == uri
+    monkeypatch.undo()
+    assert serve_ui(tmp_path, "http://me:pass-word@host:5000/?token=pass-key") == 0
+    assert "pass-" not in capfd.readouterr().out
+
+
 def test_the_pages_are_served_and_ctrl_c_leaves_nothing_behind(study: StudyConfig) -> None:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     script = (
-        "import sys; from pathlib import Path; from moc.tracking.server import serve_ui\n"
+        "import sys; from pathlib import Path; from moc.tracking.ui import serve_ui\n"
         f"sys.exit(serve_ui(Path({study.runs_dir!r}), port={port}))"
     )
     environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
@@ -305,7 +334,8 @@ def test_the_pages_are_served_and_ctrl_c_leaves_nothing_behind(study: StudyConfi
         env=environment,
     )
     assert server.stdout is not None
-    stop = threading.Timer(60, server.kill)  # a link that never comes must not hang the tests
+    # a link that never comes must not hang the tests, nor leave MLflow's own process behind
+    stop = threading.Timer(120, server.terminate)
     stop.start()
     try:  # the links are printed once the server has answered
         page = f"http://127.0.0.1:{port}/#/experiments/"

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from omegaconf import OmegaConf
 
+from moc.config.secrets import public_uris
 from moc.errors import DamagedFile
 from moc.report.numbers import parse
 from moc.report.numbers.records import Boundary, ItemRecord, Probe, Run
@@ -36,6 +37,7 @@ def read_study(study_dir: Path) -> tuple[Study, Runs, list[str]]:
             f"{study_dir} holds no study.yaml; give the folder of a study that has run"
         )
     text, config = _config(folder.config)
+    text = public_uris(text)  # older versions kept them whole
     damaged: list[str] = []
     keys = [(arm, seed) for arm in config.get("arms") or {} for seed in config.get("seeds") or []]
     folders = {(arm, seed): folder.run(arm, seed) for arm, seed in keys}

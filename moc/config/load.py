@@ -21,25 +21,7 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moc.config.interpolation import interpolated, put
-from moc.config.schema import (
-    ArmConfig,
-    CarryConfig,
-    ControlConfig,
-    EvalConfig,
-    GroupConfig,
-    InPhaseConfig,
-    IsoFlopConfig,
-    IsoParamConfig,
-    OptimizerConfig,
-    PhaseConfig,
-    ProbeConfig,
-    ScheduleConfig,
-    SourceConfig,
-    StudyConfig,
-    TokenizerConfig,
-    TrackingConfig,
-    TrainerConfig,
-)
+from moc.config.schema import ArmConfig, StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
 from moc.config.validate import validate_study
 from moc.config.yaml_text import MAX_BYTES, check_depth
@@ -57,32 +39,6 @@ _OF_OMEGACONF = (
     TypeError,
     ValueError,
 )
-
-__all__ = [
-    "ArmConfig",
-    "CarryConfig",
-    "ConfigError",
-    "ControlConfig",
-    "EvalConfig",
-    "GroupConfig",
-    "InPhaseConfig",
-    "IsoFlopConfig",
-    "IsoParamConfig",
-    "OptimizerConfig",
-    "PhaseConfig",
-    "ProbeConfig",
-    "ScheduleConfig",
-    "SourceConfig",
-    "StudyConfig",
-    "TokenizerConfig",
-    "TrackingConfig",
-    "TrainerConfig",
-    "config_hash",
-    "differences",
-    "load_study",
-    "nearest",
-    "save_study",
-]
 
 
 def load_study(

@@ -1,6 +1,6 @@
 """The schema of a study: plain dataclasses. The comment beside a field documents it.
 
-``moc.config.load`` loads and checks them, and is where the rest of the code imports them from.
+``moc.config.load`` loads and checks them.
 """
 
 from __future__ import annotations

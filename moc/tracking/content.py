@@ -17,7 +17,7 @@ from moc.config.load import config_hash
 from moc.config.schema import StudyConfig
 from moc.config.secrets import public
 from moc.plan.bank_optimizer import bank_optimizer
-from moc.store.files import read_json, read_sound_json, write_json
+from moc.store.files import read_sound_json, write_json
 from moc.store.journal import Record
 from moc.store.rundir import SUMMARY_TEXT, SUMMARY_VALUES, StudyDir
 
@@ -63,8 +63,7 @@ class Cursor:
         return "status" in self.stamps
 
     def save(self, folder: Path) -> None:
-        saved = asdict(self)
-        write_json(folder / CURSOR_FILE, saved | {"digest": config_hash(saved)})
+        write_json(folder / CURSOR_FILE, asdict(self))
 
 
 class Point(NamedTuple):
@@ -211,18 +210,10 @@ def one_line(error: Exception) -> str:
 
 def _undamaged(path: Path) -> dict[str, Any]:
     """What a cursor's file says; empty without one, or if it is not what was written."""
-    try:
-        saved = read_json(path)
-        digest = saved.pop("digest", None)
-    except (ValueError, TypeError, AttributeError):  # no JSON, no text, or no object
-        saved, digest = {}, None
-    if digest == config_hash(saved):
+    saved = read_sound_json(path)
+    if saved.keys() <= Cursor.__dataclass_fields__.keys() and (saved or not path.is_file()):
         return saved
-    if path.is_file():
-        log.warning(
-            "%s is damaged, or of an older version: all is sent again, and MLflow keeps it once",
-            path,
-        )
+    log.warning("%s is damaged: all is sent again, and MLflow keeps it once", path)
     return {}
 
 

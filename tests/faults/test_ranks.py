@@ -66,6 +66,19 @@ def test_a_rank_that_is_gone(
     ranks.check_same(undisturbed_ranks(strategy))
 
 
+def test_a_loss_that_is_no_number_on_one_rank(ranks: Ranks) -> None:
+    """NaN on one rank. Kept: the weights, which no rank moves by that step; one line, and the run
+    goes on."""
+    codes, logs = ranks(fault={**FACTS_5, "do": "spoil the loss", "factor": float("nan")})
+    assert codes == [0, 0], logs
+    (line,) = [line for line in logs[0].splitlines() if line.startswith("update skipped")]
+    assert "phase facts, step 5: loss nan" in line
+    weights = safetensors.torch.load_file(ranks.run_dir / "boundaries/2-skills/model.safetensors")
+    assert all(weight.isfinite().all() for weight in weights.values())
+    steps = [(r["phase"], r["step"]) for r in read(ranks.run_dir / "metrics.jsonl")]
+    assert steps.count(("facts", 5)) == 1 and ("facts", 6) in steps
+
+
 def test_the_others_learn_why_a_rank_fails(ranks: Ranks) -> None:
     """out of memory. Kept: one line on every rank, of the one that failed."""
     codes, logs = ranks(fault={**FACTS_5, "do": "fail", "error": "MemoryError"})

@@ -24,7 +24,13 @@ from tests.support.spoiling import spoiled
 
 STEPS, AT = 44, 40  # of the first phase, and the one that is spoiled
 LONG = f"phases.facts.tokens={STEPS * 256}"
-SPIKE: dict[str, Any] = {"step": AT, "factor": 30.0}
+SPIKE: dict[str, Any] = {
+    "at": "before step",
+    "do": "spoil the loss",
+    "phase": "facts",
+    "step": AT,
+    "factor": 30.0,
+}
 
 
 def trained(folder: Path, on_spike: Any, patch: pytest.MonkeyPatch) -> tuple[Recorder, list]:
@@ -77,7 +83,7 @@ def test_a_killed_run_sees_the_same_spike_again(
     for kills in ([], [{"at": "after step", "phase": "facts", "step": AT - 2}]):
         folder = tmp_path_factory.mktemp("spike")
         for stop in [*kills, None]:
-            code, log = run_in(folder, cache, in_child, (LONG,), stop, spike=SPIKE)
+            code, log = run_in(folder, cache, in_child, (LONG,), stop, fault=SPIKE)
         assert code == 0, log
         marks = [
             (record["step"], record["metrics"]["facts/train/spike_grad_norm_sigmas"])
@@ -93,10 +99,10 @@ def test_a_killed_run_sees_the_same_spike_again(
 def test_a_stopped_run_goes_on_when_told_how(tmp_path: Path, cache: Path, in_child: Run) -> None:
     """Changing trainer.on_spike is no other run."""
     stop = "trainer.on_spike=stop"
-    code, log = run_in(tmp_path, cache, in_child, (LONG, stop), None, spike=SPIKE)
+    code, log = run_in(tmp_path, cache, in_child, (LONG, stop), None, fault=SPIKE)
     assert code == 1 and f"step {AT}: loss" in complaint(log)
     skip = "trainer.on_spike=skip"
-    code, log = run_in(tmp_path, cache, in_child, (LONG, skip), None, spike=SPIKE)
+    code, log = run_in(tmp_path, cache, in_child, (LONG, skip), None, fault=SPIKE)
     assert code == 0 and "update skipped" in log
     assert json.loads((run_dir(tmp_path) / "run.json").read_text())["status"] == "finished"
 

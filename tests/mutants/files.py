@@ -19,8 +19,8 @@ MUTANTS = [
     Mutant(
         "a file gets its name before it is on disk",
         "moc/store/files.py",
-        "    if sync:\n        sync_path(partial)\n    os.replace(partial, path)\n",
-        "    os.replace(partial, path)\n",
+        "        if sync:\n            sync_path(partial)\n        os.replace(partial, path)\n",
+        "        os.replace(partial, path)\n",
         (POWER,),
     ),
     Mutant(

@@ -66,20 +66,15 @@ def command(
     argv: list[str],
     stop: dict[str, Any] | None = None,
     fault: dict[str, Any] | None = None,
-    spike: dict[str, Any] | None = None,
     group: bool = False,
 ) -> int:
     """``moc ARGV``, without MLflow and the HTML report; a signal arrives at the moment ``stop``.
 
     ``stop``: {"at": one of the moments below, "signal": its number, and what the moment asks for}.
     ``fault``: see ``tests.support.process_faults``. ``group``: in a process group of its own.
-    ``spike``: {"step", "factor"}: a step of the first phase, of two micro-batches, with its loss
-    so many times as large.
     """
     if group:
         os.setpgid(0, 0)
-    if spike:
-        _spoil(**spike)
     moc.study.Tracker = NoTracker  # type: ignore[assignment,misc]
     moc.study.build_report = lambda folder: folder / "report"  # type: ignore[assignment]
     moc.study.measure_matmul_peak = lambda *_: 1e9  # type: ignore[assignment]
@@ -88,21 +83,6 @@ def command(
     if fault:
         process_faults.install(**fault)
     return main(argv)
-
-
-def _spoil(*, step: int, factor: float) -> None:
-    training_step, here = StudyModule.training_step, [0]
-
-    def noted(self: StudyModule, *arguments: Any) -> Any:
-        first = self.trainer.logger.phase == "facts"  # type: ignore[union-attr]
-        here[0] = self.step + 1 if first else 0
-        return training_step(self, *arguments)
-
-    def change(index: int, loss: Tensor) -> Tensor:
-        return loss * factor if here[0] == step else loss
-
-    StudyModule.training_step = noted  # type: ignore[method-assign]
-    moc.train.step.predict = spoiled(change)
 
 
 def several(commands: list[list[str]], result: str) -> None:

@@ -54,7 +54,8 @@ def outcome(folder: Path) -> dict[str, Any]:
 def _lines(path: Path) -> list[Record]:
     """In the order of steps: a phase that was trained again stands behind those after it."""
     lines = [{key: value for key, value in line.items() if key != "time"} for line in read(path)]
-    return sorted(lines, key=lambda line: (line["phase"], line["step"], line["layer"]))
+    which = ("phase", "step", "layer", "bank")
+    return sorted(lines, key=lambda line: [line[key] for key in which if key in line])
 
 
 def check_same(folder: Path, undisturbed: dict[str, Any]) -> None:

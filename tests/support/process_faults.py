@@ -24,12 +24,14 @@ import torch
 
 import moc.study
 import moc.train.checkpoints
+import moc.train.step
 from moc.cli import main
 from moc.data.module import StepDataset
 from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.store.journal import Journal
 from moc.train.distributed import launched_rank
 from moc.train.module import StudyModule
+from tests.support.spoiling import spoiled
 
 Deed = Callable[[], None]
 
@@ -160,6 +162,11 @@ def _kill_a_worker() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
 
 
+def _spoil_the_loss(*, factor: float) -> None:
+    """Of the coming step, of two micro-batches."""
+    moc.train.step.predict = spoiled(lambda index, loss: loss * factor if index < 2 else loss)
+
+
 def _fail(*, error: str, message: str = "") -> None:
     number = getattr(errno, error, None)
     if number is not None:
@@ -226,6 +233,7 @@ DEEDS: dict[str, Callable[..., None]] = {
     "signal": _signal,
     "sleep": lambda *, sec: time.sleep(sec),
     "kill a worker": _kill_a_worker,
+    "spoil the loss": _spoil_the_loss,
     "fail": _fail,
     "ask for memory": _ask_for_memory,
     "remove": _remove,

@@ -24,6 +24,7 @@ from moc.model.memory.build import is_causal, routing_scope
 from moc.plan.memories import memory_of
 from moc.store.journal import Journal
 from moc.store.manifest import FORMAT
+from moc.store.rundir import StudyDir
 from tests.support.fake_boundaries import fake_glance, write_boundary, write_json, write_probes
 from tests.support.fake_memory import fake_use
 from tests.support.small_models import chapters
@@ -151,6 +152,20 @@ def write_run(
     journal.close()
     use.close()
     return run_dir
+
+
+def add_spike(study: StudyConfig, arm: str, seed: int) -> int:
+    """A jump of loss and gradient norm at step 20 of the first phase, skipped; its tokens."""
+    name, phase = next(iter(study.phases.items()))
+    tokens = 20 * phase.tokens_per_step
+    figures = {"loss": 9.5, "spike_loss_sigmas": 12.0, "skipped_for_spike": 1.0}
+    figures |= {"grad_norm": 40.0, "spike_grad_norm_sigmas": 30.0}
+    metrics = {f"{name}/train/{key}": value for key, value in figures.items()}
+    journal = StudyDir(study.dir).run(arm, seed).journal()
+    journal.append({"phase": name, "step": 20, "tokens": tokens, "metrics": metrics})
+    journal.commit()
+    journal.close()
+    return tokens
 
 
 def fake_metrics(

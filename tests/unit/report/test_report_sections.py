@@ -19,7 +19,7 @@ from moc.report import build_report, figures, load_results, tables
 from moc.report.figures.drawing import Figure
 from moc.report.numbers.results import Results
 from moc.report.sections import PRINTED, SECTIONS, made
-from tests.support.fake_runs import fake_study, write_study
+from tests.support.fake_runs import add_spike, fake_study, write_study
 
 ENTRIES = [entry for section in SECTIONS.values() for entry in section]
 ROOM = Path(inspect.getfile(figures)).parents[1]
@@ -35,7 +35,9 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
         arms=("moc", "moc_segment", "iso_flop"),
         probes=("relearn", "others"),
     )
-    return load_results(write_study(study))
+    folder = write_study(study)
+    add_spike(study, "moc", 1)
+    return load_results(folder)
 
 
 def makers_in(package: ModuleType) -> Iterator[Any]:

@@ -45,6 +45,6 @@ MUTANTS = [
         "Makefile",
         "	@$(PIP) --require-hashes --no-deps -r requirements.lock",
         "	@sed 's/ --hash.*//' requirements.lock >open; $(PIP) --no-deps -r open",
-        ("tests/faults/test_lock.py::test_setup_refuses_a_package_with_another_hash",),
+        ("tests/faults/test_packages.py::test_setup_refuses_a_package_with_another_hash",),
     ),
 ]

@@ -80,13 +80,13 @@ def _while_saving(deed: Deed, *, step: int) -> None:
 
 
 def _while_preparing_data(deed: Deed) -> None:
-    prepare = moc.study.prepare
+    build = moc.study._build_data
 
     def disturbed(*arguments: Any) -> Any:
         deed()
-        return prepare(*arguments)
+        return build(*arguments)
 
-    moc.study.prepare = disturbed  # type: ignore[assignment]
+    moc.study._build_data = disturbed
 
 
 def _while_evaluating(deed: Deed, *, boundary: int = 0) -> None:

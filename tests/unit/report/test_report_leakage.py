@@ -246,7 +246,9 @@ def test_runs_from_before_these_records_still_make_a_report(tmp_path: Path) -> N
 
     change_evals(folder, forget)
     for path in folder.glob("arms/*/seed-0/memory_use.jsonl"):
-        path.write_text(re.sub(r'"coverage(_tokens)?":[^,]+,', "", path.read_text()))
+        # without the checksums that it would not fit
+        left_out = r'"coverage(_tokens)?":[^,]+,|,"crc":"[^"]*"'
+        path.write_text(re.sub(left_out, "", path.read_text()))
     page = build_report(folder).read_text()
     assert "<h2>Leakage" not in page and "Loss in bits per token against" not in page
     results = load_results(folder)

@@ -220,7 +220,7 @@ arms: {moc: {}, dense: {model: {memory: null}}}
         ("knockouts=[top-65]", "'top-65' is more than the 64 rows that arms.moc can pick"),
         ("bank_swap=[fact]", "bank_swap: 'fact' is neither 'previous' nor 'all' nor"),
         ("bank_swap=[skills]", "'skills' is neither 'previous' nor 'all' nor a phase before the"),
-        ("num_items=0", "evals.controls.num_items must be at least 1"),
+        ("num_items=0", "evals.controls.num_items must be from 1"),
     ],
 )
 def test_a_mistyped_control_is_said_in_one_line(tmp_path: Path, setting: str, words: str) -> None:

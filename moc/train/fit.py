@@ -67,8 +67,19 @@ def fit(
         number = signal.SIGTERM if asked else signal.SIGINT
         raise StudyInterrupted("stopped at once", number) from error
     finally:
+        _end_workers()
+
+
+def _end_workers() -> None:
+    """Of a loader: one may hang in its data, and ignore what would end it otherwise. To torch's
+    handler their death would be an error, raised wherever this process is by then."""
+    handler = signal.signal(signal.SIGCHLD, signal.SIG_DFL)
+    try:
         for worker in multiprocessing.active_children():
-            worker.kill()  # one that hangs in its data, and ignores what would end it otherwise
+            worker.kill()
+            worker.join()
+    finally:
+        signal.signal(signal.SIGCHLD, handler or signal.SIG_DFL)
 
 
 def _quiet_lightning() -> None:

@@ -152,8 +152,8 @@ class StudyDataModule(lightning.LightningDataModule):
             sampler=range(self.start_step, self.phase.num_steps()),
             batch_size=None,
             num_workers=self.study.trainer.num_workers,
-            # only from pinned memory is the copy to a GPU under way while the last step still is
             worker_init_fn=_ignore_stop_signals,
+            # only from pinned memory is the copy to a GPU under way while the last step still is
             pin_memory=torch.cuda.is_available() and self.study.trainer.accelerator != "cpu",
         )
 

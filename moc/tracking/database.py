@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from urllib.parse import quote
 
-from moc.store.files import PARTIAL
+from moc.store.files import PARTIAL, sync_path
 
 _BUSY_SEC = 10.0
 _COMPANIONS = ("-journal", "-wal", "-shm")  # of an sqlite file: part of what it holds
@@ -97,9 +97,9 @@ def make_database(file: Path) -> None:
     artifacts = (file.parent / "mlartifacts").resolve().as_uri()
     SqlAlchemyStore(f"sqlite:///{partial}", artifacts)
     for path in (partial, file.parent):
-        _sync(path)
+        sync_path(path)
     os.replace(partial, file)
-    _sync(file.parent)
+    sync_path(file.parent)
 
 
 def set_aside(file: Path) -> Path:
@@ -117,9 +117,3 @@ def was_set_aside(file: Path) -> bool:
 
 def _with_companions(file: Path) -> list[Path]:
     return [*(file.with_name(file.name + end) for end in _COMPANIONS), file]
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    os.fsync(descriptor)
-    os.close(descriptor)

@@ -11,7 +11,6 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from tests.faults.conftest import run_in
 from tests.support.helpers_runs import BOUNDARIES, Moc, check_same, outcome, run_dir
 from tests.support.helpers_training import write_tiny_study
 from tests.support.ranks import left_alone
+from tests.support.real_command import trains
 
 KILLS: list[dict[str, Any]] = [
     {"at": "while evaluating", "boundary": 0},
@@ -99,22 +99,18 @@ def test_the_command_killed_from_outside(tmp_path: Path, undisturbed: dict[str, 
     """TMPDIR elsewhere or missing. Kept: everything, wherever it is: the real command, MLflow and
     report included, killed and run again; its loaders end with it.
     """
-    command = [sys.executable, "-m", "moc", "run", str(write_tiny_study(tmp_path)), "--arms", "moc"]
+    command = ["-m", "moc", "run", str(write_tiny_study(tmp_path)), "--arms", "moc"]
     command += ["trainer.num_workers=2"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/does/not/exist"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            command, cwd=ROOT, env=environment, stdout=log, stderr=log, start_new_session=True
-        )
-        journal, deadline = run_dir(tmp_path) / "metrics.jsonl", time.monotonic() + 90
-        while len(read(journal)) < 5 and time.monotonic() < deadline:
-            time.sleep(0.005)
-        process.kill()
-        process.wait()
+    process = trains(tmp_path, command, TMPDIR="/does/not/exist")
+    process.kill()
+    process.wait()
     assert left_alone(process.pid)
-    environment["TMPDIR"] = "/dev/shm"
-    assert 5 <= len(read(journal)) < 14, (tmp_path / "log").read_text()
-    again = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+    records = read(run_dir(tmp_path) / "metrics.jsonl")
+    assert 5 <= len(records) < 14, (tmp_path / "log").read_text()
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "TMPDIR": "/dev/shm"}
+    again = subprocess.run(
+        [sys.executable, *command], cwd=ROOT, env=environment, capture_output=True, text=True
+    )
     assert again.returncode == 0, again.stdout + again.stderr
     check_same(tmp_path, undisturbed)
     assert (tmp_path / "runs/tiny/report/report.html").is_file()

@@ -2,13 +2,9 @@
 
 from __future__ import annotations
 
-import os
 import re
 import shutil
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -16,10 +12,10 @@ import pytest
 import safetensors.torch
 
 from moc.store.journal import read
-from tests.conftest import ROOT
-from tests.support.helpers_runs import Moc, complaint, outcome, run_dir
+from tests.support.helpers_runs import Moc, complaint, outcome
 from tests.support.helpers_training import write_tiny_study
 from tests.support.ranks import TWO, Ranks, Undisturbed, left_alone
+from tests.support.real_command import trains
 
 QUICK = "trainer.timeout_sec=6"
 FACTS_5 = {"at": "before step", "phase": "facts", "step": 5, "rank": 1}
@@ -151,22 +147,10 @@ def test_the_process_that_started_the_ranks_is_killed(tmp_path: Path) -> None:
     """a dead rank. Kept: whoever is left ends by itself, loaders too, also if it was the process
     that had started the others."""
     study = write_tiny_study(tmp_path)
-    command = [sys.executable, "-m", "moc", "run", str(study), "--arms", "moc", *TWO]
     settings = ["trainer.num_workers=1", "phases.facts.tokens=256_000"]
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *settings],
-            cwd=ROOT,
-            env={**os.environ, "OMP_NUM_THREADS": "1"},
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        journal, deadline = run_dir(tmp_path) / "metrics.jsonl", time.monotonic() + 120
-        while len(read(journal)) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        process.kill()
-        process.wait()
+    process = trains(tmp_path, ["-m", "moc", "run", str(study), "--arms", "moc", *TWO, *settings])
+    process.kill()
+    process.wait()
     assert left_alone(process.pid)
     text = (tmp_path / "log").read_text()
     assert re.search(r"^moc: rank 0 (\(process|is gone or cannot be reached)", text, re.M), text

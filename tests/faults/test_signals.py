@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import os
 import signal
-import subprocess
-import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from moc.store.journal import read
-from tests.conftest import ROOT
 from tests.support.helpers_runs import Moc, check_same, complaint, run_dir
 from tests.support.helpers_training import write_tiny_study
 from tests.support.ranks import Ranks, Undisturbed, free_port, left_alone
+from tests.support.real_command import trains
 
 SIGTERM = {"do": "signal", "number": signal.SIGTERM}
 
@@ -115,23 +111,11 @@ def test_torchrun_passes_it_on(tmp_path: Path) -> None:
     torchrun, which passes the signal on once more and itself exits 1."""
     study = write_tiny_study(tmp_path)
     settings = ["trainer.devices=2", "trainer.num_workers=1", "phases.facts.tokens=256_000"]
-    command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2"]
-    command += ["--master-port", str(free_port()), "-m", "moc", "run", str(study), "--arms", "moc"]
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    with (tmp_path / "log").open("w") as log:
-        process = subprocess.Popen(
-            [*command, *settings],
-            cwd=ROOT,
-            env=environment,
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        journal, deadline = run_dir(tmp_path) / "metrics.jsonl", time.monotonic() + 90
-        while len(read(journal)) < 5 and time.monotonic() < deadline:
-            time.sleep(0.05)
-        os.killpg(process.pid, signal.SIGTERM)
-        code = process.wait(60)
+    torchrun = ["-m", "torch.distributed.run", "--nproc-per-node", "2"]
+    torchrun += ["--master-port", str(free_port()), "-m", "moc"]
+    process = trains(tmp_path, [*torchrun, "run", str(study), "--arms", "moc", *settings])
+    os.killpg(process.pid, signal.SIGTERM)
+    code = process.wait(60)
     text = (tmp_path / "log").read_text()
     assert code == 1, text
     said = [line for line in text.splitlines() if line.startswith("moc: ")]

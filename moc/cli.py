@@ -159,9 +159,7 @@ def _study(arguments: argparse.Namespace) -> Any:
     from evals.scoring.known_names import check_task_names
     from moc.config.load import load_study
 
-    study = load_study(arguments.study, arguments.overrides)
-    check_task_names(study)
-    return study
+    return load_study(arguments.study, arguments.overrides, check=check_task_names)
 
 
 def _plan(arguments: argparse.Namespace) -> int:

@@ -20,8 +20,9 @@ def check_task_names(study: StudyConfig) -> None:
 
     Raises:
         ConfigError: if ``evals.tasks`` has a name that is neither a suite, nor a task of ours, of
-            the user or of lm-eval.
+            the user or of lm-eval, or ``evals.task_paths`` a folder that is not there.
     """
+    check_folders(study.evals.task_paths)
     listed = listed_names()
     if listed is None:
         return
@@ -29,6 +30,12 @@ def check_task_names(study: StudyConfig) -> None:
     for name in study.evals.tasks:
         if name not in SUITES and name.partition(".")[0] not in ours and name not in own | listed:
             raise ConfigError(unknown_task(name, sorted(own), listed))
+
+
+def check_folders(folders: Sequence[str | Path]) -> None:
+    for folder in folders:
+        if not Path(folder).is_dir():
+            raise ConfigError(f"evals.task_paths: {folder} is no folder")
 
 
 def unknown_task(name: str, own: Sequence[str], stock: Collection[str]) -> str:

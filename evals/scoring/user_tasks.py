@@ -18,6 +18,7 @@ from lm_eval.api.task import Task
 from lm_eval.tasks._factory import TaskFactory  # no public way to have tasks of another class
 from lm_eval.tasks._index import Entry, Kind
 
+from evals.scoring.known_names import check_folders
 from evals.scoring.local_tasks import base_task
 from evals.scoring.paired_task import PairedTask, contained, leaves_of, log_level, options_of
 from evals.scoring.suites import SUITES
@@ -54,9 +55,8 @@ class UserTasks:
         self._index: dict[str, Entry] = {}
         self._files: dict[str, list[Path]] = {}  # that a task or group was read from
         self._loaded: dict[tuple[str, int | None], dict[str, Task]] = {}
+        check_folders(folders)
         for folder in map(Path, folders):
-            if not folder.is_dir():
-                raise ConfigError(f"evals.task_paths: {folder} is no folder")
             for path in _yaml_files(folder):
                 self._add(path)
 

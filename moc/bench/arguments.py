@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn, get_args
 
-from moc.model.config import Scope
+from moc.model.config import Preset, Scope
 
 Verb = Callable[[argparse.Namespace], tuple[list[str], dict[str, Any]]]
 SCOPES = get_args(Scope)
@@ -68,7 +68,7 @@ def bench_parser(verbs_run: Mapping[str, Verb]) -> argparse.ArgumentParser:
     verb = verbs.add_parser("decode", help="decoding with a cache")
     _takes_kinds(verb)
     _takes_any(verb)
-    verb.add_argument("--preset", choices=("bench", "paper"), default="bench")
+    verb.add_argument("--preset", choices=get_args(Preset), default="bench")
     verb.add_argument(
         "--scopes", type=_some_of(SCOPES), metavar="A,B",
         help="(default: segment; product_keys: token)",
@@ -91,7 +91,7 @@ def _takes_kinds(verb: argparse.ArgumentParser) -> None:
 
 def _takes_training(verb: argparse.ArgumentParser, *, routing: str) -> None:
     _takes_any(verb)
-    verb.add_argument("--preset", choices=("bench", "paper"), default="bench")
+    verb.add_argument("--preset", choices=get_args(Preset), default="bench")
     verb.add_argument("--batch", type=int, help="sequences (default: 8; paper: 32)")
     verb.add_argument("--length", type=int, help="tokens of a sequence (default: 256; paper: 1024)")
     verb.add_argument(

@@ -61,8 +61,8 @@ def _of_kind(base: ModelConfig, kind: str, scope: str) -> ModelConfig:
 
 def workload(arguments: argparse.Namespace) -> Workload:
     return Workload(
-        batch=arguments.batch or (8 if arguments.preset == "bench" else 32),
-        length=arguments.length or (256 if arguments.preset == "bench" else 1024),
+        batch=arguments.batch or (32 if arguments.preset == "paper" else 8),
+        length=arguments.length or (1024 if arguments.preset == "paper" else 256),
         device=arguments.device,
         bf16=arguments.bf16,
         compile=arguments.compile,

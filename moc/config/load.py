@@ -6,11 +6,12 @@ every arm over the result, and returns plain dataclasses.
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 import types
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,14 +22,16 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moc.config.interpolation import interpolated, put
-from moc.config.schema import ArmConfig, StudyConfig
+from moc.config.schema import StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
-from moc.config.validate import validate_study
 from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
 from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
 from moc.model.presets import preset
 from moc.ranges import check_numbers
+
+Raw = dict[str, Any]  # what a file, or an override, says
+Layer = tuple[str, Raw]  # and where it stands
 
 # what OmegaConf raises beside its own errors: 10**400 for a float, a list for a mapping, ...
 _OF_OMEGACONF = (
@@ -42,7 +45,11 @@ _OF_OMEGACONF = (
 
 
 def load_study(
-    path: str | Path, overrides: Sequence[str] = (), *, stored: bool = False
+    path: str | Path,
+    overrides: Sequence[str] = (),
+    *,
+    stored: bool = False,
+    check: Callable[[StudyConfig], None] | None = None,
 ) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
 
@@ -50,16 +57,24 @@ def load_study(
 
     Args:
         stored: it is a study's record: a text whose variables are not set stays as written.
+        check: called with what was read before its models are looked at, which imports torch.
 
     Raises:
         ConfigError: one line naming the file or argument, the key and the nearest valid choice.
     """
-    raw = _read_with_parents(Path(path))
+    layers = _read_with_parents(Path(path))
     for override in overrides:
-        above = _read_override(override, raw)
-        with _explained("command line"):
-            raw = typing.cast(DictConfig, OmegaConf.merge(raw, above))
-    return _resolve(_plain(raw), str(path), stored=stored)
+        layers.append(("command line", _read_override(override, _merged(layers))))
+    study = _resolve(layers, str(path), stored=stored)
+    if check is not None:
+        check(study)
+    from moc.config.validate import validate_study
+
+    try:
+        validate_study(study)
+    except ValueError as error:
+        raise ConfigError(f"{path}: {error}") from error
+    return study
 
 
 def save_study(study: StudyConfig, path: Path) -> None:
@@ -94,7 +109,7 @@ def differences(before: Any, after: Any, path: str = "") -> list[str]:
     return found
 
 
-def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfig:
+def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[Layer]:
     if not path.is_file():
         folders = path.parent.glob("[!.]*.yaml"), Path("experiments").rglob("[!.]*.yaml")
         found = sorted({str(file) for folder in folders for file in folder})
@@ -106,23 +121,25 @@ def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> DictConfi
     try:
         text = path.read_text(encoding="utf-8")
         check_depth(text)
-        raw = OmegaConf.create(text)
+        config = OmegaConf.create(text)
     except Exception as error:  # YAML and OmegaConf errors share no base class
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
-    if not isinstance(raw, DictConfig):
-        raise ConfigError(f"{path}: a study is a mapping of keys, not {type(raw).__name__}")
+    if not isinstance(config, DictConfig):
+        raise ConfigError(f"{path}: a study is a mapping of keys, not {type(config).__name__}")
     with _explained(str(path)):
-        hide_environment(_plain(raw))
+        raw = _plain(config)
+        hide_environment(raw)
         parent = raw.pop("extends", None)
-    _check(raw, str(path))
-    if parent is None:
-        return raw
-    above = _read_with_parents(path.parent / str(parent), (*children, path.resolve()))
-    with _explained(str(path)):
-        return typing.cast(DictConfig, OmegaConf.merge(above, raw))
+        _check_keys(raw, StudyConfig, "", str(path))
+    above = (
+        []
+        if parent is None
+        else _read_with_parents(path.parent / str(parent), (*children, path.resolve()))
+    )
+    return [*above, (str(path), raw)]
 
 
-def _read_override(override: str, raw: DictConfig) -> DictConfig:
+def _read_override(override: str, raw: Raw) -> Raw:
     """One ``key=value``, checked against the entries that ``raw`` has."""
     if "=" not in override:
         raise ConfigError(f"{override!r}: an override is key=value")
@@ -130,12 +147,14 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     with _explained(repr(override[:200])):
         try:
             check_depth(value)
-            read = OmegaConf.from_dotlist([override])
+            config = OmegaConf.from_dotlist([override])
         except YAMLError:  # such as a path that begins with '*'
-            read = OmegaConf.create()
-            OmegaConf.update(read, key, value)
-        hide_environment(_plain(read))
-    _check(read, "command line")
+            config = OmegaConf.create()
+            OmegaConf.update(config, key, value)
+        read = _plain(config)
+        hide_environment(read)
+    with _explained("command line"):
+        _check_keys(read, StudyConfig, "", "command line")
     for section, entry in (
         ("phases", "phase"),
         ("arms", "arm"),
@@ -149,34 +168,70 @@ def _read_override(override: str, raw: DictConfig) -> DictConfig:
     return read
 
 
-def _resolve(plain: dict[str, Any], source: str, *, stored: bool) -> StudyConfig:
-    arms = plain.pop("arms", None) or {}
+def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
     with _explained(source):
-        base = OmegaConf.merge(
-            OmegaConf.structured(StudyConfig), {"model": _preset_of(plain)}, plain
-        )
-        for name, overlay in arms.items():
-            overlay = overlay or {}
-            arm = OmegaConf.merge(
-                OmegaConf.structured(ArmConfig), {"model": base.model, "phases": base.phases}
-            )
-            if (overlay.get("model") or {}).get("preset"):
-                arm.model = _preset_of(overlay)
-                base_model = {k: v for k, v in (plain.get("model") or {}).items() if k != "preset"}
-                arm = OmegaConf.merge(arm, {"model": base_model})
-            base.arms[name] = OmegaConf.merge(arm, overlay)
-        written = list(interpolated(base, missing_ok=stored))
-        study = typing.cast(StudyConfig, OmegaConf.to_object(base))
+        whole = _with_arms(_merged(layers))
+    config = _typed(whole, source, layers)
+    with _explained(source):
+        written = list(interpolated(config, missing_ok=stored))
+        study = typing.cast(StudyConfig, OmegaConf.to_object(config))
         for keys, value in written:
             put(study, keys, value)
         hide_uri(study.tracking.uri or "")
     # found again by a verb that runs elsewhere
     study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
-    try:
-        validate_study(study)
-    except ValueError as error:
-        raise ConfigError(f"{source}: {error}") from error
     return study
+
+
+def _typed(whole: Raw, source: str, layers: Sequence[Layer]) -> DictConfig:
+    """``whole`` over the schema's defaults, its values of the schema's types. OmegaConf takes a
+    third of a second for it, so the layers are looked at one by one only to say which is wrong."""
+    try:
+        return _over_defaults(whole, source)
+    except ConfigError:
+        for name, raw in layers:
+            _over_defaults(raw, name)
+        raise
+
+
+def _over_defaults(raw: Raw, source: str) -> DictConfig:
+    with _explained(source):
+        defaults = OmegaConf.structured(StudyConfig)
+        return typing.cast(DictConfig, OmegaConf.unsafe_merge(defaults, raw))
+
+
+def _with_arms(raw: Raw) -> Raw:
+    """``raw`` over its preset, and every arm over the result."""
+    model = raw.get("model") or {}
+    base = _laid_over({"model": asdict(_preset_of(model))}, raw)
+    own = {key: value for key, value in model.items() if key != "preset"}
+    arms = {}
+    for name, overlay in (raw.get("arms") or {}).items():
+        arm = {"model": base["model"], "phases": base.get("phases") or {}}
+        named = (overlay or {}).get("model") or {}
+        if named.get("preset"):
+            arm["model"] = _laid_over(asdict(_preset_of(named)), own)
+        arms[name] = _laid_over(arm, overlay or {})
+    return {**base, "arms": arms}
+
+
+def _merged(layers: Sequence[Layer]) -> Raw:
+    whole: Raw = {}
+    for _, raw in layers:
+        whole = _laid_over(whole, raw)
+    return whole
+
+
+def _laid_over(below: Raw, above: Raw) -> Raw:
+    """``above`` where it says something, else ``below``; lists replace one another."""
+    merged = dict(below)
+    for key, value in above.items():
+        under = merged.get(key)
+        if isinstance(under, dict) and isinstance(value, dict):
+            merged[key] = _laid_over(under, value)
+        else:
+            merged[key] = value
+    return merged
 
 
 def _absolute(path: str) -> str:
@@ -186,17 +241,9 @@ def _absolute(path: str) -> str:
     return path if whole == path else Interpolated(whole, str(Path.cwd() / path.written))
 
 
-def _preset_of(raw: dict[str, Any]) -> ModelConfig:
-    name = (raw.get("model") or {}).get("preset")
+def _preset_of(model: Raw) -> ModelConfig:
+    name = model.get("preset")
     return ModelConfig() if name is None else preset(name)
-
-
-def _check(raw: DictConfig, source: str) -> None:
-    """Keys and values of one file or override, before the others hide where they came from."""
-    with _explained(source):
-        plain = _plain(raw)
-        _check_keys(plain, StudyConfig, "", source)
-        OmegaConf.merge(OmegaConf.structured(StudyConfig), plain)
 
 
 def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
@@ -227,7 +274,7 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
         for key, value in raw.items():
             _check_keys(value, typing.get_args(schema)[1], f"{path}{key}.", source)
     else:
-        hints = typing.get_type_hints(schema, include_extras=True)
+        hints = _hints(schema)
         for key, value in raw.items():
             if schema is MemoryConfig and key in ChaptersConfig.__dataclass_fields__:
                 raise ConfigError(
@@ -242,8 +289,13 @@ def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:
             _check_keys(value, hints[key], f"{path}{key}.", source)
 
 
-def _plain(raw: DictConfig) -> dict[str, Any]:
-    return typing.cast(dict[str, Any], OmegaConf.to_container(raw))
+@functools.cache
+def _hints(schema: type) -> dict[str, Any]:
+    return typing.get_type_hints(schema, include_extras=True)
+
+
+def _plain(config: DictConfig) -> Raw:
+    return typing.cast(Raw, OmegaConf.to_container(config))
 
 
 def _unwrap_optional(hint: Any) -> Any:

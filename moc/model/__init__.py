@@ -5,43 +5,16 @@ In: a ``ModelConfig``, token ids. Out: logits or their loss, and every memory la
 >>> from moc.model import build_model, generate, load_model, preset
 """
 
-from moc.model.config import (
-    ChaptersConfig,
-    MemoryConfig,
-    ModelConfig,
-    ProductKeysConfig,
-    RouterConfig,
-    parse_layers,
-)
-from moc.model.decode.generate import generate, stream
-from moc.model.files import load_model, read_safetensors, save_model, write_safetensors
-from moc.model.memory.build import build_memory, is_causal, routing_scope
-from moc.model.memory.seam import Address, Kind
-from moc.model.presets import preset
-from moc.model.transformer import ModelOutput, Transformer, build_model
-from moc.model.validate import validate_model
+from typing import TYPE_CHECKING, Any
 
-__all__ = [
-    "Address",
-    "ChaptersConfig",
-    "Kind",
-    "MemoryConfig",
-    "ModelConfig",
-    "ModelOutput",
-    "ProductKeysConfig",
-    "RouterConfig",
-    "Transformer",
-    "build_memory",
-    "build_model",
-    "generate",
-    "is_causal",
-    "load_model",
-    "parse_layers",
-    "preset",
-    "read_safetensors",
-    "routing_scope",
-    "save_model",
-    "stream",
-    "validate_model",
-    "write_safetensors",
-]
+if TYPE_CHECKING:
+    from moc.model.names import *  # noqa: F403
+
+
+def __getattr__(name: str) -> Any:
+    """Torch is imported with the first name: a study's settings are read, and refused, without."""
+    import moc.model.names
+
+    if name in moc.model.names.__all__:
+        return getattr(moc.model.names, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

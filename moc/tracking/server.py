@@ -50,8 +50,7 @@ class Server:
         self.known: set[str] = set()  # the MLflow runs that were seen there
         self._file = sqlite_file(self.uri)
         self._seen: tuple[int, int] | None = None  # the file, once it was found whole
-        self._asked = False  # which studies were not sent
-        self._lost: list[StudyConfig] = []  # with the database before this one
+        self._asked = False  # which studies were not sent to this database
 
     @contextmanager
     def turn(self) -> Iterator[Any]:
@@ -87,8 +86,6 @@ class Server:
 
     def unsent(self) -> Iterator[StudyConfig]:
         """Those that were not sent to the end, or not to this database: asked once."""
-        while self._lost:
-            yield self._lost.pop()
         if not self._asked:
             self._asked = True
             yield from self.studies(
@@ -105,8 +102,8 @@ class Server:
         why = damage(file) if there else "missing"
         if why is not None:
             sent = [folder for folder in self.begun() if (folder / CURSOR_FILE).is_file()]
+            self._asked = False
             for study in self.studies(sent):
-                self._lost.append(study)
                 (study.dir / CURSOR_FILE).unlink(missing_ok=True)
         if there and why is not None:
             aside = set_aside(file)

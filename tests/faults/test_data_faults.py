@@ -293,7 +293,9 @@ def test_a_large_cache_of_the_wrong_size_is_built_again(
     assert build_cache(config, "train", tokenizer, tmp_path, 2000).tokens.tolist() == good
 
 
-@pytest.mark.parametrize("damage", ["half", "empty", "flip", "junk", "missing", "no files"])
+@pytest.mark.parametrize(
+    "damage", ["half", "empty", "flip", "junk", "other", "missing", "no files"]
+)
 @pytest.mark.parametrize("name", ["tokenizer.json", "tokenizer_config.json"])
 def test_a_damaged_cached_tokenizer_is_trained_again(
     tmp_path: Path, name: str, damage: str
@@ -310,6 +312,7 @@ def test_a_damaged_cached_tokenizer_is_trained_again(
         "empty": b"",
         "flip": flipped,
         "junk": b"\xff\0",
+        "other": content.replace(b'"a":', b'"\\u00e4":', 1),  # still a tokenizer, or settings
     }
     if damage in spoiled:
         (folder / name).write_bytes(spoiled[damage])

@@ -161,13 +161,16 @@ def test_a_database_pulled_away_during_a_run_is_made_anew(
     study: StudyConfig, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
 ) -> None:
     """the tracking server down in the middle. Kept: a database that is removed during a run is made
-    anew, with every point once."""
+    anew, with every point of every study once."""
+    other = written(Path(study.runs_dir), "other")
+    assert track(other) is None
     tracker = Tracker(study)
     tracker.start()
     file = Path(study.runs_dir) / "mlflow.db"
     pull_when_idle(tracker, file)
     assert tracker.close(60) is None
-    check_sent_once(study)
+    for each in (study, other):
+        check_sent_once(each)
     assert capfd.readouterr().err == "" and not caplog.messages
 
 

@@ -306,7 +306,7 @@ def test_data_that_cannot_be_read(
     path.write_text(yaml.safe_dump(raw | {"data": {"people": source, "skills": source}}))
     study = load_study(path)
     # reading it takes longer than all that follows
-    monkeypatch.setattr(moc.config.load, "load_study", lambda *_: copy.deepcopy(study))
+    monkeypatch.setattr(moc.config.load, "load_study", lambda *_, **__: copy.deepcopy(study))
     for name, content in malformed_files(place).items():
         (place / name).write_bytes(content)
         for one in study.data.values():

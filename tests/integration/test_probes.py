@@ -11,6 +11,7 @@ import pytest
 
 import moc.study
 from moc.config.schema import ProbeConfig, StudyConfig
+from moc.store.files import read_json
 from moc.store.journal import read
 from moc.study import run_study
 from tests.support.child_tasks import NoTracker
@@ -107,7 +108,8 @@ def test_what_two_arms_share_is_trained_once(
     for name in ("0-start", "1-facts"):
         moc_s, frozens = (files(run_dir(study, arm) / "boundaries" / name) for arm in study.arms)
         assert list(moc_s.values()) == list(frozens.values())
-    assert load(run_dir(study, "frozen") / "shared.json") == {"arm": "moc", "phases": ["facts"]}
+    shared = read_json(run_dir(study, "frozen") / "shared.json")
+    assert shared == {"arm": "moc", "phases": ["facts"]}
     steps = [
         [
             (record["phase"], record["step"])

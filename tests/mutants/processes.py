@@ -95,7 +95,7 @@ MUTANTS: list[Mutant] = [
         "moc/store/lock.py",
         "        if (holder := holder_of(run)) is not None:\n",
         "        if (holder := holder_of(run)) is not None and holder.pid < 0:\n",
-        (f"{LOCKS}::test_the_last_one_still_writes",),
+        ("tests/unit/store/test_lock.py",),
     ),
     Mutant(
         "a full disk ends in a traceback",

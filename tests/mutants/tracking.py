@@ -37,9 +37,9 @@ MUTANTS = [
     Mutant(
         "studies that were lost with a database are not sent again",
         "moc/tracking/server.py",
-        "                self._lost.append(study)\n",
-        "",
-        (f"{_DATABASE}::test_a_damaged_database_is_made_anew_from_all_journals",),
+        "            self._asked = False\n            for",
+        "            for",
+        (f"{_DATABASE}::test_a_database_pulled_away_during_a_run_is_made_anew",),
     ),
     Mutant(
         "a cursor is believed whatever it says",

@@ -65,13 +65,14 @@ class NoTracker:
 def command(
     argv: list[str],
     stop: dict[str, Any] | None = None,
-    fault: dict[str, Any] | None = None,
+    fault: dict[str, Any] | list[dict[str, Any]] | None = None,
     group: bool = False,
 ) -> int:
     """``moc ARGV``, without MLflow and the HTML report; a signal arrives at the moment ``stop``.
 
     ``stop``: {"at": one of the moments below, "signal": its number, and what the moment asks for}.
-    ``fault``: see ``tests.support.process_faults``. ``group``: in a process group of its own.
+    ``fault``: one or more of ``tests.support.process_faults``. ``group``: in a process group of its
+    own.
     """
     if group:
         os.setpgid(0, 0)
@@ -80,8 +81,8 @@ def command(
     moc.study.measure_matmul_peak = lambda *_: 1e9  # type: ignore[assignment]
     if stop:
         MOMENTS[stop.pop("at")](**stop)
-    if fault:
-        process_faults.install(**fault)
+    for one in [fault] if isinstance(fault, dict) else fault or []:
+        process_faults.install(**one)
     return main(argv)
 
 

@@ -57,6 +57,16 @@ def test_help_imports_nothing_heavy(words):
     assert packages.isdisjoint({"torch", "numpy", "omegaconf", "mlflow", "lightning", "lm_eval"})
 
 
+@pytest.mark.parametrize("mistake", ["modl.dim=3", "model.dim=-3", "evals.tasks=[facts_chioce]"])
+def test_a_mistyped_setting_is_answered_without_torch(mistake):
+    """Which takes seconds."""
+    command = ["run", "experiments/quickstart.yaml", mistake]
+    done = moc(*command, python_options=["-X", "importtime"])
+    assert done.returncode == 2 and mistake.partition(".")[0] in done.stderr.splitlines()[-1]
+    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines()}
+    assert "omegaconf" in imported and imported.isdisjoint({"torch", "lm_eval", "mlflow"})
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import io
 import json
 import math
 import os
@@ -9,6 +11,7 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -119,6 +122,20 @@ def test_resuming_drops_later_steps_and_later_phases_only(tmp_path: Path) -> Non
     assert [file.name for file in tmp_path.iterdir()] == ["metrics.jsonl"]
     with pytest.raises(ValueError, match="it has pretrain, ift"):
         journal.truncate("sft", 1, phases=PHASES)
+
+
+def test_what_an_error_of_the_disk_tore_is_cut_by_the_next_record(tmp_path: Path) -> None:
+    class HalfWritten(io.FileIO):
+        def write(self, line: Any) -> int:
+            super().write(bytes(line)[:20])
+            raise OSError(errno.EIO, "the disk")
+
+    journal = Journal(tmp_path / "metrics.jsonl")
+    journal._file = HalfWritten(journal.path, "a")
+    with pytest.raises(OSError, match="the disk"):
+        journal.append(record("pretrain", 0))
+    journal.append(record("pretrain", 1))
+    assert read(journal.path) == [record("pretrain", 1)]
 
 
 def test_a_kill_in_the_middle_loses_no_complete_line(tmp_path: Path) -> None:

@@ -46,9 +46,11 @@ def growth_verb(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any
     times = interleaved(contenders, arguments.repetitions, work.device)
     contenders.clear()
     iso = times["iso_flop"].median
+    peaks = peak_bytes([(config, key[-1]) for key, config in configs.items()], work)
     rows, shown = [], {}
-    for (kind, scope, size, optimizer), config in configs.items():
-        found = times[str((kind, scope, size, optimizer))]
+    for (key, config), peak in zip(configs.items(), peaks, strict=True):
+        kind, scope, _, optimizer = key
+        found = times[str(key)]
         first = times[str((kind, scope, sizes[kind][0], optimizer))]
         bank = build_memory(config)
         row = {
@@ -57,7 +59,7 @@ def growth_verb(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any
             "rows": bank.num_rows,
             "optimizer": optimizer,
             **seconds_of("step_sec", found),
-            "peak_bytes": peak_bytes(config, work, optimizer),
+            "peak_bytes": peak,
         }
         rows.append(row)
         shown[f"{kind} {scope}, {bank.num_rows:,} {optimizer}"] = [

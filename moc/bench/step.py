@@ -42,8 +42,9 @@ def step_verb(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]
     contenders = {n: Training(config, work, optimizer) for n, config in configs.items()}
     times = interleaved(contenders, arguments.repetitions, work.device)
     contenders.clear()
+    peaks = peak_bytes([(config, optimizer) for config in configs.values()], work)
     rows: list[dict[str, Any]] = []
-    for name, config in configs.items():
+    for (name, config), peak_memory in zip(configs.items(), peaks, strict=True):
         arm, _, scope = name.partition(" ")
         per_token = hardware_train_flops_per_token(
             replace(config, activation_checkpointing=False), work.length, work.batch
@@ -58,7 +59,7 @@ def step_verb(arguments: argparse.Namespace) -> tuple[list[str], dict[str, Any]]
                 **seconds_of("step_sec", times[name]),
                 "tokens_per_sec": work.tokens / times[name].median,
                 "mfu": per_token * work.tokens / times[name].median / peak,
-                "peak_bytes": peak_bytes(config, work, optimizer),
+                "peak_bytes": peak_memory,
             }
         )
     first = times[next(iter(configs))].median

@@ -15,11 +15,10 @@ from typing import NamedTuple
 
 import torch
 from torch import Tensor
-from torch.distributed.tensor import DTensor
 from torch.nn.utils import get_total_norm
 
 from moc.model.transformer import ModelOutput, Transformer
-from moc.ops.shards import like_shard, own_rows, whole
+from moc.ops.shards import is_sharded, like_shard, own_rows, whole
 from moc.train.addresses import (
     address_figures,
     address_sums,
@@ -132,7 +131,7 @@ def _give_to_banks(
             found[bank_RX] = rows
             continue
         grad_RX = rows.dense(len(own_rows(bank_RX)))
-        if isinstance(bank_RX, DTensor):
+        if is_sharded(bank_RX):
             grad_RX = like_shard(grad_RX, bank_RX, bank_RX.device_mesh)
         bank_RX.grad = grad_RX
     return found
@@ -144,7 +143,7 @@ def _clip(model: Transformer, rows: dict[Tensor, RowGradient], limit: float) -> 
     norms = [whole(get_total_norm(gradients))] if gradients else []
     for bank_RX, row in rows.items():
         square = torch.linalg.vector_norm(row.grad_UX).square()
-        sharded = isinstance(bank_RX, DTensor)  # else every rank has the same rows
+        sharded = is_sharded(bank_RX)  # else every rank has the same rows
         norms.append((all_sum(square) if sharded else square).sqrt())
     norm = torch.linalg.vector_norm(torch.stack(norms))
     if limit:

@@ -52,8 +52,10 @@ def on_two_ranks(
     return [result_of(folder, rank) for rank in (0, 1)]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize(
+    ("case", "strategy"),
+    [*((case, "fsdp") for case in CASES), ("dense", "ddp"), ("lazy, one row", "ddp")],
+)
 def test_two_ranks_are_one_process(tmp_path: Path, in_child: Run, case: str, strategy: str) -> None:
     ranks = on_two_ranks(tmp_path, in_child, strategy, CASES[case])
     module, alone = train_phase(tiny_study(tmp_path, *ONE, *CASES[case]), tmp_path)

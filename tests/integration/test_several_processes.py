@@ -17,6 +17,7 @@ from moc.store.files import read_json, write_json
 from moc.store.lock import run_lock
 from moc.store.rundir import StudyDir
 from moc.study import run_study
+from tests.conftest import Run
 from tests.support.child_tasks import NoTracker
 from tests.support.helpers_runs import complaint
 from tests.support.helpers_training import tiny_study, write_tiny_study
@@ -85,13 +86,12 @@ def timeless(path: Path) -> list[list[str]]:
     return [[row[i] for i in kept] for row in rows if not any(word in row[0] for word in MEASURED)]
 
 
-def test_a_third_learns_who_holds_the_run(tmp_path: Path, alone: Path) -> None:
-    write_tiny_study(tmp_path)
+def test_a_third_learns_who_holds_the_run(tmp_path: Path, in_child: Run) -> None:
+    study, log = write_tiny_study(tmp_path), tmp_path / "log"
     with run_lock(tmp_path / "runs/tiny/arms/moc/seed-0"):
-        third = start(tmp_path, "--arms", "moc")
-        log, _ = third.communicate(timeout=120)
-    assert third.returncode == 1
-    assert f"seed-0 is held by process {os.getpid()} on " in complaint(log)
+        codes = in_child("command", log=log, argv=["run", str(study), "--arms", "moc"])
+    assert codes == [1]
+    assert f"seed-0 is held by process {os.getpid()} on " in complaint(log.read_text())
 
 
 def test_runs_in_other_hands_are_passed_over(
@@ -119,26 +119,17 @@ def test_other_settings_wait_for_those_in_use(tmp_path: Path, alone: Path) -> No
     assert (study.dir / "study.yaml").read_bytes() == before
 
 
-def test_any_process_can_execute_a_run_from_file_arm_and_seed(tmp_path: Path, alone: Path) -> None:
+def test_any_process_can_execute_a_run_from_file_arm_and_seed(
+    tmp_path: Path, alone: Path, in_child: Run
+) -> None:
     file = write_tiny_study(tmp_path)
-    program = (
-        "import sys, pathlib\n"
-        "from moc.evaluate.evaluator import BoundaryEvaluator\n"
-        "from moc.run.arm_seed import ArmSeed\n"
-        "from moc.run.execute import execute\n"
-        "from moc.run.tools import Tools\n"
-        "run = ArmSeed.open(pathlib.Path(sys.argv[1]), 'backbone', 0)\n"
-        "execute(run, Tools(BoundaryEvaluator(run.study, run.tokenizer)))\n"
-    )
     folder = tmp_path / "runs/tiny"
     folder.mkdir(parents=True)
     for name in ("study.yaml", "tasks", "tokenizer"):  # of whoever prepared the study
         copy = shutil.copytree if (alone / name).is_dir() else shutil.copy
         copy(alone / name, folder / name)
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    subprocess.run(
-        [sys.executable, "-c", program, str(file)], cwd=ROOT, env=environment, check=True
-    )
+    codes = in_child("execute_run", log=tmp_path / "log", study=str(file), arm="backbone", seed=0)
+    assert codes == [0], (tmp_path / "log").read_text()
     weights = "arms/backbone/seed-0/boundaries/2-skills/model.safetensors"
     assert (folder / weights).read_bytes() == (alone / weights).read_bytes()
 

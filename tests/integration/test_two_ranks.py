@@ -181,8 +181,9 @@ def test_picks_are_counted_over_all_ranks(one: dict[str, Any], two: dict[str, An
         assert [sum(layer) for layer in step] == [8 * 2 * 2, 8 * 2 * 2]
 
 
-@pytest.mark.parametrize("strategy", ["ddp", "fsdp"])
-@pytest.mark.parametrize(("scope", "groups"), [("sequence", 1), ("token", 32)])
+@pytest.mark.parametrize(
+    ("scope", "groups", "strategy"), [("sequence", 1, "fsdp"), ("token", 32, "ddp")]
+)
 def test_picks_of_the_other_scopes(
     tmp_path: Path, in_child: Run, scope: str, groups: int, strategy: str
 ) -> None:

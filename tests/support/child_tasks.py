@@ -39,6 +39,9 @@ from moc.model.decode.generate import generate
 from moc.model.transformer import Transformer
 from moc.ops import take_rows
 from moc.ops.shards import own_rows, owned_rows, rows_to_owners, shard_rows
+from moc.run.arm_seed import ArmSeed
+from moc.run.execute import execute
+from moc.run.tools import Tools
 from moc.store.journal import Journal
 from moc.train.distributed import rank
 from moc.train.logger import JournalLogger
@@ -84,6 +87,12 @@ def command(
     for one in [fault] if isinstance(fault, dict) else fault or []:
         process_faults.install(**one)
     return main(argv)
+
+
+def execute_run(study: str, arm: str, seed: int) -> None:
+    """As a launcher would, with nothing but these three."""
+    run = ArmSeed.open(Path(study), arm, seed)
+    execute(run, Tools(BoundaryEvaluator(run.study, run.tokenizer)))
 
 
 def several(commands: list[list[str]], result: str) -> None:

@@ -14,6 +14,7 @@ from moc.bench.contenders import with_memory
 from moc.model import preset
 
 SMALL = ["--batch", "1", "--length", "64", "--repetitions", "1", "--device", "cpu"]
+TINY = ["--preset", "tiny", *SMALL]
 
 
 def figures(tmp_path: Path, *arguments: str) -> dict:
@@ -24,8 +25,8 @@ def figures(tmp_path: Path, *arguments: str) -> dict:
 
 def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     found = figures(
-        tmp_path, "step", *SMALL, "--kind", "chapters,product_keys", "--scopes", "segment,token",
-        "--chapters", "65", "--keys", "16",
+        tmp_path, "step", *TINY, "--kind", "chapters,product_keys", "--scopes", "segment,token",
+        "--chapters", "33", "--keys", "16",
     )  # fmt: skip
     arms = [(row["arm"], row["scope"], row["mixing"]) for row in found["rows"]]
     assert arms == [
@@ -43,12 +44,12 @@ def test_step(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert found["matmul_peak_flops"] > 1e8
     out = capsys.readouterr().out
     assert "tokens/s" in out and max(map(len, out.splitlines())) <= 110
-    assert "65 chapters, 256 values; lazy" in out and "chosen by fresh keys" in out
+    assert "33 chapters, 256 values; lazy" in out and "chosen by fresh keys" in out
 
 
 def test_step_in_bfloat16(tmp_path: Path) -> None:
     # 16 positions: a CPU without bfloat16 units takes a minute for 64
-    short = [*SMALL, "--length", "16", "--bf16", "--scopes", "token", "--chapters", "33"]
+    short = [*TINY, "--length", "16", "--bf16", "--scopes", "token", "--chapters", "33"]
     found = figures(tmp_path, "step", *short)
     assert [row["arm"] for row in found["rows"]] == ["chapters", "iso_flop", "backbone"]
 
@@ -73,7 +74,7 @@ def test_growth(tmp_path: Path) -> None:
 
 def test_growth_of_product_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     rows = figures(
-        tmp_path, "growth", *SMALL, "--kind", "product_keys", "--keys", "8,16", "--optimizers",
+        tmp_path, "growth", *TINY, "--kind", "product_keys", "--keys", "8,16", "--optimizers",
         "lazy",
     )["rows"]  # fmt: skip
     assert [(row["arm"], row["scope"], row["rows"]) for row in rows] == [

@@ -97,7 +97,7 @@ def seal_text(path: Path) -> None:
 
 
 def read_text(path: Path, remedy: str) -> str:
-    """A text file without its checksum; one that has none is read, too.
+    """A text file that ``seal_text`` ended, without its checksum: half of it may be good YAML.
 
     Raises:
         DamagedFile: if it is cut short or changed; it ends with ``remedy``.
@@ -106,9 +106,9 @@ def read_text(path: Path, remedy: str) -> str:
         text, mark, checksum = path.read_bytes().decode().rpartition(_COMMENT)
     except ValueError:
         raise DamagedFile(path, "not text", remedy) from None
-    if mark and checksum.strip() != _checksum(text):
-        raise DamagedFile(path, "its checksum differs", remedy)
-    return text if mark else checksum
+    if not mark or checksum.strip() != _checksum(text):
+        raise DamagedFile(path, "its checksum differs" if mark else "its end is missing", remedy)
+    return text
 
 
 def read_sound_json(path: Path) -> dict[str, Any]:

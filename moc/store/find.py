@@ -50,10 +50,11 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
     config, remedy = StudyDir(folder).config, "`moc run` with the study's own YAML makes it again"
     read_text(config, remedy)
     try:
-        load_study(config, stored=True)
+        study = load_study(config, stored=True)
     except ConfigError as error:
         raise DamagedFile(config, str(error), remedy) from error
-    study = load_study(config, overrides, stored=True)
+    if overrides:
+        study = load_study(config, overrides, stored=True)
     study.runs_dir = str(folder.parent)
     return study, folder
 

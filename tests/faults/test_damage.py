@@ -62,7 +62,11 @@ LOST = [  # nothing else says what was in them
     f"{RUN}/memory_use.jsonl",
     "arms/moc/seed-0/revivals.jsonl",
 ]
-OF_THE_STUDY = ["study.yaml", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json"]
+OF_THE_STUDY = {
+    "study.yaml": ["half", "flipped"],
+    "tokenizer/tokenizer.json": ["flipped"],
+    "tokenizer/tokenizer_config.json": ["half"],
+}
 DAMAGES = ["half", "empty", "flipped", "junk", "missing"]
 
 
@@ -194,7 +198,7 @@ def test_what_the_verbs_need_is_named_and_made_again(rich: Rich, file: str) -> N
     again, which it does."""
     verbs = ["eval RUN", "generate RUN --prompt x --max-new-tokens 2", "leakage RUN --windows 2"]
     verbs += ["report STUDY", "compare STUDY"] * (file == "study.yaml")
-    for kind in ("half", "flipped"):
+    for kind in OF_THE_STUDY[file]:
         damage(rich.study / file, kind)
         for code, log in rich.do(*verbs):
             check_said(code, log, codes=(1, 2))

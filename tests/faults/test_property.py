@@ -75,7 +75,7 @@ def undisturbed_by(
 
 
 @settings(
-    max_examples=6,
+    max_examples=4,
     deadline=None,
     derandomize=True,
     database=None,

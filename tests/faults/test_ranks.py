@@ -40,26 +40,22 @@ def test_a_rank_that_hangs(ranks: Ranks, undisturbed_ranks: Undisturbed) -> None
     ranks.check_same(undisturbed_ranks("ddp"))
 
 
-@pytest.mark.parametrize(
-    ("number", "strategy"),
-    [(signal.SIGKILL, "ddp"), (signal.SIGSTOP, "fsdp")],
-    ids=["killed", "stopped"],
-)
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGSTOP], ids=["killed", "stopped"])
 def test_a_rank_that_is_gone(
-    ranks: Ranks, undisturbed_ranks: Undisturbed, number: signal.Signals, strategy: str
+    ranks: Ranks, undisturbed_ranks: Undisturbed, number: signal.Signals
 ) -> None:
     """a dead rank. Kept: the others end by themselves, and name it (a stopped one is ended, too);
     the same command ends in the same weights."""
     fault = {**FACTS_5, "do": "signal", "number": number}
-    codes, logs = ranks(QUICK, f"trainer.strategy={strategy}", fault=fault)
+    codes, logs = ranks(QUICK, fault=fault)
     assert codes == [1, -signal.SIGKILL], logs
     said = "is gone" if number == signal.SIGKILL else "gave no sign of life for"
-    line = complaint(logs[0].partition(" | step ")[2])  # the plan of fsdp has notes on the arm moc
+    line = complaint(logs[0])
     assert "moc: rank 1 (process " in line and said in line, logs
     assert line.endswith("the same command goes on from the last checkpoint")
-    codes, logs = ranks(f"trainer.strategy={strategy}")
+    codes, logs = ranks()
     assert codes == [0, 0], logs
-    ranks.check_same(undisturbed_ranks(strategy))
+    ranks.check_same(undisturbed_ranks("ddp"))
 
 
 def test_a_loss_that_is_no_number_on_one_rank(ranks: Ranks) -> None:

@@ -17,6 +17,7 @@ from moc.config.schema import ArmConfig, PhaseConfig, SourceConfig, StudyConfig
 from moc.data.tokenizer import build_tokenizer
 from moc.model import ModelConfig, build_model
 from moc.model.files import save_model
+from moc.store.files import seal_text
 from moc.store.manifest import write_manifest
 
 pytestmark = pytest.mark.skipif("MOC_HUB_MIRROR" not in os.environ, reason="no hub mirror here")
@@ -45,6 +46,7 @@ def boundary(tmp_path_factory: pytest.TempPathFactory) -> Path:
     tokenizer = build_tokenizer(study)
     tokenizer.save(study.dir / "tokenizer")
     save_study(study, study.dir / "study.yaml")
+    seal_text(study.dir / "study.yaml")
     (colon,), (yes,), (no,) = (tokenizer.encode(text) for text in (":", " yes", " no"))
     transformer = build_model(model)
     with torch.no_grad():

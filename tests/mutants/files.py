@@ -45,6 +45,13 @@ MUTANTS = [
         (f"{STORE}::test_a_changed_object_is_noticed",),
     ),
     Mutant(
+        "half of a text is read as the whole",
+        "moc/store/files.py",
+        "if not mark or checksum.strip()",
+        "if mark and checksum.strip()",
+        (f"{STORE}::test_a_changed_text_is_noticed",),
+    ),
+    Mutant(
         "a journal line's checksum is not compared",
         "moc/store/journal.py",
         'if found["crc"] != _crc(',

@@ -22,6 +22,7 @@ from moc.config.schema import (
 from moc.model.config import MemoryConfig, ModelConfig, ProductKeysConfig, RouterConfig
 from moc.model.memory.build import is_causal, routing_scope
 from moc.plan.memories import memory_of
+from moc.store.files import seal_text
 from moc.store.journal import Journal
 from moc.store.manifest import FORMAT
 from moc.store.rundir import StudyDir
@@ -88,6 +89,7 @@ def write_study(study: StudyConfig, *, runs: bool = True) -> Path:
     """The study's own files, and with ``runs`` every run complete. Returns the study's folder."""
     study.dir.mkdir(parents=True, exist_ok=True)
     save_study(study, study.dir / "study.yaml")
+    seal_text(study.dir / "study.yaml")
     write_json(study.dir / "plan.json", fake_plan(study))
     write_json(
         study.dir / "environment.json",

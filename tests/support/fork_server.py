@@ -19,6 +19,7 @@ from typing import Any
 
 import torch
 
+from moc.tracking.server import prepare_mlflow
 from tests.support import child_tasks
 
 TIMEOUT_SEC = 90
@@ -29,7 +30,10 @@ def main() -> None:
     torch.set_num_threads(1)
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     for line in sys.stdin:
-        children = [_fork(rank) for rank in json.loads(line)["ranks"]]
+        tasks = json.loads(line)["ranks"]
+        if any("tracked" in task["function"] for task in tasks):
+            prepare_mlflow()  # which takes as long again; most tasks do without
+        children = [_fork(task) for task in tasks]
         answers.write(json.dumps(_wait(children)) + "\n")
 
 

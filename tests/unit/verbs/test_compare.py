@@ -16,6 +16,7 @@ from moc.report import build_report, load_results
 from moc.report.numbers.controls import loss_change
 from moc.report.numbers.results import Results
 from moc.report.numbers.verdicts import verdicts
+from moc.store.files import seal_text
 from moc.verbs.compare import caveats, joined
 from tests.support.fake_runs import fake_study, write_study
 
@@ -109,6 +110,7 @@ def test_losses_on_other_text_get_another_name(folder: Path) -> None:
     study = OmegaConf.load(path)
     study.data.people.num_people += 1
     OmegaConf.save(study, path)
+    seal_text(path)
     results, notes = join(folder)
     assert results.sources == ["people", "skills", "people@second"]
     assert results.bits_per_byte("second/iso_flop", "ift", "people") is None
@@ -122,6 +124,7 @@ def test_losses_on_other_text_get_another_name(folder: Path) -> None:
 def test_other_phases_and_budgets_are_named(folder: Path) -> None:
     path = folder / "second/study.yaml"
     path.write_text(path.read_text().replace("ift:", "chat:").replace("327680", "655360"))
+    seal_text(path)
     for boundary in folder.glob("second/arms/*/*/boundaries/2-ift"):
         evals = boundary / "evals.json"
         evals.write_text(json.dumps(json.loads(evals.read_text()) | {"boundary": "chat"}))
@@ -193,5 +196,6 @@ def test_phases_in_another_order_are_refused(folder: Path) -> None:
     study = OmegaConf.load(path)
     study.phases = dict(reversed(list(study.phases.items())))
     OmegaConf.save(study, path)
+    seal_text(path)
     with pytest.raises(ConfigError, match="phases in another order"):
         join(folder)

@@ -13,6 +13,7 @@ from moc.config.load import save_study
 from moc.data.tokenizer import build_tokenizer
 from moc.data.windows import validation_windows
 from moc.model import RouterConfig, build_model, load_model
+from moc.store.files import seal_text
 from moc.train.checkpoints import save_boundary
 from moc.verbs.leakage import render_leakage
 from tests.support.helpers_training import tiny_study
@@ -44,6 +45,7 @@ def study(tmp_path_factory):
             path = study.dir / f"arms/{arm}/seed-0/boundaries/{boundary}"
             save_boundary(path, model, None, phase=boundary[2:], step=0)
     save_study(study, study.dir / "study.yaml")
+    seal_text(study.dir / "study.yaml")
     return study
 
 

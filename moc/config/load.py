@@ -22,16 +22,13 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moc.config.interpolation import interpolated, put
+from moc.config.layers import Layer, Raw, merged, with_arms
 from moc.config.schema import StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
 from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
-from moc.model.config import ChaptersConfig, MemoryConfig, ModelConfig
-from moc.model.presets import preset
+from moc.model.config import ChaptersConfig, MemoryConfig
 from moc.ranges import check_numbers
-
-Raw = dict[str, Any]  # what a file, or an override, says
-Layer = tuple[str, Raw]  # and where it stands
 
 # what OmegaConf raises beside its own errors: 10**400 for a float, a list for a mapping, ...
 _OF_OMEGACONF = (
@@ -64,7 +61,7 @@ def load_study(
     """
     layers = _read_with_parents(Path(path))
     for override in overrides:
-        layers.append(("command line", _read_override(override, _merged(layers))))
+        layers.append(("command line", _read_override(override, merged(layers))))
     study = _resolve(layers, str(path), stored=stored)
     if check is not None:
         check(study)
@@ -170,7 +167,7 @@ def _read_override(override: str, raw: Raw) -> Raw:
 
 def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
     with _explained(source):
-        whole = _with_arms(_merged(layers))
+        whole = with_arms(merged(layers))
     config = _typed(whole, source, layers)
     with _explained(source):
         written = list(interpolated(config, missing_ok=stored))
@@ -200,50 +197,11 @@ def _over_defaults(raw: Raw, source: str) -> DictConfig:
         return typing.cast(DictConfig, OmegaConf.unsafe_merge(defaults, raw))
 
 
-def _with_arms(raw: Raw) -> Raw:
-    """``raw`` over its preset, and every arm over the result."""
-    model = raw.get("model") or {}
-    base = _laid_over({"model": asdict(_preset_of(model))}, raw)
-    own = {key: value for key, value in model.items() if key != "preset"}
-    arms = {}
-    for name, overlay in (raw.get("arms") or {}).items():
-        arm = {"model": base["model"], "phases": base.get("phases") or {}}
-        named = (overlay or {}).get("model") or {}
-        if named.get("preset"):
-            arm["model"] = _laid_over(asdict(_preset_of(named)), own)
-        arms[name] = _laid_over(arm, overlay or {})
-    return {**base, "arms": arms}
-
-
-def _merged(layers: Sequence[Layer]) -> Raw:
-    whole: Raw = {}
-    for _, raw in layers:
-        whole = _laid_over(whole, raw)
-    return whole
-
-
-def _laid_over(below: Raw, above: Raw) -> Raw:
-    """``above`` where it says something, else ``below``; lists replace one another."""
-    merged = dict(below)
-    for key, value in above.items():
-        under = merged.get(key)
-        if isinstance(under, dict) and isinstance(value, dict):
-            merged[key] = _laid_over(under, value)
-        else:
-            merged[key] = value
-    return merged
-
-
 def _absolute(path: str) -> str:
     whole = str(Path(path).absolute())
     if not isinstance(path, Interpolated):
         return whole
     return path if whole == path else Interpolated(whole, str(Path.cwd() / path.written))
-
-
-def _preset_of(model: Raw) -> ModelConfig:
-    name = model.get("preset")
-    return ModelConfig() if name is None else preset(name)
 
 
 def _check_keys(raw: Any, schema: Any, path: str, source: str) -> None:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from contextlib import nullcontext
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +17,11 @@ from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunHeld, nearest
+from moc.errors import ConfigError, RunHeld, TrainingDiverged, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
 from moc.plan.study_plan import plan_study
+from moc.plan.trials import tuning_study
 from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
@@ -39,6 +41,7 @@ from moc.store.files import (
     whole_folder,
     write_json,
     write_lines,
+    write_text,
 )
 from moc.store.lock import Holder, holder_of, remedy
 from moc.store.rundir import StudyDir
@@ -47,6 +50,7 @@ from moc.train.distributed import is_main_process
 from moc.train.ranks import watching
 from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
+from moc.verbs.tune import choose, write_tuned
 
 
 def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -119,6 +123,30 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     return report
 
 
+def tune_study(study: StudyConfig) -> tuple[dict[str, Any], Path]:
+    """Train every arm's trials, choose, and write down what was chosen; what is complete is not
+    trained again.
+
+    Args:
+        study: as loaded without what ``tuned`` names.
+
+    Returns:
+        What was chosen (``moc.verbs.tune.choose``), and the file that says so.
+
+    Raises:
+        ConfigError: if the study cannot be tuned as it says.
+        TrainingDiverged: if all trials of an arm did; single ones may.
+        CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
+    """
+    trials = tuning_study(study)
+    try:
+        run_study(trials)
+    except TrainingDiverged as diverged:
+        print(diverged, flush=True)  # that point is as bad as can be
+    tuned = choose(study)
+    return tuned, write_tuned(study, tuned)
+
+
 def _check_names(study: StudyConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:
     for name in arms:
         if name not in study.arms:
@@ -189,6 +217,9 @@ def _describe(
     with whole_file(folder.config, sync=True) as partial:
         save_study(study, partial)
         seal_text(partial)
+    folder.tuned.unlink(missing_ok=True)
+    if study.tuned:
+        write_text(folder.tuned, Path(study.tuned).read_text())
     with whole_folder(folder.tokenizer) as partial:
         tokenizer.save(partial)
     for name, records in items.items():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +50,7 @@ from moc.train.distributed import is_main_process
 from moc.train.ranks import watching
 from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
-from moc.verbs.tune import choose, write_tuned
+from moc.verbs.tune import choose, has_diverged, write_tuned
 
 
 def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -70,7 +70,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         RunHeld: if another process works on a run that was asked for; the others are done.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
-        TrainingDiverged: after several updates in a row that were not finite.
+        TrainingDiverged: if a run had several updates in a row that were not finite; the others are
+            done.
     """
     _check_names(study, arms, seeds)
     check_folders(study)
@@ -115,6 +116,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
+    if diverged := [error for error in passed_over if isinstance(error, TrainingDiverged)]:
+        raise diverged[0]
     if passed_over:
         raise RunHeld(
             f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
@@ -139,10 +142,9 @@ def tune_study(study: StudyConfig) -> tuple[dict[str, Any], Path]:
         CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
     """
     trials = tuning_study(study)
-    try:
-        run_study(trials)
-    except TrainingDiverged as diverged:
-        print(diverged, flush=True)  # that point is as bad as can be
+    if left := [name for name in trials.arms if not has_diverged(trials, name)]:
+        with suppress(TrainingDiverged):  # a point as bad as can be
+            run_study(trials, arms=left)
     tuned = choose(study)
     return tuned, write_tuned(study, tuned)
 

@@ -17,7 +17,8 @@ from moc.errors import StudyIncomplete, TrainingDiverged
 from moc.plan.trials import Trial, at, trials_of, tuning_of, tuning_study
 from moc.report import load_results
 from moc.report.numbers.results import Results
-from moc.store.files import whole_file
+from moc.store.files import read_sound_json, whole_file
+from moc.store.rundir import StudyDir
 from moc.text import human, table
 
 FILE = "tuned.yaml"
@@ -74,6 +75,12 @@ def choose(study: StudyConfig) -> dict[str, Any]:
     }
 
 
+def has_diverged(trials: StudyConfig, name: str) -> bool:
+    """Whether a run of the trial did: its point is out, and trying again would not make it good."""
+    runs = (StudyDir(trials.dir).run(name, seed) for seed in trials.seeds)
+    return any(read_sound_json(run.info).get("status") == "diverged" for run in runs)
+
+
 def write_tuned(study: StudyConfig, tuned: dict[str, Any]) -> Path:
     """To the file that the study names, else beside its trials."""
     path = Path(study.tuned) if study.tuned else tuning_study(study).dir / FILE
@@ -110,7 +117,9 @@ def render_tuned(tuned: dict[str, Any], path: Path, named: bool) -> str:
 
 
 def _metrics(results: Results, trials: StudyConfig, name: str) -> list[float]:
-    """By seed; infinite for a run that diverged."""
+    """By seed; infinite where any of them diverged."""
+    if has_diverged(trials, name):
+        return [math.inf] * len(trials.seeds)
     found = []
     for seed in trials.seeds:
         run = results.runs[name, seed]
@@ -121,8 +130,6 @@ def _metrics(results: Results, trials: StudyConfig, name: str) -> list[float]:
         known = [[value for value in values if value is not None] for values in ends]
         if all(known):
             found.append(fmean(fmean(values) for values in known))
-        elif run.status == "failed":
-            found.append(math.inf)
         else:
             raise StudyIncomplete(f"trial {name} seed {seed} has not come to its end")
     return found

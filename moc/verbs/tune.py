@@ -54,7 +54,7 @@ def choose(study: StudyConfig) -> dict[str, Any]:
         phases = trial_study.arms[by_arm[name][0][0]].phases.values()
         tokens = sum(phase.num_steps() * phase.tokens_per_step for phase in phases)
         arms[name] = {
-            "chosen": best["point"],
+            "chosen": dict(best["point"]),  # YAML would refer from one to the other
             "at_edge": [axis for axis in tuning.axes if _is_edge(axis, best["point"], tried)],
             "settings": difference(
                 {"model": asdict(arm.model), "phases": _plain(arm.phases)},
@@ -66,6 +66,7 @@ def choose(study: StudyConfig) -> dict[str, Any]:
         }
     return {
         "study": study.name,
+        "trials": trial_study.name,
         "metric": METRIC,
         "seeds": list(tuning.seeds),
         "budget": tuning.budget,

@@ -12,6 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
+from moc.config.load import config_hash
 from moc.config.schema import (
     ArmConfig,
     ControlConfig,
@@ -61,8 +62,8 @@ def trials_of(study: StudyConfig) -> dict[str, Trial]:
     """
     found: dict[str, Trial] = {}
     for name, arm in solved_arms(study).items():
-        for index, (point, _) in enumerate(_points(study, name, arm)):
-            found[f"{name}-t{index}"] = Trial(name, point)
+        for point, _ in _points(study, name, arm):
+            found[trial_name(name, point)] = Trial(name, point)
     return found
 
 
@@ -83,9 +84,10 @@ def tuning_study(study: StudyConfig) -> StudyConfig:
         )
     arms = {}
     for name, arm in solved_arms(study).items():
-        for index, (_, changed) in enumerate(_points(study, name, arm)):
-            arms[f"{name}-t{index}"] = replace(
+        for point, changed in _points(study, name, arm):
+            arms[trial_name(name, point)] = replace(
                 changed,
+                description=", ".join(f"{axis} {value}" for axis, value in point.items()),
                 iso_flop=None,
                 iso_param=None,
                 phases=_shortened(changed.phases, tuning.budget),
@@ -110,6 +112,11 @@ def tuning_study(study: StudyConfig) -> StudyConfig:
         tuning=None,
         tuned=None,
     )
+
+
+def trial_name(arm: str, point: Point) -> str:
+    """Of the trial's arm; another value on an axis leaves the other trials their names."""
+    return f"{arm}-{config_hash(point)[:6]}"
 
 
 def at(arm: ArmConfig, point: Point) -> ArmConfig:

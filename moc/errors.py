@@ -36,6 +36,10 @@ class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
 
 
+class StudyIncomplete(RuntimeError):
+    """Runs that something needs have not come to their end; the message says which."""
+
+
 class RankLost(RuntimeError):
     """Another rank of this training ended or does not come; the message says which."""
 
@@ -48,7 +52,15 @@ class RunGone(RuntimeError):
     """The files of a run were removed, or another process took it over, while it was trained."""
 
 
-EXPLAINED = (CheckpointError, MachineFault, RankLost, RunGone, RunHeld, TrainingDiverged)
+EXPLAINED = (
+    CheckpointError,
+    MachineFault,
+    RankLost,
+    RunGone,
+    RunHeld,
+    StudyIncomplete,
+    TrainingDiverged,
+)
 
 
 class Terminated(KeyboardInterrupt):

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -16,10 +17,11 @@ from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunHeld, nearest
+from moc.errors import ConfigError, RunHeld, TrainingDiverged, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
 from moc.plan.study_plan import plan_study
+from moc.plan.trials import tuning_study
 from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
@@ -39,6 +41,7 @@ from moc.store.files import (
     whole_folder,
     write_json,
     write_lines,
+    write_text,
 )
 from moc.store.lock import Holder, holder_of, remedy
 from moc.store.rundir import StudyDir
@@ -47,6 +50,7 @@ from moc.train.distributed import is_main_process
 from moc.train.ranks import watching
 from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
+from moc.verbs.tune import choose, has_diverged, write_tuned
 
 
 def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
@@ -66,7 +70,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         RunHeld: if another process works on a run that was asked for; the others are done.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
-        TrainingDiverged: after several updates in a row that were not finite.
+        TrainingDiverged: if a run had several updates in a row that were not finite; the others are
+            done.
     """
     _check_names(study, arms, seeds)
     check_folders(study)
@@ -111,12 +116,37 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
+    if diverged := [error for error in passed_over if isinstance(error, TrainingDiverged)]:
+        raise diverged[0]
     if passed_over:
         raise RunHeld(
             f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
             f"{passed_over[0]}"
         )
     return report
+
+
+def tune_study(study: StudyConfig) -> tuple[dict[str, Any], Path]:
+    """Train every arm's trials, choose, and write down what was chosen; what is complete is not
+    trained again.
+
+    Args:
+        study: as loaded without what ``tuned`` names.
+
+    Returns:
+        What was chosen (``moc.verbs.tune.choose``), and the file that says so.
+
+    Raises:
+        ConfigError: if the study cannot be tuned as it says.
+        TrainingDiverged: if all trials of an arm did; single ones may.
+        CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
+    """
+    trials = tuning_study(study)
+    if left := [name for name in trials.arms if not has_diverged(trials, name)]:
+        with suppress(TrainingDiverged):  # a point as bad as can be
+            run_study(trials, arms=left)
+    tuned = choose(study)
+    return tuned, write_tuned(study, tuned)
 
 
 def _check_names(study: StudyConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:
@@ -189,6 +219,9 @@ def _describe(
     with whole_file(folder.config, sync=True) as partial:
         save_study(study, partial)
         seal_text(partial)
+    folder.tuned.unlink(missing_ok=True)
+    if study.tuned:
+        write_text(folder.tuned, Path(study.tuned).read_text())
     with whole_folder(folder.tokenizer) as partial:
         tokenizer.save(partial)
     for name, records in items.items():

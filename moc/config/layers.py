@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -13,8 +13,9 @@ Raw = dict[str, Any]  # what a file, or an override, says
 Layer = tuple[str, Raw]  # and where it stands
 
 
-def with_arms(raw: Raw) -> Raw:
-    """``raw`` over its preset, and every arm over the result."""
+def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
+    """``raw`` over its preset, every arm over the result, and over that what was ``chosen`` for
+    it."""
     model = raw.get("model") or {}
     base = _laid_over({"model": asdict(_preset_of(model))}, raw)
     own = {key: value for key, value in model.items() if key != "preset"}
@@ -24,7 +25,7 @@ def with_arms(raw: Raw) -> Raw:
         named = (overlay or {}).get("model") or {}
         if named.get("preset"):
             arm["model"] = _laid_over(asdict(_preset_of(named)), own)
-        arms[name] = _laid_over(arm, overlay or {})
+        arms[name] = _laid_over(_laid_over(arm, overlay or {}), chosen.get(str(name), {}))
     return {**base, "arms": arms}
 
 

@@ -11,7 +11,7 @@ import hashlib
 import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -25,6 +25,7 @@ from moc.config.interpolation import interpolated, put
 from moc.config.layers import Layer, Raw, merged, with_arms
 from moc.config.schema import StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
+from moc.config.tuned import check_tuned, read_tuned, settings_of
 from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
 from moc.model.config import ChaptersConfig, MemoryConfig
@@ -47,6 +48,7 @@ def load_study(
     *,
     stored: bool = False,
     check: Callable[[StudyConfig], None] | None = None,
+    untuned: bool = False,
 ) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
 
@@ -54,6 +56,7 @@ def load_study(
 
     Args:
         stored: it is a study's record: a text whose variables are not set stays as written.
+        untuned: without what ``tuned`` names, which may not be there yet.
         check: called with what was read before its models are looked at, which imports torch.
 
     Raises:
@@ -62,7 +65,12 @@ def load_study(
     layers = _read_with_parents(Path(path))
     for override in overrides:
         layers.append(("command line", _read_override(override, merged(layers))))
-    study = _resolve(layers, str(path), stored=stored)
+    raw = merged(layers)
+    tuned = {} if stored or untuned or not raw.get("tuned") else read_tuned(Path(raw["tuned"]))
+    study = _resolve(layers, str(path), stored=stored, chosen=settings_of(tuned))
+    if tuned:
+        arms = study.arms.items()
+        check_tuned(study, tuned, {n: config_hash(arm.model, arm.phases) for n, arm in arms})
     if check is not None:
         check(study)
     from moc.config.validate import validate_study
@@ -165,9 +173,11 @@ def _read_override(override: str, raw: Raw) -> Raw:
     return read
 
 
-def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
+def _resolve(
+    layers: list[Layer], source: str, *, stored: bool, chosen: Mapping[str, Raw]
+) -> StudyConfig:
     with _explained(source):
-        whole = with_arms(merged(layers))
+        whole = with_arms(merged(layers), chosen)
     config = _typed(whole, source, layers)
     with _explained(source):
         written = list(interpolated(config, missing_ok=stored))
@@ -177,6 +187,7 @@ def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
         hide_uri(study.tracking.uri or "")
     # found again by a verb that runs elsewhere
     study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
+    study.tuned = study.tuned and _absolute(study.tuned)
     return study
 
 

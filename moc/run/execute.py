@@ -22,6 +22,7 @@ from moc.errors import (
     RunGone,
     RunHeld,
     StudyInterrupted,
+    TrainingDiverged,
 )
 from moc.model.files import load_model
 from moc.model.memory.build import is_causal, routing_scope
@@ -72,7 +73,8 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
         except Exception as error:
             line = in_one_line(error, run)
             with suppress(OSError):  # what failed may fail here once more
-                _mark(run, "failed", tools)
+                diverged = isinstance(error, TrainingDiverged)
+                _mark(run, "diverged" if diverged else "failed", tools)
             if line is not None:
                 raise MachineFault(line) from error
             raise

@@ -2,7 +2,8 @@
 from them.
 
     <runs_dir>/<study>/
-      study.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/, report/
+      study.yaml, tuned.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
+      report/
       arms/<arm>/seed-<n>/                   a run
         run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json
         checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
@@ -158,6 +159,10 @@ class StudyDir:
     @property
     def environment(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def tuned(self) -> Path:
+        return self.path / "tuned.yaml"
 
     @property
     def tokenizer(self) -> Path:

@@ -149,7 +149,9 @@ class Sender:
         """``running`` and ``missing`` work is KILLED once nothing works on it any more. ``ended``
         in Unix seconds."""
         unfinished = "KILLED" if closing else "RUNNING"
-        now = {"finished": "FINISHED", "failed": "FAILED"}.get(status, unfinished)
+        now = {"finished": "FINISHED", "failed": "FAILED", "diverged": "FAILED"}.get(
+            status, unfinished
+        )
         if self.cursor.stamps.get("status") != now:
             if now == "RUNNING":
                 self.client.update_run(self.cursor.run_id, status=now)

@@ -17,6 +17,7 @@ from moc.report.figures import leakage as leakage_figures
 from moc.report.figures import losses as loss_figures
 from moc.report.figures import matrix as matrix_figures
 from moc.report.figures import probes as probe_figures
+from moc.report.figures import scaling as scaling_figure
 from moc.report.figures import scores as score_figures
 from moc.report.figures import use as use_figures
 from moc.report.figures.drawing import Figure, style
@@ -28,6 +29,7 @@ from moc.report.tables import forgetting as forgetting_tables
 from moc.report.tables import knowledge as knowledge_tables
 from moc.report.tables import leakage as leakage_tables
 from moc.report.tables import losses as loss_tables
+from moc.report.tables import scaling as scaling_tables
 from moc.report.tables import scores as score_tables
 from moc.report.tables import spikes as spike_tables
 from moc.report.tables import use as use_tables
@@ -46,6 +48,11 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     "What was compared, and at what cost": [
         ("table", cost_table.cost),
         ("folded", score_tables.status),
+    ],
+    "Loss over training compute": [
+        ("figure", scaling_figure.scaling),
+        ("table", scaling_tables.scaling),
+        ("folded", scaling_tables.scaling_points),
     ],
     "Forgetting and transfer": [
         ("table", forgetting_tables.forgetting),

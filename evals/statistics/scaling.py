@@ -102,15 +102,13 @@ def fit_curve(
     x_P = (log_compute - log_compute.mean())[size_P]
     unit = float(np.exp(log_compute.mean()))
     best = _fit(x_P, y_P[None], _starts(x_P, y_P), delta)
-    law = _law(best, unit)
-    one = PowerLaw(*(float(np.ravel(part)[0]) for part in law[:3]), unit)
+    floor, scale, alpha = (float(part) for part in np.exp(best[0]))
+    law = PowerLaw(floor, scale, alpha, unit)
     design = tuple((size, len(found)) for size, found in zip(sizes, log_loss, strict=True))
     if not variance:
-        nothing = (math.nan, math.nan)
-        return CurveFit(
-            one, Interval(one.exponent, *nothing), Interval(one.floor, *nothing), None, design
-        )
-    off = np.log([float(one.loss(size)) for size in sizes]) - means
+        unknown = math.nan, math.nan
+        return CurveFit(law, Interval(alpha, *unknown), Interval(floor, *unknown), None, design)
+    off = np.log([float(law.loss(size)) for size in sizes]) - means
     misfit = float((np.bincount(size_P) * off**2).sum()) / (len(sizes) - 3)
     p = float(fdtrc(len(sizes) - 3, degrees, misfit / variance))
     if p < MISFIT:
@@ -120,14 +118,13 @@ def fit_curve(
     wider = math.sqrt(len(y_P) / degrees) * float(stdtrit(degrees, 0.975)) / Z
     picks_RP = np.random.default_rng(seed).integers(len(y_P), size=(num_draws, len(y_P)))
     drawn = _fit(x_P, means[size_P] + wider * own_P[picks_RP], best, delta * wider)
-    draws = _law(drawn, unit)
-    exponent = _interval(float(one.exponent), np.asarray(draws.exponent))
+    floor_R, scale_R, alpha_R = np.exp(drawn).T
+    exponent = _interval(alpha, alpha_R)
     low, high = exponent.low, exponent.high
     if low <= 1.01 * EXPONENTS[0] or high >= 0.99 * EXPONENTS[1] or high > WIDEST_RATIO * low:
         return Refusal(f"the seeds leave the exponent open, from {low:.2g} to {high:.2g}")
-    return CurveFit(
-        one, exponent, _interval(float(one.floor), np.asarray(draws.floor)), draws, design
-    )
+    draws = PowerLaw(floor_R, scale_R, alpha_R, unit)
+    return CurveFit(law, exponent, _interval(floor, floor_R), draws, design)
 
 
 def compute_to_match(arm: CurveFit, baseline: CurveFit, compute: float) -> Interval:
@@ -161,10 +158,6 @@ def _starts(x_P: np.ndarray, y_P: np.ndarray) -> np.ndarray:
             for exponent in (0.05, 0.15, 0.4, 1.0)
         ]
     )
-
-
-def _law(theta_R3: np.ndarray, unit: float) -> PowerLaw:
-    return PowerLaw(*np.exp(theta_R3).T, unit)
 
 
 def _fit(x_P: np.ndarray, y_RP: np.ndarray, starts_K3: np.ndarray, delta: float) -> np.ndarray:

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import Any
 
 from moc.errors import ConfigError, nearest
 
 
-def add_fit(verbs: argparse._SubParsersAction[argparse.ArgumentParser]) -> None:
+def add_fit(verbs: argparse._SubParsersAction[Any]) -> None:
     """The verb's place on the command line."""
     verb = verbs.add_parser("fit", help="curves of a ladder, and the compute to match a loss")
     verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")

@@ -1,4 +1,4 @@
-"""``moc fit`` on ladders whose laws are known: what was put in is found, or refused with its reason."""
+"""``moc fit`` on ladders of known laws: what was put in is found, or refused with its reason."""
 
 from __future__ import annotations
 
@@ -13,7 +13,8 @@ import pytest
 
 from moc.cli import main
 from moc.config.load import load_study
-from moc.report import build_report
+from moc.report import load_results
+from moc.report.sections import SECTIONS
 from moc.store.files import seal_text
 from moc.store.journal import Journal, read_what_is_whole
 from tests.support.fake_runs import write_study
@@ -124,9 +125,10 @@ def test_against_another_baseline_it_is_the_other_way_round(study: Path, fitted:
     assert rows[0]["compute_to_match"] == "" and "the baseline" in text
 
 
-def test_the_report_shows_the_same(study: Path) -> None:
-    page = build_report(study).read_text()
-    assert "Loss over training compute" in page and "compute to match" in page
+def test_a_report_shows_it_too(study: Path) -> None:
+    results = load_results(study)
+    found = [make(results) for _, make in SECTIONS["Loss over training compute"]]
+    assert [product.name for product in found] == ["scaling", "scaling", "scaling_points"]
 
 
 def test_three_sizes_are_refused(tmp_path: Path, fitted: Callable) -> None:

@@ -15,6 +15,7 @@ from moc import __version__
 from moc.bench.heap import keep_freed_memory
 from moc.config.secrets import hide_in_output, public
 from moc.errors import EXPLAINED, ConfigError, StudyInterrupted, Terminated, machine_fault
+from moc.verbs.fit import add_fit
 from moc.verbs.options import count, port, seed, seeds, share, temperature, words
 
 
@@ -139,6 +140,8 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="default: compare-<names>, beside the first"
     )
     verb.set_defaults(run=_compare)
+
+    add_fit(verbs)
 
     verb = verbs.add_parser("ui", help="browse the results in MLflow, on 127.0.0.1")
     verb.add_argument("--runs-dir", type=Path, default=Path("runs"))

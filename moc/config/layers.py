@@ -6,6 +6,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from moc.config.schema import IsoParamConfig
+from moc.errors import ConfigError
 from moc.model.config import ModelConfig
 from moc.model.presets import preset
 
@@ -14,19 +16,44 @@ Layer = tuple[str, Raw]  # and where it stands
 
 
 def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
-    """``raw`` over its preset, every arm over the result, and over that what was ``chosen`` for
-    it."""
+    """``raw`` over its preset, every arm over the result (once, or at every size of a ladder, which
+    lies between them), and over that what was ``chosen`` for it.
+
+    Raises:
+        ConfigError: if two arms and sizes make one name.
+    """
     model = raw.get("model") or {}
     base = _laid_over({"model": asdict(_preset_of(model))}, raw)
     own = {key: value for key, value in model.items() if key != "preset"}
-    arms = {}
-    for name, overlay in (raw.get("arms") or {}).items():
-        arm = {"model": base["model"], "phases": base.get("phases") or {}}
-        named = (overlay or {}).get("model") or {}
-        if named.get("preset"):
-            arm["model"] = _laid_over(asdict(_preset_of(named)), own)
-        arms[name] = _laid_over(_laid_over(arm, overlay or {}), chosen.get(str(name), {}))
-    return {**base, "arms": arms}
+    overlays = {name: overlay or {} for name, overlay in (raw.get("arms") or {}).items()}
+    ladder = raw.get("ladder") or {}
+    arms: Raw = {}
+    for size, said in (ladder or {None: {}}).items():
+        rung = said or {}
+        phases = _laid_over(base.get("phases") or {}, rung.get("phases") or {})
+        for name, overlay in overlays.items():
+            arm = {"model": base["model"], "phases": phases}
+            for named in (rung.get("model") or {}, overlay.get("model") or {}):
+                if named.get("preset"):
+                    arm["model"] = _laid_over(asdict(_preset_of(named)), own)
+            arm["model"] = _laid_over(arm["model"], rung.get("model") or {})
+            arm = _laid_over(arm, overlay)
+            if size is not None:
+                arm, name = _at_size(arm, size, overlays), f"{name}-{size}"
+            if name in arms:
+                raise ConfigError(f"ladder: two arms at two sizes are both called {name!r}")
+            arms[name] = _laid_over(arm, chosen.get(str(name), {}))
+    return {**base, "arms": arms, "ladder": {}}
+
+
+def _at_size(arm: Raw, size: str, arms: Raw) -> Raw:
+    """``arm`` with its size, matched to another arm at the same size."""
+    matched = {}
+    for setting in ("iso_flop", "iso_param"):
+        if (match := arm.get(setting)) is not None:
+            target = match.get("target", IsoParamConfig.target)
+            matched[setting] = {**match, "target": f"{target}-{size}" if target in arms else target}
+    return {**arm, **matched, "size": str(size)}
 
 
 def merged(layers: Sequence[Layer]) -> Raw:

@@ -1,7 +1,7 @@
 """How a study is loaded and checked; its schema is ``moc.config.schema``.
 
 ``load_study`` lays ``defaults <- preset <- extends <- yaml <- command line`` over one another, then
-every arm over the result, and returns plain dataclasses.
+every arm, at every size of a ladder, over the result, and returns plain dataclasses.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def load_study(
 ) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
 
-    Overrides change what the files name; they add no phase, arm or data source.
+    Overrides change what the files name; they add no phase, arm, size or data source.
 
     Args:
         stored: it is a study's record: a text whose variables are not set stays as written.
@@ -165,6 +165,7 @@ def _read_override(override: str, raw: Raw) -> Raw:
         ("arms", "arm"),
         ("data", "data source"),
         ("probes", "probe"),
+        ("ladder", "size"),
     ):
         known = [str(name) for name in raw.get(section) or {}]
         for name in read.get(section) or {}:

@@ -35,6 +35,11 @@ def check_names(study: StudyConfig) -> None:
         for name in names:
             _check_word(name, section)
         _check_different(section, names)
+    for name, arm in study.arms.items():
+        if arm.size is not None and not name.endswith(f"-{arm.size}"):
+            raise ConfigError(
+                f"arms.{name}.size: an arm at size {arm.size!r} is called <arm>-{arm.size}"
+            )
     _refuse(study.name, "name", _OF_MLFLOW, "runs_dir and MLflow have something else of that name")
     if _is_in_cache(study):
         raise ConfigError(

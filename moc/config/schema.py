@@ -149,6 +149,15 @@ class ArmConfig:
     iso_flop: IsoFlopConfig | None = None
     iso_param: IsoParamConfig | None = None
     joint: bool = False  # control: every phase trains on the data of all phases together
+    size: str | None = None  # of the ladder, which sets it: ``moc`` at size ``s`` is arm ``moc-s``
+
+
+@dataclass
+class SizeConfig:
+    """One size of a ladder; what it says lies over the study and below every arm."""
+
+    model: ModelConfig = field(default_factory=ModelConfig)
+    phases: dict[str, PhaseConfig] = field(default_factory=dict)
 
 
 @dataclass
@@ -252,6 +261,8 @@ class StudyConfig:
     data: dict[str, SourceConfig] = field(default_factory=dict)
     phases: dict[str, PhaseConfig] = field(default_factory=dict)
     arms: dict[str, ArmConfig] = field(default_factory=dict)
+    # every arm at every size, for ``moc fit``; empty once loaded: the arms are there one by one
+    ladder: dict[str, SizeConfig] = field(default_factory=dict)
     evals: EvalConfig = field(default_factory=EvalConfig)
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)

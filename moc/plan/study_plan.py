@@ -217,6 +217,7 @@ def _trainable(model: ModelConfig, parameters: Parameters, phase: PhaseConfig) -
 
 
 def _arm_json(arm: ArmPlan) -> dict[str, Any]:
+    phases = arm.phases.items()
     return {
         "memory": memory_of(arm.model),
         "scope": routing_scope(arm.model),
@@ -225,14 +226,21 @@ def _arm_json(arm: ArmPlan) -> dict[str, Any]:
         "flops": {
             "paper_forward_per_sequence": arm.paper_forward_flops,
             "hardware_train_per_token": arm.hardware_train_flops_per_token,
+            "paper_train": {name: _paper_train_flops(arm, phase) for name, phase in phases},
         },
         "iso_flop": _match_json(arm.iso_flop),
         "iso_param": _match_json(arm.iso_param),
-        "steps": {name: phase.num_steps for name, phase in arm.phases.items()},
+        "steps": {name: phase.num_steps for name, phase in phases},
         "state_bytes": arm.state_bytes,
         "activation_bytes": arm.activation_bytes,
         **({"bank_traffic": _traffic_json(arm.bank_traffic)} if arm.bank_traffic else {}),
     }
+
+
+def _paper_train_flops(arm: ArmPlan, phase: PhasePlan) -> float:
+    """Forward and backward, of all tokens of ``phase``."""
+    length = phase.context_length
+    return 3 * paper_forward_flops(arm.model, length) * phase.tokens / length
 
 
 def _traffic_json(traffic: BankTraffic) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from moc.report.figures import leakage as leakage_figures
 from moc.report.figures import losses as loss_figures
 from moc.report.figures import matrix as matrix_figures
 from moc.report.figures import probes as probe_figures
+from moc.report.figures import scaling as scaling_figure
 from moc.report.figures import scores as score_figures
 from moc.report.figures import tuning as tuning_figures
 from moc.report.figures import use as use_figures
@@ -29,6 +30,7 @@ from moc.report.tables import forgetting as forgetting_tables
 from moc.report.tables import knowledge as knowledge_tables
 from moc.report.tables import leakage as leakage_tables
 from moc.report.tables import losses as loss_tables
+from moc.report.tables import scaling as scaling_tables
 from moc.report.tables import scores as score_tables
 from moc.report.tables import spikes as spike_tables
 from moc.report.tables import tuning as tuning_tables
@@ -52,6 +54,11 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     "How the arms were tuned": [
         ("figure", tuning_figures.sensitivity),
         ("table", tuning_tables.tuned),
+    ],
+    "Loss over training compute": [
+        ("figure", scaling_figure.scaling),
+        ("table", scaling_tables.scaling),
+        ("folded", scaling_tables.scaling_points),
     ],
     "Forgetting and transfer": [
         ("table", forgetting_tables.forgetting),

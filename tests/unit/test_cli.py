@@ -43,7 +43,7 @@ def test_help_comes_in_under_a_second():
         done = moc("--help")
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0
-        verbs = {"plan", "run", "eval", "leakage", "generate", "report", "compare", "ui"}
+        verbs = {"plan", "run", "eval", "leakage", "generate", "report", "compare", "fit", "ui"}
         assert verbs <= set(done.stdout.split())
     assert min(seconds) < 1.0, seconds
 
@@ -138,7 +138,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
         assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
-            "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
+            "flops": {"paper_forward_per_sequence", "hardware_train_per_token", "paper_train"},
             "iso_flop": {"target", "relative_error"},
             "iso_param": {"target", "relative_error"},
             "steps": {"pretrain", "ift"},

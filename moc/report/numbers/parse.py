@@ -177,10 +177,12 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
             ),
             paper_forward_flops=flops.get("paper_forward_per_sequence"),
             hardware_train_flops=flops.get("hardware_train_per_token"),
+            paper_train_flops=flops.get("paper_train", {}),
             steps=planned.get("steps", {}),
             state_bytes=planned.get("state_bytes"),
             activation_bytes=planned.get("activation_bytes"),
         ),
+        size=entry.get("size"),
     )
 
 

@@ -85,6 +85,7 @@ class Cost:
     parameters: Parameters = Parameters()
     paper_forward_flops: float | None = None  # per sequence
     hardware_train_flops: float | None = None  # per token
+    paper_train_flops: Mapping[str, float] = field(default_factory=dict)  # of each phase, in all
     steps: Mapping[str, int] = field(default_factory=dict)  # of the optimizer, by phase
     state_bytes: float | None = None
     activation_bytes: float | None = None
@@ -104,6 +105,12 @@ class Arm:
     iso_flop: Match | None
     iso_param: Match | None
     cost: Cost
+    size: str | None = None  # of a ladder
+
+    @property
+    def family(self) -> str:
+        """The arm's name without its size: what a ladder multiplied."""
+        return self.name if self.size is None else self.name.removesuffix(f"-{self.size}")
 
 
 @dataclass(frozen=True)

@@ -94,7 +94,7 @@ def test_json_has_exactly_the_documented_keys(study_file):
         assert [type(arm.pop(f"{what}_bytes")) for what in ("state", "activation")] == [int, int]
         assert {key: set(value) for key, value in arm.items()} == {
             "parameters": {"total", "trainable", "backbone", "memory_layers", "bank"},
-            "flops": {"paper_forward_per_sequence", "hardware_train_per_token"},
+            "flops": {"paper_forward_per_sequence", "hardware_train_per_token", "paper_train"},
             "iso_flop": {"target", "relative_error"},
             "iso_param": {"target", "relative_error"},
             "steps": {"pretrain", "tune"},

@@ -32,6 +32,10 @@ class RunHeld(RuntimeError):
     """Another process works on a run; the message says which."""
 
 
+class RunFailed(RuntimeError):
+    """A run that was started elsewhere cannot be brought to its end; the message says why."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
 
@@ -48,7 +52,15 @@ class RunGone(RuntimeError):
     """The files of a run were removed, or another process took it over, while it was trained."""
 
 
-EXPLAINED = (CheckpointError, MachineFault, RankLost, RunGone, RunHeld, TrainingDiverged)
+EXPLAINED = (
+    CheckpointError,
+    MachineFault,
+    RankLost,
+    RunFailed,
+    RunGone,
+    RunHeld,
+    TrainingDiverged,
+)
 
 
 class Terminated(KeyboardInterrupt):

@@ -16,9 +16,11 @@ from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunHeld, nearest
+from moc.errors import ConfigError, RunFailed, RunHeld, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
+from moc.launch.launcher import Launcher
+from moc.launch.supervise import supervise
 from moc.plan.study_plan import plan_study
 from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
@@ -49,12 +51,21 @@ from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
 
 
-def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
+def run_study(
+    study: StudyConfig,
+    *,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    launcher: Launcher | None = None,
+) -> Path:
     """Train and evaluate every arm and seed (or those named), then write the report.
 
     What is complete is skipped, and what was interrupted goes on from its last checkpoint. Several
     processes can work on one study: each takes the runs that nobody holds. Under several ranks
     every rank calls this.
+
+    Args:
+        launcher: starts the runs as tasks; None: they go one after another in this process.
 
     Returns:
         The report's path.
@@ -63,7 +74,9 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         ConfigError: for unknown arms or tasks, data that cannot be had, or a folder that holds
             runs of other settings, of other data, or that the study does not name; before any file
             of the study changes.
-        RunHeld: if another process works on a run that was asked for; the others are done.
+        RunFailed: if a task cannot be brought to its end; the others are done.
+        RunHeld: if another process works on a run that was asked for; the others are done. A
+            launcher waits for it.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
@@ -77,6 +90,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     tracker = Tracker(study) if is_main_process() else None
     with handlers_kept(), watching(study.trainer):
         on_stop_signal(stop_at_once)
+        if (num_threads := launcher.cpus if launcher else study.launch.cpus) is not None:
+            torch.set_num_threads(num_threads)
         try:
             tokenizer = build_tokenizer(study)
             _check_vocabulary(study, tokenizer)
@@ -88,7 +103,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 for run in runs
                 if run.seed in (seeds or study.seeds) and run.name in (arms or study.arms)
             ]
-            _check_free(asked)
+            if launcher is None:
+                _check_free(asked)
             check_nothing_hides(study)
             for run in runs:
                 check_settings(run)
@@ -105,17 +121,17 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
             if tracker is not None:
                 tracker.start()
             tools = Tools(evaluator, peak_flops, tracker.sync if tracker else lambda: None)
-            passed_over = run_in_process(runs, asked, tools)
+            if launcher is None:
+                left: RunHeld | RunFailed | None = run_in_process(runs, asked, tools)
+            else:
+                left = supervise(launcher, runs, asked, tools)
             with folder.lock() if is_main_process() else nullcontext():
                 report = build_report(study.dir) if is_main_process() else study.dir
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
-    if passed_over:
-        raise RunHeld(
-            f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
-            f"{passed_over[0]}"
-        )
+    if left is not None:
+        raise left
     return report
 
 

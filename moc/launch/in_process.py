@@ -13,12 +13,13 @@ from moc.train.distributed import is_main_process, launched_ranks
 
 def run_in_process(
     runs: Sequence[ArmSeed], asked: Sequence[ArmSeed], tools: Tools
-) -> list[RunHeld]:
+) -> RunHeld | None:
     """Bring those of a study's ``runs`` that are ``asked`` for to their end, and score the others
     again where they were last scored in another way: tables must not mix two evaluations.
 
     Returns:
-        One for every run that another process holds: it was passed over.
+        What is to be said once there is a report, if another process holds a run: it was passed
+        over.
 
     Raises:
         RunHeld: under several ranks, which would train without the one that found it.
@@ -29,13 +30,16 @@ def run_in_process(
         if run not in asked:
             rescore(run, tools)
             continue
-        siblings = [other for other in runs if other.seed == run.seed and other is not run]
         try:
-            execute(run, tools, siblings)
+            execute(run, tools, run.siblings())
         except RunHeld as held:
             if launched_ranks() > 1:
                 raise
             passed_over.append(held)
             if is_main_process():
                 print(f"{run} | passed over: {held}", flush=True)
-    return passed_over
+    if not passed_over:
+        return None
+    return RunHeld(
+        f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: {passed_over[0]}"
+    )

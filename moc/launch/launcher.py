@@ -13,7 +13,7 @@ class Job(Protocol):
     where: str  # for people: "process 123"
 
     def exit_code(self) -> int | None:
-        """As of the command (``moc.verbs.ends``), or -N if signal N ended it; None while it runs."""
+        """The command's (``moc.verbs.ends``), or -N if signal N ended it; None while it runs."""
 
     def stop(self) -> None:
         """Ask it to save and end. Nothing happens to one that has ended."""

@@ -18,7 +18,7 @@ from moc.store.rundir import StudyDir
 from moc.text import human
 from moc.train.strategies import accelerator_of, total_devices
 
-_LIBRARIES_BYTES = 500_000_000  # of every process, before it has a model
+_LIBRARIES_BYTES = 600_000_000  # of every process, before it has a model
 
 
 class Processes:

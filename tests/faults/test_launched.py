@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -80,12 +81,11 @@ def test_a_worker_and_the_launcher_are_killed(tmp_path: Path, serial: Path) -> N
         killed = trains(tmp_path, "moc")
         os.kill(killed.pid, signal.SIGKILL)
         again = trains(tmp_path, "moc", but=killed)
-        other = trains(tmp_path, "backbone")
         launcher.kill()
         launcher.wait()
         said = (tmp_path / "first").read_text()
         assert "moc seed 0 | again, 1 of 3: signal SIGKILL ended it" in said, said
-        assert {again.pid, other.pid} & set(psutil.pids())  # they go on
+        assert psutil.pid_exists(again.pid)  # it goes on
         with launched(tmp_path, "second") as second:
             assert second.wait(WITHIN_SEC) == 0, (tmp_path / "second").read_text()
     check_same(tmp_path, serial)
@@ -100,16 +100,16 @@ def test_the_launcher_is_asked_to_stop(tmp_path: Path, serial: Path, number: int
     """Ctrl-C at a launcher without a terminal. Kept: every run saves its step and ends, and the
     same command goes on."""
     with launched(tmp_path, "first") as launcher:
-        workers = [trains(tmp_path, arm) for arm in ("moc", "backbone")]
+        trains(tmp_path, "moc")  # the other one may be faster, or about to begin
         launcher.send_signal(number)
         assert launcher.wait(WITHIN_SEC) == 128 + number
-        assert not {worker.pid for worker in workers} & set(psutil.pids())
+        assert not any(map(holder_of, _runs(tmp_path)))
     line = complaint((tmp_path / "first").read_text())
-    assert "stopped; 2 runs saved and ended; the same command goes on from there" in line
-    states = [run.state for run in study_status(tmp_path / "runs/tiny")]
-    assert states == ["stopped", "stopped"]
-    for run in _runs(tmp_path):
-        assert list(run.glob("checkpoints/*")) or list(run.glob("boundaries/1-*"))
+    assert re.search(r"stopped; [12] runs? saved and ended; the same command goes on from", line)
+    state, *_ = (run.state for run in study_status(tmp_path / "runs/tiny"))
+    assert state == "stopped"
+    moc_run, _ = _runs(tmp_path)
+    assert list(moc_run.glob("checkpoints/*")) or list(moc_run.glob("boundaries/1-*"))
     if number == signal.SIGINT:
         with launched(tmp_path, "second") as second:
             assert second.wait(WITHIN_SEC) == 0, (tmp_path / "second").read_text()

@@ -54,10 +54,10 @@ def test_more_threads_than_cores_are_refused(tmp_path: Path) -> None:
 def test_more_memory_than_there_is_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    memory = SimpleNamespace(total=1_700_000_000)
+    memory = SimpleNamespace(total=2_000_000_000)
     monkeypatch.setattr(processes.psutil, "virtual_memory", lambda: memory)
     assert build_launcher("processes:3", tiny_study(tmp_path)) is not None
-    with pytest.raises(ConfigError, match=r"this machine has 1.70 GB; at most processes:3"):
+    with pytest.raises(ConfigError, match=r"this machine has 2.00 GB; at most processes:3"):
         build_launcher("processes:4", tiny_study(tmp_path))
 
 

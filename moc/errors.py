@@ -32,6 +32,10 @@ class RunHeld(RuntimeError):
     """Another process works on a run; the message says which."""
 
 
+class RunFailed(RuntimeError):
+    """A run that was started elsewhere cannot be brought to its end; the message says why."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
 
@@ -56,6 +60,7 @@ EXPLAINED = (
     CheckpointError,
     MachineFault,
     RankLost,
+    RunFailed,
     RunGone,
     RunHeld,
     StudyIncomplete,

@@ -17,9 +17,11 @@ from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunHeld, TrainingDiverged, nearest
+from moc.errors import ConfigError, RunFailed, RunHeld, TrainingDiverged, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
+from moc.launch.launcher import Launcher
+from moc.launch.supervise import supervise
 from moc.plan.study_plan import plan_study
 from moc.plan.trials import tuning_study
 from moc.report import build_report
@@ -53,12 +55,21 @@ from moc.train.strategies import device_of
 from moc.verbs.tune import choose, has_diverged, write_tuned
 
 
-def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
+def run_study(
+    study: StudyConfig,
+    *,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    launcher: Launcher | None = None,
+) -> Path:
     """Train and evaluate every arm and seed (or those named), then write the report.
 
     What is complete is skipped, and what was interrupted goes on from its last checkpoint. Several
     processes can work on one study: each takes the runs that nobody holds. Under several ranks
     every rank calls this.
+
+    Args:
+        launcher: starts the runs as tasks; None: they go one after another in this process.
 
     Returns:
         The report's path.
@@ -67,7 +78,9 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         ConfigError: for unknown arms or tasks, data that cannot be had, or a folder that holds
             runs of other settings, of other data, or that the study does not name; before any file
             of the study changes.
-        RunHeld: if another process works on a run that was asked for; the others are done.
+        RunFailed: if a task cannot be brought to its end; the others are done.
+        RunHeld: if another process works on a run that was asked for; the others are done. A
+            launcher waits for it.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
         TrainingDiverged: if a run had several updates in a row that were not finite; the others are
@@ -82,6 +95,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     tracker = Tracker(study) if is_main_process() else None
     with handlers_kept(), watching(study.trainer):
         on_stop_signal(stop_at_once)
+        if (num_threads := launcher.cpus if launcher else study.launch.cpus) is not None:
+            torch.set_num_threads(num_threads)
         try:
             tokenizer = build_tokenizer(study)
             _check_vocabulary(study, tokenizer)
@@ -93,7 +108,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 for run in runs
                 if run.seed in (seeds or study.seeds) and run.name in (arms or study.arms)
             ]
-            _check_free(asked)
+            if launcher is None:
+                _check_free(asked)
             check_nothing_hides(study)
             for run in runs:
                 check_settings(run)
@@ -110,41 +126,43 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
             if tracker is not None:
                 tracker.start()
             tools = Tools(evaluator, peak_flops, tracker.sync if tracker else lambda: None)
-            passed_over = run_in_process(runs, asked, tools)
+            if launcher is None:
+                left: RuntimeError | None = run_in_process(runs, asked, tools)
+            else:
+                left = supervise(launcher, runs, asked, tools)
             with folder.lock() if is_main_process() else nullcontext():
                 report = build_report(study.dir) if is_main_process() else study.dir
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
-    if diverged := [error for error in passed_over if isinstance(error, TrainingDiverged)]:
-        raise diverged[0]
-    if passed_over:
-        raise RunHeld(
-            f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
-            f"{passed_over[0]}"
-        )
+    if left is not None:
+        raise left
     return report
 
 
-def tune_study(study: StudyConfig) -> tuple[dict[str, Any], Path]:
+def tune_study(
+    study: StudyConfig, *, launcher: Launcher | None = None
+) -> tuple[dict[str, Any], Path]:
     """Train every arm's trials, choose, and write down what was chosen; what is complete is not
     trained again.
 
     Args:
         study: as loaded without what ``tuned`` names.
+        launcher: see ``run_study``.
 
     Returns:
         What was chosen (``moc.verbs.tune.choose``), and the file that says so.
 
     Raises:
         ConfigError: if the study cannot be tuned as it says.
+        StudyIncomplete: if a trial failed for another reason than divergence.
         TrainingDiverged: if all trials of an arm did; single ones may.
         CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
     """
     trials = tuning_study(study)
     if left := [name for name in trials.arms if not has_diverged(trials, name)]:
-        with suppress(TrainingDiverged):  # a point as bad as can be
-            run_study(trials, arms=left)
+        with suppress(TrainingDiverged, RunFailed):  # a point as bad as can be, or not tried
+            run_study(trials, arms=left, launcher=launcher)
     tuned = choose(study)
     return tuned, write_tuned(study, tuned)
 

@@ -82,6 +82,16 @@ def load_study(
     return study
 
 
+def study_folder(path: Path) -> Path:
+    """Where the study in ``path`` keeps its files; its models are not looked at (which imports
+    torch).
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return _resolve(_read_with_parents(path), str(path), stored=False).dir
+
+
 def save_study(study: StudyConfig, path: Path) -> None:
     """Write the resolved study, with interpolated text as it was written and URIs without secrets.
 

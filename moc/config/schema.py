@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from moc.config.machines import LaunchConfig
 from moc.config.tuning import TuningConfig
 from moc.model.config import ModelConfig
 from moc.ranges import Range
@@ -266,6 +267,7 @@ class StudyConfig:
     evals: EvalConfig = field(default_factory=EvalConfig)
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
     tuning: TuningConfig | None = None
     tuned: str | None = None  # the tuned.yaml whose settings are laid over the arms

@@ -34,6 +34,11 @@ class ArmSeed:
         study = resolve_study(load_study(study_file))
         return cls(study, name, seed, build_tokenizer(study))
 
+    def siblings(self) -> list[ArmSeed]:
+        """The study's other arms with this seed."""
+        others = (name for name in self.study.arms if name != self.name)
+        return [ArmSeed(self.study, name, self.seed, self.tokenizer) for name in others]
+
     def __str__(self) -> str:
         return f"{self.name} seed {self.seed}"
 

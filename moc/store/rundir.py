@@ -5,7 +5,8 @@ from them.
       study.yaml, tuned.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
       report/
       arms/<arm>/seed-<n>/                   a run
-        run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json
+        run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json,
+        log.txt                              what it printed, where a launcher started it
         checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
         boundaries/<i>-<phase>/              model.safetensors, model.json, manifest.json,
                                              evals.json, samples/
@@ -99,6 +100,10 @@ class RunDir:
     @property
     def info(self) -> Path:
         return self.path / "run.json"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
 
     @property
     def shared(self) -> Path:

@@ -11,9 +11,10 @@ from typing import Any, NoReturn
 
 from moc import __version__
 from moc.errors import ConfigError
+from moc.verbs.arguments import add_stored
 from moc.verbs.ends import as_command, fail
 from moc.verbs.fit import add_fit
-from moc.verbs.options import count, port, seed, seeds, share, temperature, words
+from moc.verbs.options import port, seeds, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -71,53 +72,7 @@ def _parser() -> argparse.ArgumentParser:
     verb.add_argument("--watch", action="store_true", help="until no run is under way")
     verb.set_defaults(run=_status)
 
-    verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="evals.<key> to score by"
-    )
-    verb.add_argument(
-        "--suite",
-        default="study",
-        help="'study' (its own tasks), 'paper', or any task or group of lm-eval",
-    )
-    verb.add_argument(
-        "--route-on",
-        choices=["context", "full", "both"],
-        help="whether an answer may steer the routing that scores it (scope sequence)",
-    )
-    verb.set_defaults(run=_eval)
-
-    verb = verbs.add_parser("leakage", help="how much a model gains by routing on later tokens")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "--data", nargs="+", default=[], help="the study's sources by name, or files of text"
-    )
-    verb.add_argument("--windows", type=count, help="per source; default: as many as in the study")
-    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    verb.set_defaults(run=_leakage)
-
-    verb = verbs.add_parser("generate", help="continue a prompt")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "--prompt", required=True, action="append", help="the text to go on from; repeat for more"
-    )
-    verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
-    verb.add_argument("--max-new-tokens", type=count, default=64)
-    verb.add_argument("--temperature", type=temperature, default=0.0, help="0: the likeliest token")
-    verb.add_argument("--top-k", type=count, help="sample from the so many likeliest tokens only")
-    verb.add_argument("--top-p", type=share, help="... that together have this probability")
-    verb.add_argument("--stop", action="append", default=[], help="text to end at; repeat for more")
-    verb.add_argument("--seed", type=seed, default=0)
-    verb.add_argument(
-        "--policy",
-        choices=["prompt", "running"],
-        default="prompt",
-        help="routing of scope sequence, which cannot decode as it trained: frozen at the end of "
-        "the prompt, or on the mean so far",
-    )
-    verb.add_argument("--window", type=count, help="policy running: the mean of so many tokens")
-    verb.set_defaults(run=_generate)
+    add_stored(verbs, {"eval": _eval, "leakage": _leakage, "generate": _generate})
 
     verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
     verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")

@@ -12,7 +12,8 @@ import torch
 
 from evals.scoring.study_tasks import TaskItems, task_items
 from moc.bench.peak import measure_matmul_peak
-from moc.config.load import differences, save_study
+from moc.config.identity import differences
+from moc.config.load import save_study
 from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare

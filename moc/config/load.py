@@ -7,8 +7,6 @@ every arm, at every size of a ladder, over the result, and returns plain datacla
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import types
 import typing
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -21,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moc.config.identity import config_hash
 from moc.config.interpolation import interpolated, put
 from moc.config.layers import Layer, Raw, merged, with_arms
 from moc.config.schema import StudyConfig
@@ -89,7 +88,7 @@ def study_folder(path: Path) -> Path:
     Raises:
         ConfigError: if it cannot be read.
     """
-    return _resolve(_read_with_parents(path), str(path), stored=False).dir
+    return _resolve(_read_with_parents(path), str(path), stored=False, chosen={}).dir
 
 
 def save_study(study: StudyConfig, path: Path) -> None:
@@ -101,27 +100,6 @@ def save_study(study: StudyConfig, path: Path) -> None:
     kept = as_written(study)
     kept.name = study.name  # a folder's name, whatever it was made of
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(kept))))
-
-
-def config_hash(*parts: Any) -> str:
-    """Twelve hex digits that change when any of the dataclasses (or plain values) does."""
-    encoded = json.dumps(parts, sort_keys=True, default=asdict)
-    return hashlib.sha256(encoded.encode()).hexdigest()[:12]
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """``key: old, now new`` for every setting that two configs (or parts of them) differ in, as it
-    is written."""
-    if is_dataclass(before) and is_dataclass(after):
-        before, after = vars(before), vars(after)
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        old, new = as_written(before), as_written(after)
-        return [] if before == after or old == new else [f"{path}: {old}, now {new}"]
-    found = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        where = f"{path}.{key}" if path else str(key)
-        found += differences(before.get(key), after.get(key), where)
-    return found
 
 
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[Layer]:

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import SourceConfig
 from moc.data.document import Document, chat_document, plain_document
 from moc.data.facts import fact_documents

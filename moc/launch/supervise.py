@@ -161,8 +161,8 @@ class _Supervisor:
             return
         before, task.said = task.said, _why(task, code)
         retries = task.run.study.launch.retries
-        # A mistake of the user's stays one, and a learning rate too high; so does what ends twice in
-        # the same words, unlike a process that was killed: it said nothing.
+        # A mistake of the user's stays one, and so does too high a learning rate, and what ends
+        # twice in the same words; not a process that was killed, which said nothing.
         lasting = code == 2 or (code == 1 and task.said == before) or _diverged(task.run)
         if lasting or task.tries > retries:
             self.failed.append(task)

@@ -12,7 +12,7 @@ from copy import deepcopy
 from dataclasses import dataclass, fields, is_dataclass, replace
 from typing import Any
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import (
     ArmConfig,
     ControlConfig,

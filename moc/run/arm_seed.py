@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from moc.config.load import config_hash, load_study
+from moc.config.identity import config_hash
+from moc.config.load import load_study
 from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.data.windows import needed_tokens, training_streams

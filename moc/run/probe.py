@@ -9,7 +9,7 @@ from dataclasses import replace
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.probe import ProbeScores
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.data.module import StudyDataModule, prepare
 from moc.model.files import load_model
 from moc.plan.arms import micro_batch

@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
 from moc.config.secrets import public
 from moc.config.tuned import read_tuned

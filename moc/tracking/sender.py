@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
 from moc.store.files import PARTIAL
 from moc.store.journal import read

@@ -10,7 +10,7 @@ from typing import Any
 
 import yaml
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
 from moc.config.tuned import difference
 from moc.errors import StudyIncomplete, TrainingDiverged

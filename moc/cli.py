@@ -69,7 +69,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("status", help="where every run of a study is, and how fast")
     verb.add_argument("path", type=Path, metavar="STUDY", help="a study YAML, or its folder")
-    verb.add_argument("--watch", action="store_true", help="until no run is under way")
+    verb.add_argument("--watch", action="store_true", help="until all are done")
     verb.set_defaults(run=_status)
 
     add_stored(verbs, {"eval": _eval, "leakage": _leakage, "generate": _generate})

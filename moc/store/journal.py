@@ -136,12 +136,13 @@ def read_what_is_whole(path: Path, *, committed: bool = False) -> tuple[list[Rec
 def read_end(path: Path, num_bytes: int = 1 << 16) -> list[Record]:
     """The records in the last ``num_bytes`` of a journal, which may be large: what is damaged, or
     begins before them, is left out."""
-    if not path.is_file():
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - num_bytes))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
         return []
-    with path.open("rb") as file:
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(0, size - num_bytes))
-        lines = file.read().split(b"\n")[:-1]
     found = [_record(line) for line in lines[size > num_bytes :]]
     return [record for record in found if record is not None and record != COMMIT]
 

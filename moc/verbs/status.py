@@ -68,16 +68,15 @@ def render_status(runs: Sequence[RunStatus], width: int = 100) -> str:
 
 
 def watch_study(path: Path, *, again: bool) -> None:
-    """Print the table of the study that ``path`` belongs to; ``again`` and again until no run is
-    under way: in place on a terminal, elsewhere whenever it has changed.
+    """Print the table of the study that ``path`` belongs to; ``again`` and again until every run is
+    done or has failed: in place on a terminal, elsewhere whenever it has changed.
 
     Raises:
         ConfigError: if there is no such study.
     """
     folder = study_dir_of(path)
-    runs = study_status(folder)
     if not again:
-        print(render_status(runs))
+        print(render_status(study_status(folder)))
         return
     with StatusDisplay(folder) as display:
         while display.refresh():
@@ -106,7 +105,7 @@ class StatusDisplay:
         self._live.stop()
 
     def refresh(self) -> bool:
-        """Show what is new; whether some run is under way."""
+        """Show what is new; whether some run is neither done nor failed."""
         runs = study_status(self.folder)
         text = render_status(runs, self._console.width if self.is_live else 100)
         if self.is_live:
@@ -114,7 +113,7 @@ class StatusDisplay:
         elif text != self._before:
             print(text, flush=True)
         self._before = text
-        return any(run.state == "running" for run in runs)
+        return any(run.state not in ("done", "failed") for run in runs)
 
 
 def _status(run: RunDir, phases: dict[str, Any]) -> RunStatus:
@@ -129,7 +128,7 @@ def _status(run: RunDir, phases: dict[str, Any]) -> RunStatus:
     for record in read_end(run.journal().path):
         if (name := record.get("phase")) in phases:
             phase, step = name, record["step"]
-            speed = record["metrics"].get(f"{name}/train/tokens_per_sec", speed)
+            speed = record.get("metrics", {}).get(f"{name}/train/tokens_per_sec", speed)
     left = list(_tokens_left(phases, phase, step))
     return RunStatus(
         run.arm,

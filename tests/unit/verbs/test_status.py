@@ -118,6 +118,9 @@ def test_as_a_command_and_without_torch(folder: StudyDir, tmp_path: Path) -> Non
 def test_watching_ends_with_the_last_run(
     folder: StudyDir, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    for arm in ("moc", "backbone"):
+        for seed in range(5):
+            begin(folder.run(arm, seed), "failed" if seed == 4 else "finished")
     run = folder.run("moc", 0)
     begin(run, "running")
     held = run_lock(run.path)
@@ -129,14 +132,15 @@ def test_watching_ends_with_the_last_run(
             case 1:
                 record(run, "facts", 4, tokens_per_sec=2.0)
             case 3:
+                held.__exit__(None, None, None)  # it may be taken up again
+            case 5:
                 begin(run, "finished")
-                held.__exit__(None, None, None)
 
     monkeypatch.setattr(status.time, "sleep", wait)
     assert main(["status", str(folder.path), "--watch"]) == 0
     printed = capsys.readouterr().out
-    assert printed.count("10 runs:") == 3  # what is new, and nothing twice
-    assert printed.splitlines()[-1] == "10 runs: 1 done, 9 waiting"
+    assert printed.count("10 runs:") == 4  # what is new, and nothing twice
+    assert printed.splitlines()[-1] == "10 runs: 8 done, 2 failed"
 
 
 def test_where_there_is_no_study(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

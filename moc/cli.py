@@ -16,6 +16,7 @@ from moc.bench.heap import keep_freed_memory
 from moc.config.secrets import hide_in_output, public
 from moc.errors import EXPLAINED, ConfigError, StudyInterrupted, Terminated, machine_fault
 from moc.verbs.options import count, port, seed, seeds, share, temperature, words
+from moc.verbs.plan import plan_options, plan_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -69,7 +70,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("plan", help="what a study will cost, before it starts")
     _takes_study(verb)
-    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    plan_options(verb)
     verb.set_defaults(run=_plan)
 
     verb = verbs.add_parser("run", help="train and evaluate; again: go on where it stopped")
@@ -163,14 +164,10 @@ def _study(arguments: argparse.Namespace) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    study = _study(arguments)
-    from moc.data.facts import knowledge
-    from moc.plan.study_plan import plan_study, violations
-    from moc.plan.text import render_plan
-
-    plan = plan_study(study)
-    print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
-    problems = violations(plan)
+    text, problems = plan_text(
+        _study(arguments), like=arguments.like, detect=arguments.detect, as_json=arguments.json
+    )
+    print(text)
     for problem in problems:
         _fail(problem, 1)
     return 1 if problems else 0

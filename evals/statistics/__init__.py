@@ -1,4 +1,4 @@
-"""Intervals, tests, forgetting and savings; numpy and scipy alone.
+"""Intervals, tests and their power, forgetting and savings; numpy and scipy alone.
 
 In: arrays of scores by seed and item. Out: estimates with intervals, verdicts.
 """

@@ -15,6 +15,7 @@ from moc.verbs.arguments import add_stored
 from moc.verbs.ends import as_command, fail
 from moc.verbs.fit import add_fit
 from moc.verbs.options import port, seeds, words
+from moc.verbs.plan import plan_options, plan_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -52,7 +53,7 @@ def _parser() -> argparse.ArgumentParser:
 
     verb = verbs.add_parser("plan", help="what a study will cost, before it starts")
     _takes_study(verb)
-    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
+    plan_options(verb)
     verb.set_defaults(run=_plan)
 
     verb = verbs.add_parser("run", help="train and evaluate; again: go on where it stopped")
@@ -120,14 +121,10 @@ def _study(arguments: argparse.Namespace, *, untuned: bool = False) -> Any:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    study = _study(arguments)
-    from moc.data.facts import knowledge
-    from moc.plan.study_plan import plan_study, violations
-    from moc.plan.text import render_plan
-
-    plan = plan_study(study)
-    print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
-    problems = violations(plan)
+    text, problems = plan_text(
+        _study(arguments), like=arguments.like, detect=arguments.detect, as_json=arguments.json
+    )
+    print(text)
     for problem in problems:
         fail(problem, 1)
     return 1 if problems else 0

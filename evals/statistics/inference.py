@@ -18,6 +18,7 @@ from evals.statistics.intervals import Z
 from evals.statistics.resampling import error_draws
 
 LEVEL = 0.05  # of every test and, as 1 - LEVEL, of every interval
+MIN_SEEDS = 3  # a claim about arms needs as many
 FEW = 20  # clusters that changed: so few are counted, not resampled
 NUM_DRAWS = 4000
 
@@ -73,7 +74,7 @@ def hierarchical_interval(
         ValueError: when the table is not S by N, its values are infinite, or the clusters do not
             match it.
     """
-    values_SN, cluster_N = _complete(values_SN, cluster_N)
+    values_SN, cluster_N = complete_table(values_SN, cluster_N)
     effect = _resampled(values_SN, cluster_N, num_draws, seed)
     if math.isnan(effect.p) or not _are_counts(values_SN):
         return effect
@@ -96,7 +97,7 @@ def _resampled(values_SN: np.ndarray, cluster_N: np.ndarray, num_draws: int, see
     if not values_SN.size:
         return Effect(math.nan, math.nan, math.nan, math.nan)
     value = float(values_SN.mean())
-    cells_SX = _cluster_cells(values_SN, cluster_N)
+    cells_SX = cluster_cells(values_SN, cluster_N)
     smallest = 1 / (values_SN.shape[1] + 2) ** 2 if _are_counts(values_SN) else 0.0
     draws_R = error_draws(cells_SX, smallest, num_draws, seed)
     if draws_R is None:
@@ -119,7 +120,7 @@ def share_interval(
     Raises:
         ValueError: as ``hierarchical_interval``, or for values outside 0 to 1.
     """
-    correct_SN, cluster_N = _complete(correct_SN, cluster_N)
+    correct_SN, cluster_N = complete_table(correct_SN, cluster_N)
     if ((correct_SN < 0) | (correct_SN > 1)).any():
         raise ValueError(
             "shares must lie between 0 and 1; these go from "
@@ -247,7 +248,7 @@ def _are_counts(values_SN: np.ndarray) -> bool:
     return bool((values_SN == np.round(values_SN)).all())
 
 
-def _complete(
+def complete_table(
     values_SN: np.ndarray, cluster_N: Sequence[Any] | np.ndarray
 ) -> tuple[np.ndarray, np.ndarray]:
     """The seeds that have values, the items that all of those have, and clusters by number."""
@@ -271,7 +272,7 @@ def _rights(correct: np.ndarray, num_dims: int) -> np.ndarray:
     return correct
 
 
-def _cluster_cells(values_SN: np.ndarray, cluster_N: np.ndarray) -> np.ndarray:
+def cluster_cells(values_SN: np.ndarray, cluster_N: np.ndarray) -> np.ndarray:
     """One value per seed and cluster; their plain means are those of the items (S, X).
 
     Clusters differ in size, so that a mean over items is a ratio: its linearisation.

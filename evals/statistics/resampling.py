@@ -43,31 +43,46 @@ def error_draws(
     num_seeds, num_clusters = cells_SX.shape
     if num_clusters < 2:
         return None
-    mean, seed_S, item_X = cells_SX.mean(), cells_SX.mean(1), cells_SX.mean(0)
-    from_items = float(((item_X - mean) ** 2).sum()) / (num_clusters - 1) / num_clusters
-    from_seeds, shared = 0.0, from_items
-    # a rounding error is not a difference between seeds
-    if num_seeds > 1 and np.ptp(seed_S) > 1e-12 * np.abs(cells_SX).max():
-        dof = num_seeds - 1
-        from_seeds = float(((seed_S - mean) ** 2).sum()) / dof / num_seeds
-        rest_SX = cells_SX - seed_S[:, None] - item_X + mean
-        interaction = float((rest_SX**2).sum()) / dof / (num_clusters - 1)
-        # Seeds that agree by luck must not make the items certain: half a standard error remains
-        # of what they say alone. More would be conservative where seeds and items are all noise.
-        shared = max(
-            from_items - interaction / (num_seeds * num_clusters), from_items / 4 - from_seeds, 0.0
-        )
+    from_seeds, from_items, interaction = mean_squares(cells_SX)
+    shared = float(shared_variance(from_seeds, from_items, interaction))
     shared = max(shared, smallest - from_seeds)
     total = from_seeds + shared
     if total <= (1e-12 * np.abs(cells_SX).max()) ** 2:
         return None
     draws_R = np.zeros(num_draws)
     if shared > 0:
-        draws_R = math.sqrt(shared) * _item_scores(item_X - mean, num_draws, seed)
+        error_X = cells_SX.mean(0) - cells_SX.mean()
+        draws_R = math.sqrt(shared) * _item_scores(error_X, num_draws, seed)
     if from_seeds > 0:
         scores_R = _seed_scores(num_seeds, from_seeds / total, num_draws, seed)
         draws_R = draws_R + math.sqrt(from_seeds) * scores_R
     return draws_R
+
+
+def mean_squares(cells_SX: np.ndarray) -> tuple[float, float, float]:
+    """MS_seeds, MS_clusters and MS_interaction, each over S X; the seeds' and the interaction's are
+    0 where all seeds have the same mean, and the interval is that of the items."""
+    num_seeds, num_clusters = cells_SX.shape
+    mean, seed_S, item_X = cells_SX.mean(), cells_SX.mean(1), cells_SX.mean(0)
+    from_items = float(((item_X - mean) ** 2).sum()) / (num_clusters - 1) / num_clusters
+    # a rounding error is not a difference between seeds
+    if num_seeds == 1 or np.ptp(seed_S) <= 1e-12 * np.abs(cells_SX).max():
+        return 0.0, from_items, 0.0
+    dof = num_seeds - 1
+    from_seeds = float(((seed_S - mean) ** 2).sum()) / dof / num_seeds
+    rest_SX = cells_SX - seed_S[:, None] - item_X + mean
+    interaction = float((rest_SX**2).sum()) / dof / (num_clusters - 1)
+    return from_seeds, from_items, interaction / (num_seeds * num_clusters)
+
+
+def shared_variance(
+    from_seeds: np.ndarray | float, from_items: np.ndarray | float, interaction: float
+) -> np.ndarray:
+    """What the items that all seeds share add to the variance of the mean that the seeds tell."""
+    # Seeds that agree by luck must not make the items certain: half a standard error remains
+    # of what they say alone. More would be conservative where seeds and items are all noise.
+    least = np.maximum(np.asarray(from_items) / 4 - from_seeds, 0.0)
+    return np.maximum(np.asarray(from_items) - interaction, least)
 
 
 def _item_scores(error_X: np.ndarray, num_draws: int, seed: int) -> np.ndarray:

@@ -32,7 +32,7 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
         rung = said or {}
         phases = _laid_over(base.get("phases") or {}, rung.get("phases") or {})
         for name, overlay in overlays.items():
-            arm = {"model": base["model"], "phases": phases}
+            arm = {"model": base["model"] or {}, "phases": phases}
             for named in (rung.get("model") or {}, overlay.get("model") or {}):
                 if named.get("preset"):
                     arm["model"] = _laid_over(asdict(_preset_of(named)), own)

@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 import statistics
 
+from evals.statistics.power import POWER
 from moc.report.numbers.effects import forgotten
 from moc.report.numbers.raw import all_forgetting
 from moc.report.numbers.results import NON_CAUSAL_NOTE, Results
-from moc.report.numbers.verdicts import LESS, MORE, NEITHER, Verdict, bases, outcomes, verdicts
+from moc.report.numbers.verdicts import LESS, MORE, Verdict, bases, outcomes, verdicts
 from moc.report.tables.cells import (
     NEAR_ZERO_NOTE,
     interval,
@@ -84,16 +85,13 @@ def _against(results: Results, base: str, found: list[Verdict]) -> list[str]:
             tasks = [e for e in mine if (e.arm, e.words) == (arm, words)]
             on = ", ".join(f"{e.task} ({_points(e)})" for e in tasks)
             claims += [f"{results.label(arm)} {words} than {name}: {on}."] * bool(tasks)
-    widths = [
-        (entry.difference.high - entry.difference.low) / 2
-        for entry in mine
-        if entry.words == NEITHER and entry.difference.has_interval
-    ]
-    if not claims and widths:
+    unseen = [entry.detectable for entry in mine if math.isfinite(entry.detectable)]
+    if not claims and unseen:
+        points = 100 * statistics.median(unseen)
         summary += (
             f" No arm can be told from {name} by what it forgets. That is no proof of equality: "
-            f"half of these intervals reach {100 * statistics.median(widths):.1f} points or more "
-            "to either side, so that smaller differences may have gone unseen."
+            f"in half of these comparisons only a difference of {points:.1f} points or more would "
+            f"have been seen with {POWER:.0%} power."
         )
     return [summary, *claims]
 

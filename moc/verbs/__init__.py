@@ -1,4 +1,4 @@
-"""What the command line's other verbs do: score, generate, measure leakage, compare, fit.
+"""What the command line's other verbs do: plan, score, generate, measure leakage, compare, fit.
 
 In: paths below a study's folder. Out: text and records; what the study recorded stays as it is.
 """

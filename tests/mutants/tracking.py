@@ -85,7 +85,7 @@ MUTANTS = [
     ),
     Mutant(
         "differences say values",
-        "moc/config/load.py",
+        "moc/config/identity.py",
         "        old, new = as_written(before), as_written(after)\n",
         "        old, new = before, after\n",
         (f"{_SECRETS}::test_differences_show_settings_as_they_are_written",),

@@ -77,6 +77,8 @@ def test_a_mistyped_setting_is_answered_without_torch(mistake):
         (["run", "study.yaml", "model.dim=30"], "does not divide model.dim 30"),
         (["plan", "studdy.yaml"], "studdy.yaml: no such study file; did you mean 'study.yaml'?"),
         (["plan", "study.yaml", "--jsn"], "'--jsn' is no option of 'moc plan'"),
+        (["plan", "study.yaml", "--like", "nowhere"], "no 'nowhere' in "),
+        (["plan", "study.yaml", "--like", "study.yaml"], "no run of this study has begun yet"),
         (["eval", "nowhere"], "no 'nowhere' in "),
         (["eval", "nowhere", "model.dim=3"], "the model is trained; only evals.<key>"),
         (["report", "nowhere"], "no 'nowhere' in "),
@@ -106,6 +108,7 @@ def test_a_mistake_is_answered_in_one_line_and_nothing_is_written(folder, capsys
         (["run", "study.yaml", "--seeds", "one"], "'one'"),
         (["eval", "nowhere", "--route-on", "answer"], "'answer'"),
         (["leakage", "nowhere", "--windows", "few"], "'few'"),
+        (["plan", "study.yaml", "--detect", "0"], "0 is not above 0"),
     ],
 )
 def test_a_wrong_verb_or_argument_ends_with_code_2(folder, capsys, words, said):
@@ -129,7 +132,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     """Scripts read it."""
     assert main(["plan", "study.yaml", "--json", "phases.ift.tokens=250_000"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert set(plan) == {"study", "arms"} and plan["study"] == "words"
+    assert set(plan) == {"study", "arms", "power"} and plan["study"] == "words"
     assert list(plan["arms"]) == ["moc", "dense"]
     for arm in plan["arms"].values():
         memory = arm.pop("memory")
@@ -148,6 +151,16 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     assert moc_arm["iso_flop"] == {"target": None, "relative_error": None}
     assert dense["iso_flop"]["target"] == "moc"
     assert abs(dense["iso_flop"]["relative_error"]) <= 0.005
+    (loss,) = plan["power"].pop("differences")  # the study has no tasks
+    assert plan["power"] == {"power": 0.8, "level": 0.05, "variances": "defaults"}
+    assert loss.pop("wanted") > 0 and loss.pop("seeds_needed") > 3
+    assert loss == {
+        "name": "loss",
+        "unit": "bits per token",
+        "counted": "windows",
+        "number": 32,
+        "detectable": None,  # of one seed
+    }
 
 
 def test_plan_fails_when_an_iso_flop_arm_is_beyond_its_tolerance(folder, capsys):

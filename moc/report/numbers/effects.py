@@ -16,11 +16,21 @@ from evals.statistics.inference import (
     hierarchical_interval,
     mcnemar_exact,
 )
+from evals.statistics.power import Variances, variances_of, variances_over_seeds
 from moc.report.numbers.items import Cell
 from moc.report.numbers.records import TaskScore
 from moc.report.numbers.results import START, Results
 
 BySeed = dict[int, float]
+
+
+@dataclass(frozen=True)
+class Versus:
+    """How much less one arm lost than another, paired by seed and item, and what that rests on."""
+
+    difference: Estimate
+    variances: Variances | None  # None where too little says how large they are
+    num_items: int  # 1 where seeds alone were compared
 
 
 @dataclass(frozen=True)
@@ -80,7 +90,7 @@ def churned(results: Results, arm: str, task: str, before: str, after: str) -> C
     )
 
 
-def versus(results: Results, arm: str, base: str, task: str) -> Estimate | None:
+def versus(results: Results, arm: str, base: str, task: str) -> Versus | None:
     """How much less ``arm`` lost of ``task`` than ``base``, from the boundary after it was taught
     to the last: the difference of their changes, on the same items and seeds."""
     return results.once(("versus", arm, base, task), lambda: _versus(results, arm, base, task))
@@ -210,7 +220,7 @@ def _churned(results: Results, arm: str, task: str, before: str, after: str) -> 
     return Churn(lost, gained, by_seed)
 
 
-def _versus(results: Results, arm: str, base: str, task: str) -> Estimate | None:
+def _versus(results: Results, arm: str, base: str, task: str) -> Versus | None:
     taught, last = str(results.taught_task(task)), results.boundaries[-1]
     cells = [(who, boundary) for who in (arm, base) for boundary in (taught, last)]
     items = results.items(task)
@@ -220,8 +230,17 @@ def _versus(results: Results, arm: str, base: str, task: str) -> Estimate | None
     if common is not None:
         before, after, base_before, base_after = common.values
         effect = difference_in_differences(before, after, base_before, base_after, common.cluster_N)
-        return estimate_of(effect, len(common.seeds))
+        change_SN = (after - before) - (base_after - base_before)
+        return Versus(
+            estimate_of(effect, len(common.seeds)),
+            variances_of(change_SN, common.cluster_N),
+            change_SN.shape[1],
+        )
     found = [recorded(results, who, boundary, task) for who, boundary in cells]
     seeds = [seed for seed in found[0] if all(seed in scores for scores in found)]
     values = [[scores[seed] for scores in found] for seed in seeds]
-    return over_seeds([(b - a) - (d - c) for a, b, c, d in values]) if taught != last else None
+    changes = [(b - a) - (d - c) for a, b, c, d in values]
+    difference = over_seeds(changes) if taught != last else None
+    if difference is None:
+        return None
+    return Versus(difference, variances_over_seeds(changes), 1)

@@ -9,6 +9,7 @@ from typing import Literal
 import numpy as np
 
 from evals.statistics.estimates import Estimate, over_windows
+from evals.statistics.power import Variances, variances_of, variances_over_seeds
 from moc.report.numbers import leakage
 from moc.report.numbers.records import Route
 from moc.report.numbers.results import Results
@@ -30,6 +31,8 @@ class Rise:
     forgotten: Estimate | None
     more: Estimate | None  # than the iso-FLOP baseline forgot, paired by seed and window
     by_seed: dict[int, tuple[float, float | None]]  # forgotten, and more than the baseline
+    variances: Variances | None  # of ``more``
+    num_windows: int  # behind it; 1 where seeds alone were compared
 
 
 def rises(results: Results) -> list[Rise]:
@@ -70,7 +73,16 @@ def _rise(results: Results, arm: str, source: str, unit: Unit, route: Route) -> 
             seed: (float(values.mean()), float(more[seed].mean()) if seed in more else None)
             for seed, values in rise.items()
         },
+        *_variances(list(more.values())),
     )
+
+
+def _variances(more_SW: list[np.ndarray]) -> tuple[Variances | None, int]:
+    """And the number of windows; told apart as by ``over_windows``."""
+    if len({len(more_W) for more_W in more_SW}) == 1 and len(more_SW[0]) > 1:
+        num_windows = len(more_SW[0])
+        return variances_of(np.stack(more_SW), np.arange(num_windows)), num_windows
+    return variances_over_seeds([float(more_W.mean()) for more_W in more_SW]), 1
 
 
 def _earlier_sources(results: Results) -> list[tuple[str, Unit]]:

@@ -8,11 +8,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evals.statistics.estimates import Estimate
-from evals.statistics.inference import Effect, holm, verdict
-from moc.report.numbers.effects import versus
+from evals.statistics.inference import LEVEL, MIN_SEEDS, Effect, holm, verdict
+from evals.statistics.power import smallest_detectable
+from moc.report.numbers.effects import Versus, versus
 from moc.report.numbers.results import Results
 
-MIN_SEEDS = 3  # a claim needs as many
 LESS, MORE, NEITHER = "forgets less", "forgets more", "not distinguishable"
 NOTHING = "nothing to forget"
 ONLY_ONE = "only one had learned it"  # at its floor, an arm has nothing to lose and wins nothing
@@ -27,9 +27,15 @@ class Verdict:
     base: str
     task: str
     taught: str  # boundary
-    difference: Estimate  # of the two changes; positive: ``arm`` lost less
+    basis: Versus
     adjusted_p: float  # Holm's over the tasks of these two arms; NaN where there is no verdict
     words: str
+    detectable: float  # difference that such a test sees with 80% power; NaN unless NEITHER
+
+    @property
+    def difference(self) -> Estimate:
+        """Of the two changes; positive: ``arm`` lost less."""
+        return self.basis.difference
 
 
 def bases(results: Results) -> list[str]:
@@ -65,22 +71,37 @@ def _verdicts(results: Results) -> list[Verdict]:
 
 def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
     found = {task: versus(results, arm, base, task) for task in results.earlier_tasks}
-    measured = {task: difference for task, difference in found.items() if difference}
+    measured = {task: basis for task, basis in found.items() if basis}
     learned = {task: _num_learned(results, (arm, base), task) for task in measured}
-    tested = [t for t in measured if learned[t] == 2 and math.isfinite(measured[t].p)]
-    adjusted = dict(zip(tested, holm([measured[task].p for task in tested]), strict=True))
+    p_values = {task: basis.difference.p for task, basis in measured.items()}
+    tested = [t for t in measured if learned[t] == 2 and math.isfinite(p_values[t])]
+    adjusted = dict(zip(tested, holm([p_values[task] for task in tested]), strict=True))
+    words = {
+        task: _words(basis.difference, adjusted.get(task, 1.0), num_learned=learned[task])
+        for task, basis in measured.items()
+    }
+    # by Holm's method, the first of those not told apart would have needed a p below this
+    level = LEVEL / max(1, sum(words[task] == NEITHER for task in tested))
     return [
         Verdict(
             arm,
             base,
             task,
             str(results.taught_task(task)),
-            difference,
+            basis,
             float(adjusted.get(task, math.nan)),
-            _words(difference, adjusted.get(task, 1.0), num_learned=learned[task]),
+            words[task],
+            _detectable(basis, level) if words[task] == NEITHER else math.nan,
         )
-        for task, difference in measured.items()
+        for task, basis in measured.items()
     ]
+
+
+def _detectable(basis: Versus, level: float) -> float:
+    if basis.variances is None:
+        return math.nan
+    num_seeds = basis.difference.num_seeds
+    return smallest_detectable(basis.variances, num_seeds, basis.num_items, level=level)
 
 
 def _num_learned(results: Results, arms: tuple[str, ...], task: str) -> int:

@@ -2,10 +2,21 @@
 
 from __future__ import annotations
 
+import math
+
+from evals.statistics.power import POWER
 from moc.report.numbers.effects import backward_transfer
 from moc.report.numbers.raw import Row
 from moc.report.numbers.results import Results
-from moc.report.numbers.verdicts import NOTHING, ONLY_ONE, bases, outcomes, verdicts
+from moc.report.numbers.verdicts import (
+    NEITHER,
+    NOTHING,
+    ONLY_ONE,
+    Verdict,
+    bases,
+    outcomes,
+    verdicts,
+)
 from moc.report.tables.cells import MISSING, items_text, marked, probability, table_of
 from moc.report.tables.layout import Table
 
@@ -13,6 +24,13 @@ from moc.report.tables.layout import Table
 def differences(results: Results) -> list[Table]:
     """One table per base: the changes of two arms side by side, their difference, the verdict."""
     return [_table(results, base) for base in bases(results)]
+
+
+def seen_text(entry: Verdict) -> str:
+    """`` (12.3 points would have been seen)``, of two arms not told apart; else empty."""
+    if math.isnan(entry.detectable):
+        return ""
+    return f" ({100 * entry.detectable:.1f} points would have been seen)"
 
 
 def _table(results: Results, base: str) -> Table:
@@ -23,7 +41,7 @@ def _table(results: Results, base: str) -> Table:
         [
             f"{entry.task}, since {entry.taught}",
             results.label(entry.arm),
-            entry.words,
+            entry.words + seen_text(entry),
             marked(results, entry.difference),
             probability(entry.adjusted_p),
             probability(entry.difference.p),
@@ -38,6 +56,7 @@ def _table(results: Results, base: str) -> Table:
         | {"num_seeds": entry.difference.num_seeds, "difference": entry.difference.value}
         | {"low": entry.difference.low, "high": entry.difference.high}
         | {"p": entry.difference.p, "adjusted_p": entry.adjusted_p, "verdict": entry.words}
+        | {"detectable": None if math.isnan(entry.detectable) else entry.detectable}
         for entry in found
     ]
     header = ["task", "arm", "verdict", "difference", "adjusted p", "p"]
@@ -50,7 +69,8 @@ def _table(results: Results, base: str) -> Table:
         "Positive difference: the arm lost less. Adjusted p: Holm's, over the tasks of a pair of "
         f"arms. {NOTHING.capitalize()}: neither arm had clearly learned the task. "
         f"{ONLY_ONE.capitalize()}: the other was at its baseline and had nothing to lose. "
-        f"{MISSING}: not tested.",
+        f"{MISSING}: not tested. {NEITHER.capitalize()}: the difference in brackets would have "
+        f"been seen in {POWER:.0%} of such studies, by the variances of this one.",
     ]
     return table_of(
         results,

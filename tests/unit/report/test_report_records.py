@@ -17,6 +17,7 @@ from moc.report.tables.cost import cost
 from moc.report.tables.forgetting import churn, forgetting
 from moc.report.tables.knowledge import knowledge, savings
 from moc.report.tables.scores import status
+from moc.store.files import seal_text
 from moc.store.journal import Journal
 from tests.support.fake_items import write_samples
 from tests.support.fake_runs import fake_study, write_json, write_study
@@ -97,6 +98,7 @@ def test_forward_transfer_is_what_earlier_phases_did(tmp_path: Path) -> None:
     mixture = {"people": 0.5, "skills": 0.5}  # as joint training resolves it
     OmegaConf.update(study, "arms.moc_segment.phases.pretrain.mixture", mixture)
     OmegaConf.save(study, folder / "study.yaml")
+    seal_text(folder / "study.yaml")
     table = forgetting(load_results(folder))
     assert row_of(table, "skills_answer, since ift", "moc_segment")["forward transfer"] == "—"
     assert row_of(table, "skills_answer, since ift", "iso_flop")["forward transfer"] != "—"
@@ -110,12 +112,14 @@ def test_a_source_of_one_arm_alone_is_taught_when_that_arm_trains_on_it(tmp_path
     for arm in ("moc_segment", "iso_flop"):
         study.arms[arm].phases.pretrain.mixture = {"skills": 1.0}
     OmegaConf.save(study, folder / "study.yaml")
+    seal_text(folder / "study.yaml")
     results = load_results(folder)
     assert results.taught_task("facts_choice") is None
     tables = (knowledge(results), forgetting(results), savings(results))
     assert not [row for table in tables for row in table.rows if "facts" in row[0]]
     study.arms.moc_segment.phases.ift.mixture = {"people": 1.0}
     OmegaConf.save(study, folder / "study.yaml")
+    seal_text(folder / "study.yaml")
     assert load_results(folder).taught_task("facts_choice") == "ift"
 
 
@@ -192,6 +196,7 @@ def follow(folder: Path, num_items: int) -> None:
     study = OmegaConf.load(folder / "study.yaml")
     OmegaConf.update(study, "evals.in_phase.num_items", num_items)
     OmegaConf.save(study, folder / "study.yaml")
+    seal_text(folder / "study.yaml")
     end = 40 * 8192
     for seed in range(3):
         path = folder / f"arms/moc_segment/seed-{seed}/metrics.jsonl"
@@ -274,6 +279,7 @@ def test_cost_counts_time_and_memory(tmp_path: Path) -> None:
     study = OmegaConf.load(folder / "study.yaml")  # an arm whose second phase is half as long
     study.arms.moc_segment.phases.ift.tokens = 20 * 8192
     OmegaConf.save(study, folder / "study.yaml")
+    seal_text(folder / "study.yaml")
     results = load_results(folder)
     assert row_of(cost(results), "training time per seed, s")["moc_segment"] == "120"
     assert results.phase_ends("moc_segment") == [("pretrain", 40 * 8192), ("ift", 60 * 8192)]

@@ -8,6 +8,7 @@ import random
 from pathlib import Path
 
 import pytest
+from scipy.stats import nct, t
 
 from moc.report.numbers.results import Results, load_results
 from moc.report.numbers.verdicts import verdicts
@@ -63,6 +64,42 @@ def test_two_arms_alike_are_not_distinguishable_and_that_is_no_proof(tmp_path: P
     assert set(words(results).values()) == {"not distinguishable"}
     text = " ".join(said(results))
     assert "No arm can be told from iso_flop" in text and "no proof of equality" in text
+    points = sorted(100 * entry.detectable for entry in verdicts(results))
+    median = f"only a difference of {sum(points) / 2:.1f} points or more would have been seen"
+    assert median in text
+
+
+def test_what_is_not_distinguishable_says_what_would_have_been_seen(tmp_path: Path) -> None:
+    """iso_flop keeps 60, 50 and 40 of 80 right answers of one task and moc_segment 50: changes that
+    differ by 0.1, 0 and -0.1. Of the other, all: no difference, and no sign of how large."""
+    folder = two_arms(tmp_path)
+    for arm, rights in (("iso_flop", (60, 50, 40)), ("moc_segment", (50, 50, 50))):
+        for seed, right in enumerate(rights):
+            set_right(folder, arm, "ift", "facts_answer", share(right), seed=seed)
+    results = load_results(folder)
+    entries = {entry.task: entry for entry in verdicts(results)}
+    entry = entries["facts_answer"]
+    (table,) = [table for table in differences(results) if table.rows]
+    row = row_of(table, "facts_answer, since pretrain", "moc_segment")
+    points = 100 * entry.detectable
+    assert row["verdict"] == f"not distinguishable ({points:.1f} points would have been seen)"
+    assert math.isnan(entries["facts_choice"].detectable)
+    row = row_of(table, "facts_choice, since pretrain", "moc_segment")
+    assert row["verdict"] == "not distinguishable"
+    # Holm's method tests two such tasks at 0.025, from 6.21 standard errors of 0.1 / sqrt(3) on by
+    # t of 2 degrees of freedom
+    shift = entry.detectable / (0.1 / math.sqrt(3))
+    assert nct.sf(t.ppf(1 - 0.025 / 2, 2), 2, shift) == pytest.approx(0.8, abs=0.03)
+    rows = list(csv.DictReader(table.to_csv().splitlines()))
+    assert {row["task"]: row["detectable"] for row in rows} == {
+        "facts_answer": str(entry.detectable),
+        "facts_choice": "",
+    }
+
+
+def test_an_arm_told_apart_needs_no_such_figure(tmp_path: Path) -> None:
+    (entry,) = (e for e in verdicts(load_results(two_arms(tmp_path))) if e.words == "forgets less")
+    assert math.isnan(entry.detectable)
 
 
 def test_fewer_than_three_seeds_support_no_claim_however_large_the_effect(tmp_path: Path) -> None:

@@ -4,54 +4,36 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 from moc import __version__
-from moc.bench.heap import keep_freed_memory
-from moc.config.secrets import hide_in_output, public
-from moc.errors import EXPLAINED, ConfigError, StudyInterrupted, Terminated, machine_fault
+from moc.errors import ConfigError
+from moc.verbs.arguments import add_stored
+from moc.verbs.ends import as_command, fail
 from moc.verbs.fit import add_fit
-from moc.verbs.options import count, port, seed, seeds, share, temperature, words
+from moc.verbs.options import port, seeds, words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one verb and return its exit code.
-
-    0: done. 1: it failed; one line says what is safe (a traceback: a bug of ours). 2: the command
-    or its study cannot be used. 130 after Ctrl-C, 143 after SIGTERM: stopped, run it again to go
-    on. 141: nobody reads what is printed. torchrun turns whatever a rank returns into 1.
-    """
+    """Run one verb and return its exit code; ``as_command`` says which."""
     parser = _parser()
     arguments, extra = parser.parse_known_args(argv)
     overrides = [word for word in extra if "=" in word and not word.startswith("-")]
     if unknown := [word for word in extra if word not in overrides]:
-        return _fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
-    keep_freed_memory()
-    hide_in_output()
-    os.environ.setdefault("HF_HUB_DISABLE_TELEMETRY", "1")
-    os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
-    try:
+        return fail(f"{unknown[0]!r} is no option of 'moc {arguments.verb}'; see 'moc --help'", 2)
+
+    def act() -> int:
         if overrides and "overrides" not in arguments:
             raise ConfigError(f"'moc {arguments.verb}' takes no {overrides[0]!r}")
         if "overrides" in arguments:
             arguments.overrides += overrides  # those after an option
-        code = arguments.run(arguments)
-        sys.stdout.flush()
-        return code
-    except KeyboardInterrupt as error:
-        again = "; the same command goes on from the last checkpoint"
-        number = signal.SIGTERM if isinstance(error, Terminated) else signal.SIGINT
-        return _fail(f"stopped{again if arguments.verb == 'run' else ''}", 128 + number)
-    except BrokenPipeError:  # nor does anybody read what Python would write at its end
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 128 + signal.SIGPIPE
-    except Exception as error:
-        return _explain(error)
+        return arguments.run(arguments)
+
+    again = "; the same command goes on from the last checkpoint"
+    return as_command(act, again=again if arguments.verb == "run" else "")
 
 
 class _Parser(argparse.ArgumentParser):
@@ -77,55 +59,20 @@ def _parser() -> argparse.ArgumentParser:
     _takes_study(verb)
     verb.add_argument("--arms", type=words, default=[], help="only these, comma-separated")
     verb.add_argument("--seeds", type=seeds, default=[], help="only these, comma-separated")
+    _takes_launcher(verb)
     verb.set_defaults(run=_run)
 
-    verb = verbs.add_parser("eval", help="score a boundary's checkpoint, or all of a run's")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "overrides", nargs="*", default=[], metavar="key=value", help="evals.<key> to score by"
-    )
-    verb.add_argument(
-        "--suite",
-        default="study",
-        help="'study' (its own tasks), 'paper', or any task or group of lm-eval",
-    )
-    verb.add_argument(
-        "--route-on",
-        choices=["context", "full", "both"],
-        help="whether an answer may steer the routing that scores it (scope sequence)",
-    )
-    verb.set_defaults(run=_eval)
+    verb = verbs.add_parser("tune", help="find every arm's best settings, for 'tuned' in the study")
+    _takes_study(verb)
+    _takes_launcher(verb)
+    verb.set_defaults(run=_tune)
 
-    verb = verbs.add_parser("leakage", help="how much a model gains by routing on later tokens")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "--data", nargs="+", default=[], help="the study's sources by name, or files of text"
-    )
-    verb.add_argument("--windows", type=count, help="per source; default: as many as in the study")
-    verb.add_argument("--json", action="store_true", help="one JSON object instead of tables")
-    verb.set_defaults(run=_leakage)
+    verb = verbs.add_parser("status", help="where every run of a study is, and how fast")
+    verb.add_argument("path", type=Path, metavar="STUDY", help="a study YAML, or its folder")
+    verb.add_argument("--watch", action="store_true", help="until all are done")
+    verb.set_defaults(run=_status)
 
-    verb = verbs.add_parser("generate", help="continue a prompt")
-    verb.add_argument("path", type=Path, help="a folder below .../boundaries, or a seed's folder")
-    verb.add_argument(
-        "--prompt", required=True, action="append", help="the text to go on from; repeat for more"
-    )
-    verb.add_argument("--chat", action="store_true", help="the prompt is a user's turn in a chat")
-    verb.add_argument("--max-new-tokens", type=count, default=64)
-    verb.add_argument("--temperature", type=temperature, default=0.0, help="0: the likeliest token")
-    verb.add_argument("--top-k", type=count, help="sample from the so many likeliest tokens only")
-    verb.add_argument("--top-p", type=share, help="... that together have this probability")
-    verb.add_argument("--stop", action="append", default=[], help="text to end at; repeat for more")
-    verb.add_argument("--seed", type=seed, default=0)
-    verb.add_argument(
-        "--policy",
-        choices=["prompt", "running"],
-        default="prompt",
-        help="routing of scope sequence, which cannot decode as it trained: frozen at the end of "
-        "the prompt, or on the mean so far",
-    )
-    verb.add_argument("--window", type=count, help="policy running: the mean of so many tokens")
-    verb.set_defaults(run=_generate)
+    add_stored(verbs, {"eval": _eval, "leakage": _leakage, "generate": _generate})
 
     verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
     verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")
@@ -157,11 +104,18 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
     )
 
 
-def _study(arguments: argparse.Namespace) -> Any:
+def _takes_launcher(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--launch", metavar="LAUNCHER", help="processes:N, so many runs at once; default: one"
+    )
+
+
+def _study(arguments: argparse.Namespace, *, untuned: bool = False) -> Any:
     from evals.scoring.known_names import check_task_names
     from moc.config.load import load_study
 
-    return load_study(arguments.study, arguments.overrides, check=check_task_names)
+    overrides, check = arguments.overrides, check_task_names
+    return load_study(arguments.study, overrides, check=check, untuned=untuned)
 
 
 def _plan(arguments: argparse.Namespace) -> int:
@@ -174,7 +128,7 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(plan.to_json() if arguments.json else "\n".join([render_plan(plan), *knowledge(study)]))
     problems = violations(plan)
     for problem in problems:
-        _fail(problem, 1)
+        fail(problem, 1)
     return 1 if problems else 0
 
 
@@ -193,18 +147,40 @@ def _run(arguments: argparse.Namespace) -> int:
     study.trainer.devices = num_devices(study.trainer)
     plan = plan_study(study)
     if problems := violations(plan):
-        return _fail(problems[0], 1)
+        return fail(problems[0], 1)
     if is_main_process():
         print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
+    from moc.launch.build import build_launcher
     from moc.report import result_tables
     from moc.study import run_study
 
-    try:
-        report = run_study(study, arms=arguments.arms, seeds=arguments.seeds)
-    except StudyInterrupted as error:
-        return _fail(f"{error}; the same command goes on from there", 128 + error.number)
+    launcher = build_launcher(arguments.launch, study)
+    report = run_study(study, arms=arguments.arms, seeds=arguments.seeds, launcher=launcher)
     if is_main_process():
         print(f"\n{result_tables(study.dir)}\n\nreport:  {report}\nbrowse:  make ui   (or: moc ui)")
+    return 0
+
+
+def _tune(arguments: argparse.Namespace) -> int:
+    study = _study(arguments, untuned=True)
+    from moc.launch.build import build_launcher
+    from moc.plan.study_plan import plan_study
+    from moc.plan.text import render_plan
+    from moc.plan.trials import tuning_study
+    from moc.study import tune_study
+    from moc.verbs.tune import render_tuned
+
+    trials = tuning_study(study)
+    print(render_plan(plan_study(trials)).splitlines()[0], flush=True)
+    tuned, path = tune_study(study, launcher=build_launcher(arguments.launch, trials))
+    print(f"\n{render_tuned(tuned, path, named=study.tuned is not None)}")
+    return 0
+
+
+def _status(arguments: argparse.Namespace) -> int:
+    from moc.verbs.status import watch_study
+
+    watch_study(arguments.path, again=arguments.watch)
     return 0
 
 
@@ -277,22 +253,6 @@ def _ui(arguments: argparse.Namespace) -> int:
     from moc.tracking.ui import serve_ui
 
     return serve_ui(arguments.runs_dir, arguments.uri, arguments.port)
-
-
-def _fail(message: str, code: int) -> int:
-    print(f"moc: {public(message)}", file=sys.stderr)
-    return code
-
-
-def _explain(error: Exception) -> int:
-    """One line for what the user can mend; the traceback for what only we can."""
-    if isinstance(error, ConfigError):
-        return _fail(str(error), 2)
-    if isinstance(error, EXPLAINED):
-        return _fail(str(error), 1)
-    if fault := machine_fault(error):
-        return _fail(f"{fault.what}; what was saved is whole; {fault.remedy}, then try again", 1)
-    raise error
 
 
 if __name__ == "__main__":

@@ -32,8 +32,16 @@ class RunHeld(RuntimeError):
     """Another process works on a run; the message says which."""
 
 
+class RunFailed(RuntimeError):
+    """A run that was started elsewhere cannot be brought to its end; the message says why."""
+
+
 class TrainingDiverged(RuntimeError):
     """Too many updates in a row were not finite."""
+
+
+class StudyIncomplete(RuntimeError):
+    """Runs that something needs have not come to their end; the message says which."""
 
 
 class RankLost(RuntimeError):
@@ -48,7 +56,16 @@ class RunGone(RuntimeError):
     """The files of a run were removed, or another process took it over, while it was trained."""
 
 
-EXPLAINED = (CheckpointError, MachineFault, RankLost, RunGone, RunHeld, TrainingDiverged)
+EXPLAINED = (
+    CheckpointError,
+    MachineFault,
+    RankLost,
+    RunFailed,
+    RunGone,
+    RunHeld,
+    StudyIncomplete,
+    TrainingDiverged,
+)
 
 
 class Terminated(KeyboardInterrupt):

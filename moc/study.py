@@ -4,22 +4,27 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
+from typing import Any
 
 import torch
 
 from evals.scoring.study_tasks import TaskItems, task_items
 from moc.bench.peak import measure_matmul_peak
-from moc.config.load import differences, save_study
+from moc.config.identity import differences
+from moc.config.load import save_study
 from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunHeld, nearest
+from moc.errors import ConfigError, RunFailed, RunHeld, TrainingDiverged, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
+from moc.launch.launcher import Launcher
+from moc.launch.supervise import supervise
 from moc.plan.study_plan import plan_study
+from moc.plan.trials import tuning_study
 from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
@@ -39,6 +44,7 @@ from moc.store.files import (
     whole_folder,
     write_json,
     write_lines,
+    write_text,
 )
 from moc.store.lock import Holder, holder_of, remedy
 from moc.store.rundir import StudyDir
@@ -47,14 +53,24 @@ from moc.train.distributed import is_main_process
 from moc.train.ranks import watching
 from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
+from moc.verbs.tune import choose, has_diverged, write_tuned
 
 
-def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[int] = ()) -> Path:
+def run_study(
+    study: StudyConfig,
+    *,
+    arms: Sequence[str] = (),
+    seeds: Sequence[int] = (),
+    launcher: Launcher | None = None,
+) -> Path:
     """Train and evaluate every arm and seed (or those named), then write the report.
 
     What is complete is skipped, and what was interrupted goes on from its last checkpoint. Several
     processes can work on one study: each takes the runs that nobody holds. Under several ranks
     every rank calls this.
+
+    Args:
+        launcher: starts the runs as tasks; None: they go one after another in this process.
 
     Returns:
         The report's path.
@@ -63,10 +79,13 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
         ConfigError: for unknown arms or tasks, data that cannot be had, or a folder that holds
             runs of other settings, of other data, or that the study does not name; before any file
             of the study changes.
-        RunHeld: if another process works on a run that was asked for; the others are done.
+        RunFailed: if a task cannot be brought to its end; the others are done.
+        RunHeld: if another process works on a run that was asked for; the others are done. A
+            launcher waits for it.
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
         StudyInterrupted, KeyboardInterrupt: when asked to stop; the state is on disk.
-        TrainingDiverged: after several updates in a row that were not finite.
+        TrainingDiverged: if a run had several updates in a row that were not finite; the others are
+            done.
     """
     _check_names(study, arms, seeds)
     check_folders(study)
@@ -77,6 +96,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
     tracker = Tracker(study) if is_main_process() else None
     with handlers_kept(), watching(study.trainer):
         on_stop_signal(stop_at_once)
+        if (num_threads := launcher.cpus if launcher else study.launch.cpus) is not None:
+            torch.set_num_threads(num_threads)
         try:
             tokenizer = build_tokenizer(study)
             _check_vocabulary(study, tokenizer)
@@ -88,7 +109,8 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
                 for run in runs
                 if run.seed in (seeds or study.seeds) and run.name in (arms or study.arms)
             ]
-            _check_free(asked)
+            if launcher is None:
+                _check_free(asked)
             check_nothing_hides(study)
             for run in runs:
                 check_settings(run)
@@ -105,18 +127,45 @@ def run_study(study: StudyConfig, *, arms: Sequence[str] = (), seeds: Sequence[i
             if tracker is not None:
                 tracker.start()
             tools = Tools(evaluator, peak_flops, tracker.sync if tracker else lambda: None)
-            passed_over = run_in_process(runs, asked, tools)
+            if launcher is None:
+                left: RuntimeError | None = run_in_process(runs, asked, tools)
+            else:
+                left = supervise(launcher, runs, asked, tools)
             with folder.lock() if is_main_process() else nullcontext():
                 report = build_report(study.dir) if is_main_process() else study.dir
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
-    if passed_over:
-        raise RunHeld(
-            f"{len(passed_over)} of {len(asked)} runs are in other hands; the first: "
-            f"{passed_over[0]}"
-        )
+    if left is not None:
+        raise left
     return report
+
+
+def tune_study(
+    study: StudyConfig, *, launcher: Launcher | None = None
+) -> tuple[dict[str, Any], Path]:
+    """Train every arm's trials, choose, and write down what was chosen; what is complete is not
+    trained again.
+
+    Args:
+        study: as loaded without what ``tuned`` names.
+        launcher: see ``run_study``.
+
+    Returns:
+        What was chosen (``moc.verbs.tune.choose``), and the file that says so.
+
+    Raises:
+        ConfigError: if the study cannot be tuned as it says.
+        StudyIncomplete: if a trial failed for another reason than divergence.
+        TrainingDiverged: if all trials of an arm did; single ones may.
+        CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
+    """
+    trials = tuning_study(study)
+    if left := [name for name in trials.arms if not has_diverged(trials, name)]:
+        with suppress(TrainingDiverged, RunFailed):  # a point as bad as can be, or not tried
+            run_study(trials, arms=left, launcher=launcher)
+    tuned = choose(study)
+    return tuned, write_tuned(study, tuned)
 
 
 def _check_names(study: StudyConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:
@@ -189,6 +238,9 @@ def _describe(
     with whole_file(folder.config, sync=True) as partial:
         save_study(study, partial)
         seal_text(partial)
+    folder.tuned.unlink(missing_ok=True)
+    if study.tuned:
+        write_text(folder.tuned, Path(study.tuned).read_text())
     with whole_folder(folder.tokenizer) as partial:
         tokenizer.save(partial)
     for name, records in items.items():

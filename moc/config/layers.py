@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -15,9 +15,9 @@ Raw = dict[str, Any]  # what a file, or an override, says
 Layer = tuple[str, Raw]  # and where it stands
 
 
-def with_arms(raw: Raw) -> Raw:
-    """``raw`` over its preset, and every arm over the result: once, or at every size of a ladder,
-    which lies between them.
+def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
+    """``raw`` over its preset, every arm over the result (once, or at every size of a ladder, which
+    lies between them), and over that what was ``chosen`` for it.
 
     Raises:
         ConfigError: if two arms and sizes make one name.
@@ -40,7 +40,7 @@ def with_arms(raw: Raw) -> Raw:
                 arm, name = _at_size(arm, size, overlays), f"{name}-{size}"
             if name in arms:
                 raise ConfigError(f"ladder: two arms at two sizes are both called {name!r}")
-            arms[name] = arm
+            arms[name] = _laid_over(arm, chosen.get(str(name), {}))
     return {**base, "arms": arms, "ladder": {}}
 
 

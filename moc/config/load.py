@@ -7,11 +7,9 @@ every arm, at every size of a ladder, over the result, and returns plain datacla
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 import types
 import typing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, is_dataclass
 from pathlib import Path
@@ -21,10 +19,12 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moc.config.identity import config_hash
 from moc.config.interpolation import interpolated, put
 from moc.config.layers import Layer, Raw, merged, with_arms
 from moc.config.schema import StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
+from moc.config.tuned import check_tuned, read_tuned, settings_of
 from moc.config.yaml_text import MAX_BYTES, check_depth
 from moc.errors import ConfigError, nearest
 from moc.model.config import ChaptersConfig, MemoryConfig
@@ -47,6 +47,7 @@ def load_study(
     *,
     stored: bool = False,
     check: Callable[[StudyConfig], None] | None = None,
+    untuned: bool = False,
 ) -> StudyConfig:
     """The study in ``path`` with ``overrides`` (``key=value``) laid over it.
 
@@ -54,6 +55,7 @@ def load_study(
 
     Args:
         stored: it is a study's record: a text whose variables are not set stays as written.
+        untuned: without what ``tuned`` names, which may not be there yet.
         check: called with what was read before its models are looked at, which imports torch.
 
     Raises:
@@ -62,7 +64,12 @@ def load_study(
     layers = _read_with_parents(Path(path))
     for override in overrides:
         layers.append(("command line", _read_override(override, merged(layers))))
-    study = _resolve(layers, str(path), stored=stored)
+    raw = merged(layers)
+    tuned = {} if stored or untuned or not raw.get("tuned") else read_tuned(Path(raw["tuned"]))
+    study = _resolve(layers, str(path), stored=stored, chosen=settings_of(tuned))
+    if tuned:
+        arms = study.arms.items()
+        check_tuned(study, tuned, {n: config_hash(arm.model, arm.phases) for n, arm in arms})
     if check is not None:
         check(study)
     from moc.config.validate import validate_study
@@ -74,6 +81,16 @@ def load_study(
     return study
 
 
+def study_folder(path: Path) -> Path:
+    """Where the study in ``path`` keeps its files; its models are not looked at (which imports
+    torch).
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    return _resolve(_read_with_parents(path), str(path), stored=False, chosen={}).dir
+
+
 def save_study(study: StudyConfig, path: Path) -> None:
     """Write the resolved study, with interpolated text as it was written and URIs without secrets.
 
@@ -83,27 +100,6 @@ def save_study(study: StudyConfig, path: Path) -> None:
     kept = as_written(study)
     kept.name = study.name  # a folder's name, whatever it was made of
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(kept))))
-
-
-def config_hash(*parts: Any) -> str:
-    """Twelve hex digits that change when any of the dataclasses (or plain values) does."""
-    encoded = json.dumps(parts, sort_keys=True, default=asdict)
-    return hashlib.sha256(encoded.encode()).hexdigest()[:12]
-
-
-def differences(before: Any, after: Any, path: str = "") -> list[str]:
-    """``key: old, now new`` for every setting that two configs (or parts of them) differ in, as it
-    is written."""
-    if is_dataclass(before) and is_dataclass(after):
-        before, after = vars(before), vars(after)
-    if not (isinstance(before, dict) and isinstance(after, dict)):
-        old, new = as_written(before), as_written(after)
-        return [] if before == after or old == new else [f"{path}: {old}, now {new}"]
-    found = []
-    for key in [*before, *(key for key in after if key not in before)]:
-        where = f"{path}.{key}" if path else str(key)
-        found += differences(before.get(key), after.get(key), where)
-    return found
 
 
 def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[Layer]:
@@ -166,9 +162,11 @@ def _read_override(override: str, raw: Raw) -> Raw:
     return read
 
 
-def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
+def _resolve(
+    layers: list[Layer], source: str, *, stored: bool, chosen: Mapping[str, Raw]
+) -> StudyConfig:
     with _explained(source):
-        whole = with_arms(merged(layers))
+        whole = with_arms(merged(layers), chosen)
     config = _typed(whole, source, layers)
     with _explained(source):
         written = list(interpolated(config, missing_ok=stored))
@@ -178,6 +176,7 @@ def _resolve(layers: list[Layer], source: str, *, stored: bool) -> StudyConfig:
         hide_uri(study.tracking.uri or "")
     # found again by a verb that runs elsewhere
     study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
+    study.tuned = study.tuned and _absolute(study.tuned)
     return study
 
 

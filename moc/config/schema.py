@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from moc.config.machines import LaunchConfig
+from moc.config.tuning import TuningConfig
 from moc.model.config import ModelConfig
 from moc.ranges import Range
 
@@ -48,6 +50,9 @@ class SourceConfig:
     split: str = "train"
     validation_split: str | None = None  # null: hold out validation_fraction
     column: str = "text"  # text: the column or JSON key that holds the document
+    # share of the training documents that are left out and stand for the validation text (what
+    # moc tune sets in its trials)
+    hold_out: Annotated[float, Range(0, 0.5)] = 0.0
 
 
 @dataclass
@@ -262,7 +267,10 @@ class StudyConfig:
     evals: EvalConfig = field(default_factory=EvalConfig)
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
+    launch: LaunchConfig = field(default_factory=LaunchConfig)
     tracking: TrackingConfig = field(default_factory=TrackingConfig)
+    tuning: TuningConfig | None = None
+    tuned: str | None = None  # the tuned.yaml whose settings are laid over the arms
 
     @property
     def dir(self) -> Path:

@@ -22,7 +22,7 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import SourceConfig
 from moc.data.document import Document
 from moc.data.files import BadRows

@@ -9,7 +9,7 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import SourceConfig
 from moc.data.document import Document, chat_document, plain_document
 from moc.data.facts import fact_documents
@@ -53,6 +53,14 @@ def documents(
         ConfigError: if the source cannot be read as configured.
     """
     bad_rows = bad_rows or BadRows()
+    if config.hold_out:
+        held_out = split == "validation"
+        whole = _documents(config, "train", bad_rows)
+        return (d for i, d in enumerate(whole) if _is_left_out(config, i) == held_out)
+    return _documents(config, split, bad_rows)
+
+
+def _documents(config: SourceConfig, split: Split, bad_rows: BadRows) -> Iterator[Document]:
     match config.kind:
         case "facts":
             return fact_documents(config, split)
@@ -68,6 +76,7 @@ def source_key(config: SourceConfig, split: Split) -> str:
     """Changes when the documents may have: with the settings, the files, or this package's code."""
     settings: dict[str, Any] = asdict(config)
     if fields := _GENERATED_FIELDS.get(config.kind):
+        fields = (*fields, "hold_out") if config.hold_out else fields
         settings = {"kind": config.kind} | {name: settings[name] for name in fields}
     files = []
     if config.kind in ("text", "chat") and (pattern := _path_of(config, split)):
@@ -94,11 +103,20 @@ def is_held_out(config: SourceConfig, index: int) -> bool:
     """Whether document ``index`` of the source is for validation: one at random in every
     1 / validation_fraction documents, and always the first, so that there is one.
     """
-    if config.validation_fraction == 0:
+    return _is_drawn(config.validation_fraction, index, config.seed, "held out")
+
+
+def _is_left_out(config: SourceConfig, index: int) -> bool:
+    """Whether training document ``index`` is kept for the choice of settings (``hold_out``)."""
+    return _is_drawn(config.hold_out, index, config.seed, "left out")
+
+
+def _is_drawn(share: float, index: int, *key: int | str) -> bool:
+    if share == 0:
         return False
-    period = round(1 / config.validation_fraction)
+    period = round(1 / share)
     block, offset = divmod(index, period)
-    return offset == (stable_hash(config.seed, "held out", block) % period if block else 0)
+    return offset == (stable_hash(*key, block) % period if block else 0)
 
 
 def _read(config: SourceConfig, split: Split, bad_rows: BadRows) -> Iterator[Any]:

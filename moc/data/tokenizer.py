@@ -14,7 +14,7 @@ import tokenizers
 from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import SourceConfig, StudyConfig
 from moc.data.document import END_OF_TEXT, TURN_END, TURN_START
 from moc.data.files import BadRows

@@ -21,7 +21,7 @@ from evals.scoring.study_tasks import study_tasks
 from evals.scoring.task_names import expand_tasks
 from evals.scoring.user_tasks import UserTasks
 from evals.statistics.forgetting import forgetting_so_far
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_streams, validation_windows

@@ -19,6 +19,7 @@ from moc.report.figures import matrix as matrix_figures
 from moc.report.figures import probes as probe_figures
 from moc.report.figures import scaling as scaling_figure
 from moc.report.figures import scores as score_figures
+from moc.report.figures import tuning as tuning_figures
 from moc.report.figures import use as use_figures
 from moc.report.figures.drawing import Figure, style
 from moc.report.numbers.results import Results, load_results
@@ -32,6 +33,7 @@ from moc.report.tables import losses as loss_tables
 from moc.report.tables import scaling as scaling_tables
 from moc.report.tables import scores as score_tables
 from moc.report.tables import spikes as spike_tables
+from moc.report.tables import tuning as tuning_tables
 from moc.report.tables import use as use_tables
 from moc.report.tables import verdicts as verdict_tables
 from moc.report.tables.layout import TEXT_WIDTH, Table
@@ -48,6 +50,10 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     "What was compared, and at what cost": [
         ("table", cost_table.cost),
         ("folded", score_tables.status),
+    ],
+    "How the arms were tuned": [
+        ("figure", tuning_figures.sensitivity),
+        ("table", tuning_tables.tuned),
     ],
     "Loss over training compute": [
         ("figure", scaling_figure.scaling),

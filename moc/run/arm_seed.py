@@ -5,7 +5,8 @@ from __future__ import annotations
 from functools import cached_property
 from pathlib import Path
 
-from moc.config.load import config_hash, load_study
+from moc.config.identity import config_hash
+from moc.config.load import load_study
 from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.data.windows import needed_tokens, training_streams
@@ -33,6 +34,11 @@ class ArmSeed:
         """
         study = resolve_study(load_study(study_file))
         return cls(study, name, seed, build_tokenizer(study))
+
+    def siblings(self) -> list[ArmSeed]:
+        """The study's other arms with this seed."""
+        others = (name for name in self.study.arms if name != self.name)
+        return [ArmSeed(self.study, name, self.seed, self.tokenizer) for name in others]
 
     def __str__(self) -> str:
         return f"{self.name} seed {self.seed}"

@@ -5,7 +5,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import socket
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext, suppress
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,6 +15,7 @@ from uuid import uuid4
 
 import torch
 
+from moc.config.secrets import public
 from moc.errors import (
     CheckpointError,
     DamagedFile,
@@ -22,13 +24,14 @@ from moc.errors import (
     RunGone,
     RunHeld,
     StudyInterrupted,
+    TrainingDiverged,
 )
 from moc.model.files import load_model
 from moc.model.memory.build import is_causal, routing_scope
 from moc.model.transformer import build_model
 from moc.run.arm_seed import ArmSeed
 from moc.run.phase import train_phase
-from moc.run.probe import run_probe
+from moc.run.probe import probe_is_done, run_probe
 from moc.run.settings import check_data, check_settings
 from moc.run.shared_start import begin_as_sibling
 from moc.run.tools import Tools
@@ -71,12 +74,28 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
             raise  # still running, as far as anyone can tell: the same command goes on
         except Exception as error:
             line = in_one_line(error, run)
+            why = line or (str(error).splitlines() or [type(error).__name__])[0]
             with suppress(OSError):  # what failed may fail here once more
-                _mark(run, "failed", tools)
+                status = "diverged" if isinstance(error, TrainingDiverged) else "failed"
+                _mark(run, status, tools, why=public(why))
             if line is not None:
                 raise MachineFault(line) from error
             raise
         _mark(run, "finished", tools)
+
+
+def is_complete(run: ArmSeed, tools: Tools) -> bool:
+    """Whether ``execute`` would find nothing to do."""
+    try:
+        if read_json(run.dir.info).get("status") != "finished":
+            return False
+        for index in range(len(run.phases) + 1):
+            folder = run.dir.boundary(index)
+            if not tools.evaluator.is_done(folder) or not check_manifest(folder):
+                return False
+    except CheckpointError:
+        return False  # ``execute`` says what is damaged
+    return all(probe_is_done(run, name, index, tools) for name, index in _probes(run))
 
 
 def rescore(run: ArmSeed, tools: Tools) -> None:
@@ -163,12 +182,18 @@ def _evaluate_from_disk(run: ArmSeed, index: int, tools: Tools) -> None:
 
 def _probe(run: ArmSeed, tools: Tools) -> None:
     """Train and score the study's probes, on copies of this run's boundaries."""
+    for name, index in _probes(run):
+        run_probe(run, name, index, tools)
+
+
+def _probes(run: ArmSeed) -> Iterator[tuple[str, int]]:
+    """Each probe and the index of the boundary that it starts from."""
     for name, probe in run.study.probes.items():
         for after in probe.after or run.dir.phases[-1:]:
-            run_probe(run, name, run.dir.phases.index(after) + 1, tools)
+            yield name, run.dir.phases.index(after) + 1
 
 
-def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
+def _mark(run: ArmSeed, status: str, tools: Tools, *, why: str | None = None) -> None:
     if not is_main_process():
         return
     check_held(run.dir.path)
@@ -195,6 +220,8 @@ def _mark(run: ArmSeed, status: str, tools: Tools) -> None:
             "config_hash": run.hashes[-1],
             "started": known.get("started", now),
             "status": status,
+            "why": why,
+            "host": socket.gethostname(),
             "peak_memory_bytes": max(peak, known.get("peak_memory_bytes", 0)),
         },
         sync=True,

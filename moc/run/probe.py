@@ -9,7 +9,7 @@ from dataclasses import replace
 from moc.callbacks.guards import StopOnNonFinite
 from moc.callbacks.metrics import TrainingMetrics
 from moc.callbacks.probe import ProbeScores
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.data.module import StudyDataModule, prepare
 from moc.model.files import load_model
 from moc.plan.arms import micro_batch
@@ -31,19 +31,11 @@ def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
 
     A probe is short: one that was interrupted begins again.
     """
+    if probe_is_done(run, name, index, tools):
+        return
     study, boundary = run.study, run.dir.boundary(index)
     probe = study.probes[name]
     folder = run.dir.probe(name, boundary)
-    probe_hash = config_hash(
-        run.hashes[index],
-        replace(probe, after=[]),
-        {source: study.data[source] for source in probe.phase.mixture},
-        {name: c.fingerprint for name, c in prepare(study, probe.phase, run.tokenizer).items()},
-        tools.evaluator.eval_hash,
-    )
-    done = folder / "probe.json"
-    if read_sound_json(done).get("config_hash") == probe_hash:
-        return
     if is_main_process():
         shutil.rmtree(folder, ignore_errors=True)
         folder.mkdir(parents=True)
@@ -76,6 +68,22 @@ def run_probe(run: ArmSeed, name: str, index: int, tools: Tools) -> None:
         "tokens_per_step": phase.tokens_per_step,
         "points": scoring.points,
         "elapsed_sec": round(time.monotonic() - begun, 3),
-        "config_hash": probe_hash,
+        "config_hash": _hash(run, name, index, tools),
     }
-    write_json(done, record, sync=True)
+    write_json(folder / "probe.json", record, sync=True)
+
+
+def probe_is_done(run: ArmSeed, name: str, index: int, tools: Tools) -> bool:
+    record = read_sound_json(run.dir.probe(name, run.dir.boundary(index)) / "probe.json")
+    return record.get("config_hash") == _hash(run, name, index, tools)
+
+
+def _hash(run: ArmSeed, name: str, index: int, tools: Tools) -> str:
+    study, probe = run.study, run.study.probes[name]
+    return config_hash(
+        run.hashes[index],
+        replace(probe, after=[]),
+        {source: study.data[source] for source in probe.phase.mixture},
+        {name: c.fingerprint for name, c in prepare(study, probe.phase, run.tokenizer).items()},
+        tools.evaluator.eval_hash,
+    )

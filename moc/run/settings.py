@@ -6,7 +6,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from moc.config.load import differences, load_study
+from moc.config.identity import differences
+from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import needed_tokens

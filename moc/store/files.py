@@ -79,6 +79,8 @@ def read_json(path: Path) -> dict[str, Any]:
     try:
         text = path.read_bytes().decode()
         value = json.loads(text)
+    except FileNotFoundError:
+        return {}  # removed this moment, as locks are
     except (ValueError, RecursionError):
         raise DamagedFile(path, "not JSON") from None
     if not isinstance(value, dict):

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from moc.config.load import load_study
+from moc.config.load import load_study, study_folder
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError, DamagedFile, nearest
 from moc.store.files import read_text
@@ -61,7 +61,7 @@ def study_of(path: Path, overrides: Sequence[str] = ()) -> tuple[StudyConfig, Pa
 
 def _study_dir_of(path: Path) -> Path:
     if path.suffix in (".yaml", ".yml") and path.name != "study.yaml":
-        folder = load_study(path).dir
+        folder = study_folder(path)
         if not (folder / "study.yaml").is_file():
             raise ConfigError(f"{folder}: this study has not been run yet; try: moc run {path}")
         return folder

@@ -133,6 +133,20 @@ def read_what_is_whole(path: Path, *, committed: bool = False) -> tuple[list[Rec
     return records[:num_committed] if committed else records, message
 
 
+def read_end(path: Path, num_bytes: int = 1 << 16) -> list[Record]:
+    """The records in the last ``num_bytes`` of a journal, which may be large: what is damaged, or
+    begins before them, is left out."""
+    try:
+        with path.open("rb") as file:
+            size = file.seek(0, os.SEEK_END)
+            file.seek(max(0, size - num_bytes))
+            lines = file.read().split(b"\n")[:-1]
+    except FileNotFoundError:
+        return []
+    found = [_record(line) for line in lines[size > num_bytes :]]
+    return [record for record in found if record is not None and record != COMMIT]
+
+
 def _line(record: Record) -> bytes:
     text = json.dumps(_plain(record), allow_nan=False, separators=(",", ":")).encode()
     return text[:-1] + b',"%s":"%s"}\n' % (_CRC.encode(), _crc(text))

@@ -2,9 +2,11 @@
 from them.
 
     <runs_dir>/<study>/
-      study.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/, report/
+      study.yaml, tuned.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
+      report/
       arms/<arm>/seed-<n>/                   a run
-        run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json
+        run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json,
+        log.txt                              what it printed, where a launcher started it
         checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
         boundaries/<i>-<phase>/              model.safetensors, model.json, manifest.json,
                                              evals.json, samples/
@@ -100,6 +102,10 @@ class RunDir:
         return self.path / "run.json"
 
     @property
+    def log(self) -> Path:
+        return self.path / "log.txt"
+
+    @property
     def shared(self) -> Path:
         return self.path / "shared.json"
 
@@ -158,6 +164,10 @@ class StudyDir:
     @property
     def environment(self) -> Path:
         return self.path / "environment.json"
+
+    @property
+    def tuned(self) -> Path:
+        return self.path / "tuned.yaml"
 
     @property
     def tokenizer(self) -> Path:

@@ -13,9 +13,10 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
 from moc.config.secrets import public
+from moc.config.tuned import read_tuned
 from moc.plan.bank_optimizer import bank_optimizer
 from moc.store.files import read_sound_json, write_json
 from moc.store.journal import Record
@@ -89,7 +90,14 @@ def parent_tags(study: StudyConfig) -> dict[str, str]:
         "level": "study",
         "git_commit": _git_commit(study),
         "config_hash": config_hash(study),
+        **_tuning(study),
     }
+
+
+def _tuning(study: StudyConfig) -> dict[str, str]:
+    """The experiment with the trials by which the arms were tuned, if they were."""
+    path = StudyDir(study.dir).tuned
+    return {"tuning": read_tuned(path)["trials"]} if path.is_file() else {}
 
 
 def description(study: StudyConfig) -> str:

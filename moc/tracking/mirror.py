@@ -172,7 +172,9 @@ def _send_study(client: Any, server: Server, study: StudyConfig, *, closing: boo
             child.send_status(info["status"], last, closing=closing and not held)
             ended = max(ended, last)
     statuses = {info.get("status", "missing") for info in runs.values()}
-    worst = next((s for s in ("failed", "running", "missing") if s in statuses), "finished")
+    worst = next(
+        (s for s in ("failed", "diverged", "running", "missing") if s in statuses), "finished"
+    )
     parent.send_status(worst, ended, closing=closing and not in_hand)
 
 

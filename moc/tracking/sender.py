@@ -9,7 +9,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from moc.config.load import config_hash
+from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
 from moc.store.files import PARTIAL
 from moc.store.journal import read
@@ -149,7 +149,9 @@ class Sender:
         """``running`` and ``missing`` work is KILLED once nothing works on it any more. ``ended``
         in Unix seconds."""
         unfinished = "KILLED" if closing else "RUNNING"
-        now = {"finished": "FINISHED", "failed": "FAILED"}.get(status, unfinished)
+        now = {"finished": "FINISHED", "failed": "FAILED", "diverged": "FAILED"}.get(
+            status, unfinished
+        )
         if self.cursor.stamps.get("status") != now:
             if now == "RUNNING":
                 self.client.update_run(self.cursor.run_id, status=now)

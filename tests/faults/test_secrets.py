@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from moc.config.load import config_hash, differences, load_study, save_study
+from moc.config.identity import config_hash, differences
+from moc.config.load import load_study, save_study
 from moc.config.secrets import as_written, hide_environment, hide_in_output, public, public_uris
 from moc.errors import ConfigError
 from tests.conftest import Run

@@ -5,6 +5,8 @@ from tests.mutants import Mutant
 SIGNALS, RANKS = "tests/faults/test_signals.py", "tests/faults/test_ranks.py"
 MACHINE, LOCKS = "tests/faults/test_machine.py", "tests/faults/test_locks.py"
 
+SUPERVISE = "tests/unit/launch/test_supervise.py"
+
 MUTANTS: list[Mutant] = [
     Mutant(
         "workers of the loader die of the group's SIGTERM",
@@ -103,5 +105,26 @@ MUTANTS: list[Mutant] = [
         '    errno.ENOSPC: ("the disk is full", "free some space"),\n',
         "",
         (f"{MACHINE}::test_the_disk_is_full",),
+    ),
+    Mutant(
+        "runs in other hands are not waited for",
+        "moc/launch/supervise.py",
+        "for task in [task for task in self.waiting if task not in held]:",
+        "for task in list(self.waiting):",
+        (f"{SUPERVISE}::test_runs_in_other_hands_are_waited_for_and_take_up_room",),
+    ),
+    Mutant(
+        "runs of a launcher that was killed take up no room",
+        "moc/launch/supervise.py",
+        "if len(self.running) + len(held) >= self.launcher.at_once:",
+        "if len(self.running) >= self.launcher.at_once:",
+        (f"{SUPERVISE}::test_runs_in_other_hands_are_waited_for_and_take_up_room",),
+    ),
+    Mutant(
+        "a launched run gets the launcher's threads",
+        "moc/launch/processes.py",
+        '"OMP_NUM_THREADS": str(self.cpus)',
+        '"OMP_NUM_THREADS": "4"',
+        ("tests/unit/launch/test_processes.py::test_each_run_has_a_gpu_of_its_own",),
     ),
 ]

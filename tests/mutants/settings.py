@@ -80,8 +80,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "a plan does not look at names of tasks",
         "moc/cli.py",
-        ", check=check_task_names)",
-        ")",
+        "overrides, check=check, untuned",
+        "overrides, untuned",
         (f"{NAMES}test_an_unknown_task_is_answered_with_the_nearest",),
     ),
     Mutant(

@@ -10,7 +10,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from moc.config.load import config_hash, save_study
+from moc.config.identity import config_hash
+from moc.config.load import save_study
 from moc.config.schema import (
     ArmConfig,
     IsoFlopConfig,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from moc.config.load import config_hash, load_study, save_study
+from moc.config.identity import config_hash
+from moc.config.load import load_study, save_study
 from moc.config.schema import GroupConfig, PhaseConfig
 from moc.errors import ConfigError, nearest
 from moc.model import preset

@@ -1,0 +1,68 @@
+"""What ``moc tune`` chose: a YAML that a study names (``tuned:``), laid over its arms."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from moc.config.schema import StudyConfig
+from moc.errors import ConfigError
+
+Raw = dict[str, Any]
+
+
+def read_tuned(path: Path) -> Raw:
+    """The file as plain values.
+
+    Raises:
+        ConfigError: if it is not there, or is another file.
+    """
+    if not path.is_file():
+        raise ConfigError(f"tuned: no file {path}; 'moc tune' makes it")
+    try:
+        found = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"tuned: {path} is not readable as YAML") from error
+    if not isinstance(found, dict) or not isinstance(found.get("arms"), dict):
+        raise ConfigError(f"tuned: {path} holds no arms; 'moc tune' writes such a file")
+    return found
+
+
+def settings_of(tuned: Raw) -> dict[str, Raw]:
+    """By arm: what is laid over it."""
+    return {str(name): arm["settings"] for name, arm in tuned.get("arms", {}).items()}
+
+
+def difference(before: Any, after: Any) -> Any:
+    """The settings of ``after`` that differ from ``before``'s, nested as they are."""
+    if not (isinstance(before, dict) and isinstance(after, dict)):
+        return after
+    changed = {key: value for key, value in after.items() if before.get(key) != value}
+    return {key: difference(before.get(key), value) for key, value in changed.items()}
+
+
+def check_tuned(study: StudyConfig, tuned: Raw, hashes: Mapping[str, str]) -> None:
+    """
+    Args:
+        hashes: of the arms, as they are with what was chosen.
+
+    Raises:
+        ConfigError: if it was chosen for other arms.
+    """
+    again = "run 'moc tune' again, or remove 'tuned'"
+    if others := [name for name in tuned["arms"] if name not in study.arms]:
+        raise ConfigError(f"tuned: {study.tuned} is for an arm {others[0]!r}, which is not here")
+    for name in study.arms:
+        if name not in tuned["arms"]:
+            raise ConfigError(
+                f"tuned: {study.tuned} has nothing for arms.{name}, which would be compared "
+                f"untuned; {again}"
+            )
+        if tuned["arms"][name]["tuned_for"] != hashes[name]:
+            raise ConfigError(
+                f"tuned: arms.{name} is another than {study.tuned} was made for (its model or its "
+                f"phases have changed); {again}"
+            )

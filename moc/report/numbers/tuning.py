@@ -1,0 +1,72 @@
+"""How a study's arms were tuned: what ``moc tune`` left of it in the study's folder."""
+
+from __future__ import annotations
+
+import math
+from statistics import fmean
+from typing import Any, NamedTuple
+
+from moc.config.tuned import read_tuned
+from moc.errors import ConfigError
+from moc.report.numbers.results import Results
+from moc.store.rundir import StudyDir
+
+
+class Tuned(NamedTuple):
+    """Of one arm."""
+
+    arm: str
+    chosen: dict[str, Any]  # axis -> value
+    at_edge: list[str]  # axes on which the choice is the first or last that was tried
+    tokens: int  # that its trials trained on
+    points: list[dict[str, Any]]  # of the trials
+    metrics: list[float]  # bits per byte, over seeds; infinite where training diverged
+
+
+class Tuning(NamedTuple):
+    axes: dict[str, list[Any]]
+    metric: str
+    seeds: list[int]
+    budget: float  # share of each phase's tokens
+    arms: list[Tuned]
+
+
+def tuning(results: Results) -> Tuning | None:
+    """None for a study whose arms were not tuned, or whose record of it cannot be read (which is
+    then said with what is damaged)."""
+    return results.once("tuning", lambda: _read(results))
+
+
+def curve(arm: Tuned, axis: str) -> list[tuple[float, float]]:
+    """Metric over ``axis``, the other axes where the arm's choice has them; numbers alone."""
+    found = {}
+    for point, metric in zip(arm.points, arm.metrics, strict=True):
+        others = {key: value for key, value in point.items() if key != axis}
+        chosen = {key: value for key, value in arm.chosen.items() if key != axis}
+        value = point[axis]
+        if others == chosen and isinstance(value, (int, float)) and not isinstance(value, bool):
+            found[float(value)] = metric
+    return sorted((x, y) for x, y in found.items() if math.isfinite(y))
+
+
+def _read(results: Results) -> Tuning | None:
+    path = StudyDir(results.dir).tuned
+    if not path.is_file():
+        return None
+    try:
+        raw = read_tuned(path)
+    except ConfigError as error:
+        results.damaged.append(str(error))
+        return None
+    arms = [
+        Tuned(
+            name,
+            arm["chosen"],
+            arm["at_edge"],
+            arm["tokens"],
+            [trial["point"] for trial in arm["trials"]],
+            [fmean(trial["metric"]) for trial in arm["trials"]],
+        )
+        for name, arm in raw["arms"].items()
+    ]
+    return Tuning(raw["axes"], raw["metric"], raw["seeds"], raw["budget"], arms)

@@ -78,6 +78,7 @@ def _parser() -> argparse.ArgumentParser:
     verb = verbs.add_parser("report", help="rebuild the report and print the result tables")
     verb.add_argument("path", type=Path, help="a study YAML, its folder, or one of its runs")
     verb.set_defaults(run=_report)
+    add_fit(verbs)
 
     verb = verbs.add_parser("compare", help="the results of several studies in one report")
     verb.add_argument(
@@ -88,8 +89,6 @@ def _parser() -> argparse.ArgumentParser:
         "--out", type=Path, metavar="FOLDER", help="default: compare-<names>, beside the first"
     )
     verb.set_defaults(run=_compare)
-
-    add_fit(verbs)
 
     verb = verbs.add_parser("ui", help="browse the results in MLflow, on 127.0.0.1")
     verb.add_argument("--runs-dir", type=Path, default=Path("runs"))

@@ -30,14 +30,12 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
     arms: Raw = {}
     for size, said in (ladder or {None: {}}).items():
         rung = said or {}
-        phases = _laid_over(base.get("phases") or {}, rung.get("phases") or {})
         for name, overlay in overlays.items():
-            arm = {"model": base["model"] or {}, "phases": phases}
+            arm = {"model": base["model"] or {}, "phases": base.get("phases") or {}}
             for named in (rung.get("model") or {}, overlay.get("model") or {}):
                 if named.get("preset"):
                     arm["model"] = _laid_over(asdict(_preset_of(named)), own)
-            arm["model"] = _laid_over(arm["model"], rung.get("model") or {})
-            arm = _laid_over(arm, overlay)
+            arm = _laid_over(_laid_over(arm, rung), overlay)
             if size is not None:
                 arm, name = _at_size(arm, size, overlays), f"{name}-{size}"
             if name in arms:

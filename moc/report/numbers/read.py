@@ -11,6 +11,7 @@ from typing import Any, cast
 from omegaconf import OmegaConf
 
 from moc.config.secrets import public_uris
+from moc.config.tuned import read_tuned
 from moc.errors import DamagedFile
 from moc.report.numbers import parse
 from moc.report.numbers.records import Boundary, ItemRecord, Probe, Run
@@ -61,6 +62,16 @@ def item_records(boundary: Boundary, task: str, control: str = "") -> list[ItemR
 def probe_records(probe: Probe, task: str) -> list[ItemRecord]:
     """The item records before the first step; empty where there are none."""
     return read_lines(probe.dir / "samples-0" / f"{task}.jsonl")
+
+
+def read_tuning(folder: Path) -> dict[str, Any]:
+    """What ``moc tune`` chose for the study in ``folder``; empty if its arms were not tuned.
+
+    Raises:
+        ConfigError: if it cannot be read.
+    """
+    path = StudyDir(folder).tuned
+    return read_tuned(path) if path.is_file() else {}
 
 
 def _config(path: Path) -> tuple[str, dict[str, Any]]:

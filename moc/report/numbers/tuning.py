@@ -6,10 +6,9 @@ import math
 from statistics import fmean
 from typing import Any, NamedTuple
 
-from moc.config.tuned import read_tuned
 from moc.errors import ConfigError
+from moc.report.numbers.read import read_tuning
 from moc.report.numbers.results import Results
-from moc.store.rundir import StudyDir
 
 
 class Tuned(NamedTuple):
@@ -50,13 +49,12 @@ def curve(arm: Tuned, axis: str) -> list[tuple[float, float]]:
 
 
 def _read(results: Results) -> Tuning | None:
-    path = StudyDir(results.dir).tuned
-    if not path.is_file():
-        return None
     try:
-        raw = read_tuned(path)
+        raw = read_tuning(results.dir)
     except ConfigError as error:
         results.damaged.append(str(error))
+        return None
+    if not raw:
         return None
     arms = [
         Tuned(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import math
 
-from evals.statistics.inference import Interval
-from evals.statistics.scaling import CurveFit, Refusal
+from evals.statistics.scaling import CurveFit, Interval, Refusal
 from moc.report.numbers.results import Results
 from moc.report.numbers.scaling import OVERS, Asked, Curve, asked, curves, points
 from moc.report.tables.cells import MISSING, table_of

@@ -14,11 +14,13 @@ from types import ModuleType
 from typing import Any
 
 import pytest
+import yaml
 
 from moc.report import build_report, figures, load_results, tables
 from moc.report.figures.drawing import Figure
 from moc.report.numbers.results import Results
 from moc.report.sections import PRINTED, SECTIONS, made
+from tests.support.fake_ladder import made as made_ladder
 from tests.support.fake_runs import add_spike, fake_study, write_study
 
 ENTRIES = [entry for section in SECTIONS.values() for entry in section]
@@ -27,7 +29,7 @@ ROOM = Path(inspect.getfile(figures)).parents[1]
 
 @pytest.fixture(scope="module")
 def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
-    """A study that has something for every entry."""
+    """A study that has something for every entry, but for those of a ladder."""
     study = fake_study(
         tmp_path_factory.mktemp("runs"),
         seeds=(0, 1, 2),
@@ -37,7 +39,16 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     )
     folder = write_study(study)
     add_spike(study, "moc", 1)
+    points = [{"point": {"lr_scale": scale}, "metric": [2 - scale / 9]} for scale in (1, 3)]
+    arm = {"chosen": {"lr_scale": 3}, "at_edge": [], "settings": {}, "tokens": 7, "trials": points}
+    tuned = {"axes": {"lr_scale": [1, 3]}, "metric": "bits per byte", "seeds": [9], "budget": 0.5}
+    (folder / "tuned.yaml").write_text(yaml.safe_dump(tuned | {"arms": {"moc": arm}}))
     return load_results(folder)
+
+
+@pytest.fixture(scope="module")
+def ladder(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    return load_results(made_ladder(tmp_path_factory.mktemp("ladder")))
 
 
 def makers_in(package: ModuleType) -> Iterator[Any]:
@@ -50,7 +61,7 @@ def makers_in(package: ModuleType) -> Iterator[Any]:
             returned = str(inspect.signature(found).return_annotation)
             if (
                 not found.__name__.startswith("_")
-                and [parameter.annotation for parameter in given] == ["Results"]
+                and [p.annotation for p in given if p.default is p.empty] == ["Results"]
                 and re.search(r"\b(Table|Figure)\b", returned)
             ):
                 yield found
@@ -64,9 +75,11 @@ def test_every_function_that_makes_a_table_or_a_figure_has_one_line() -> None:
     assert set(PRINTED) <= {make for kind, make in ENTRIES if kind != "figure"}
 
 
-def test_every_line_makes_something_and_no_two_have_one_name(results: Results) -> None:
+def test_every_line_makes_something_and_no_two_have_one_name(
+    results: Results, ladder: Results
+) -> None:
     for kind, make in ENTRIES:
-        product = make(results)
+        product = make(ladder if make.__module__.endswith("scaling") else results)
         products = product if isinstance(product, list) else [product]
         assert products and all(products), make
         for one in products:
@@ -82,7 +95,8 @@ def test_every_line_makes_something_and_no_two_have_one_name(results: Results) -
 def test_the_page_shows_what_was_made_in_the_order_of_the_list(results: Results) -> None:
     page = build_report(results).read_text()
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    assert titles[1:-1] == [escape(title) for title in SECTIONS]  # between verdicts and appendix
+    expected = [escape(title) for title in SECTIONS if "compute" not in title]  # of a ladder
+    assert titles[1:-1] == expected  # between verdicts and appendix
     blocks = [block for section in made(results).values() for block in section]
     places = []
     for block in blocks:

@@ -86,6 +86,7 @@ def test_a_mistyped_setting_is_answered_without_torch(mistake):
         (["report", "study.yaml"], "no run of this study has begun yet"),
         (["compare", "nowhere", "study.yaml"], "no 'nowhere' in "),
         (["leakage", "nowhere"], "no 'nowhere' in "),
+        (["tune", "study.yaml"], "this study has no tuning.axes; name what to try"),
         (["leakage", "study.yaml"], "study.yaml holds no model"),
         (["generate", "nowhere", "--prompt", "x"], "no 'nowhere' in "),
     ],

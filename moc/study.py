@@ -238,7 +238,6 @@ def _describe(
     with whole_file(folder.config, sync=True) as partial:
         save_study(study, partial)
         seal_text(partial)
-    folder.tuned.unlink(missing_ok=True)
     if study.tuned:
         write_text(folder.tuned, Path(study.tuned).read_text())
     with whole_folder(folder.tokenizer) as partial:

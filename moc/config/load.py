@@ -94,11 +94,12 @@ def study_folder(path: Path) -> Path:
 def save_study(study: StudyConfig, path: Path) -> None:
     """Write the resolved study, with interpolated text as it was written and URIs without secrets.
 
-    ``load_study(path)`` gives the same object, but for those secrets, where the environment is the
-    same.
+    ``load_study(path)`` gives the same object, but for those secrets and ``tuned``, where the
+    environment is the same.
     """
     kept = as_written(study)
     kept.name = study.name  # a folder's name, whatever it was made of
+    kept.tuned = None  # what was chosen is in the arms
     path.write_text(OmegaConf.to_yaml(OmegaConf.create(asdict(kept))))
 
 

@@ -239,7 +239,7 @@ def _describe(
         save_study(study, partial)
         seal_text(partial)
     if study.tuned:
-        write_text(folder.tuned, Path(study.tuned).read_text())
+        write_text(folder.tuning, Path(study.tuned).read_text())
     with whole_folder(folder.tokenizer) as partial:
         tokenizer.save(partial)
     for name, records in items.items():

@@ -2,7 +2,7 @@
 from them.
 
     <runs_dir>/<study>/
-      study.yaml, tuned.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
+      study.yaml, tuning.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
       report/
       arms/<arm>/seed-<n>/                   a run
         run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json,
@@ -166,8 +166,9 @@ class StudyDir:
         return self.path / "environment.json"
 
     @property
-    def tuned(self) -> Path:
-        return self.path / "tuned.yaml"
+    def tuning(self) -> Path:
+        """How the arms were tuned, if they were: what ``moc tune`` wrote for them."""
+        return self.path / "tuning.yaml"
 
     @property
     def tokenizer(self) -> Path:

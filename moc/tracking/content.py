@@ -96,7 +96,7 @@ def parent_tags(study: StudyConfig) -> dict[str, str]:
 
 def _tuning(study: StudyConfig) -> dict[str, str]:
     """The experiment with the trials by which the arms were tuned, if they were."""
-    path = StudyDir(study.dir).tuned
+    path = StudyDir(study.dir).tuning
     return {"tuning": read_tuned(path)["trials"]} if path.is_file() else {}
 
 

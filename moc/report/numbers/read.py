@@ -70,7 +70,7 @@ def read_tuning(folder: Path) -> dict[str, Any]:
     Raises:
         ConfigError: if it cannot be read.
     """
-    path = StudyDir(folder).tuned
+    path = StudyDir(folder).tuning
     return read_tuned(path) if path.is_file() else {}
 
 

@@ -42,7 +42,7 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     points = [{"point": {"lr_scale": scale}, "metric": [2 - scale / 9]} for scale in (1, 3)]
     arm = {"chosen": {"lr_scale": 3}, "at_edge": [], "settings": {}, "tokens": 7, "trials": points}
     tuned = {"axes": {"lr_scale": [1, 3]}, "metric": "bits per byte", "seeds": [9], "budget": 0.5}
-    (folder / "tuned.yaml").write_text(yaml.safe_dump(tuned | {"arms": {"moc": arm}}))
+    (folder / "tuning.yaml").write_text(yaml.safe_dump(tuned | {"arms": {"moc": arm}}))
     return load_results(folder)
 
 

@@ -6,7 +6,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from textwrap import wrap
+from textwrap import TextWrapper
 from typing import Any, Literal
 
 from evals.statistics.inference import LEVEL, MIN_SEEDS
@@ -111,10 +111,10 @@ def render_sights(found: Sequence[Sight], source: str, width: int = 100) -> list
         f"Differences between what two arms forget that are seen with {POWER:.0%} power "
         f"({LEVEL:.0%}, two-sided, one test by itself; variances: {source}):"
     )
-    lines = wrap(head, width)
-    for sight in found:
-        lines += wrap(_sentence(sight), width, initial_indent="  ", subsequent_indent="    ")
-    return lines
+    wrapper = TextWrapper(width, break_on_hyphens=False, break_long_words=False)  # paths stay whole
+    lines = wrapper.wrap(head)
+    wrapper.initial_indent, wrapper.subsequent_indent = "  ", "    "
+    return lines + [line for sight in found for line in wrapper.wrap(_sentence(sight))]
 
 
 def _measures(study: StudyConfig, basis: Basis) -> bool:

@@ -30,7 +30,7 @@ from tests.support.helpers_training import TINY_STUDY
 
 ROOT = Path(__file__).parents[2]
 SHIPPED = sorted((ROOT / "experiments").rglob("*.yaml"))
-ENTRIES = {"arms": "moc", "phases": "facts", "data": "people", "probes": "again"}
+ENTRIES = {"arms": "moc", "phases": "facts", "data": "people", "probes": "again", "ladder": "s"}
 MANY = 10**400
 Key = tuple[str, ...]
 
@@ -112,7 +112,8 @@ def malformed(hint: Any) -> list[Any]:
             *([value] for value in (malformed_numbers(limits) if one is int else [])),
         ]
     if typing.get_origin(hint) is dict:
-        return [7, "words", [1], *({"people": value} for value in malformed_numbers(limits))]
+        numbers = malformed_numbers(limits) if limits else []  # else: axes, of any values
+        return [7, "words", [1], *({"people": value} for value in numbers)]
     if limits is not None:
         return [*malformed_numbers(limits), "words", {"a": 1}, [1, [2]], "${nowhere}"]
     if typing.get_origin(hint) is typing.Literal:

@@ -263,7 +263,7 @@ def test_slots_hold_what_the_bank_would(scope, checkpointing):
     )
 
 
-@pytest.mark.parametrize(("scope", "mixing"), zip(SCOPES, MIXINGS, strict=True))
+@pytest.mark.parametrize(("scope", "mixing"), list(zip(SCOPES, MIXINGS, strict=True)))
 def test_the_compiler_finds_no_break_in_the_forward_pass(scope, mixing):
     """``fullgraph`` refuses any; forward, slots and loss, and the same numbers as without."""
     model = model_in(scope)

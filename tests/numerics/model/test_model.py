@@ -169,4 +169,5 @@ def test_backbone_is_the_llama_architecture():
         logits_BLV, theirs_BLV = model(tokens_BL).logits_BLV, llama(tokens_BL).logits
     assert logits_BLV.std() > 0.1
     scale = theirs_BLV.abs().max()
-    torch.testing.assert_close(logits_BLV / scale, theirs_BLV / scale, rtol=0, atol=1e-5)
+    # float32: another processor was 1.6e-5 off; another architecture is by 1e-2 and more
+    torch.testing.assert_close(logits_BLV / scale, theirs_BLV / scale, rtol=0, atol=5e-5)

@@ -40,6 +40,7 @@ from moc.train.distributed import is_alone, launched_rank
 GROUP_TIMEOUT = timedelta(days=2)
 _MAX_BEAT_SEC = 1.0
 _LAST_WORDS_SEC = 4.0  # for a main thread, and for other processes, to end by themselves
+_CONNECT_SEC = 10.0  # for a rank that came before the one that keeps the store
 _UNWIND_SEC = 120.0  # for all that follows an error, MLflow's last pass included
 _AGAIN = "the same command goes on from the last checkpoint"
 
@@ -105,16 +106,13 @@ class _Watch(threading.Thread):
         super().__init__(name="ranks", daemon=True)
         self.timeout_sec, self.rank, self.num_ranks = timeout_sec, rank, num_ranks
         self.beat_sec = min(_MAX_BEAT_SEC, timeout_sec / 4)
-        pid = os.getpid()
-        self._me: dict[str, Any] = {
-            "host": socket.gethostname(),
-            "pid": pid,
-            "started": start_of(pid),
-        }
+        host, pid = socket.gethostname(), os.getpid()
+        self._me: dict[str, Any] = {"host": host, "pid": pid, "started": start_of(pid)}
         self._trainings, self._waiting, self._last_words = 0, False, dict[str, Any]()
         self._alarmed = False  # a connection broke: silence means more
         self._lost: RankLost | StudyInterrupted | None = None
-        self._found, self._unwinding = threading.Event(), threading.Event()
+        self._connected, self._found = threading.Event(), threading.Event()
+        self._unwinding = threading.Event()
         self._one_of_us = threading.Lock()
         self._store: dist.Store | None = None
         self._beats = 0
@@ -143,6 +141,8 @@ class _Watch(threading.Thread):
         return self._lost
 
     def goodbye(self, line: str, exit_code: int) -> None:
+        if threading.current_thread() is not self:
+            self._connected.wait(_CONNECT_SEC)  # whoever leaves earlier would leave without a word
         self._last_words = {"line": line, "exit_code": exit_code}
         self._tell()
 
@@ -156,6 +156,7 @@ class _Watch(threading.Thread):
     def run(self) -> None:
         try:
             self._store = _connect(self.rank, self.timeout_sec)
+            self._connected.set()
             while self._lost is None:
                 self._write(self._store)
                 time.sleep(self.beat_sec)

@@ -145,13 +145,14 @@ def _run(arguments: argparse.Namespace) -> int:
     plan = plan_study(study)
     if problems := violations(plan):
         return fail(problems[0], 1)
+    from moc.launch.build import build_launcher
+
+    launcher = build_launcher(arguments.launch, study)
     if is_main_process():
         print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
-    from moc.launch.build import build_launcher
     from moc.report import result_tables
     from moc.study import run_study
 
-    launcher = build_launcher(arguments.launch, study)
     report = run_study(study, arms=arguments.arms, seeds=arguments.seeds, launcher=launcher)
     if is_main_process():
         print(f"\n{result_tables(study.dir)}\n\nreport:  {report}\nbrowse:  make ui   (or: moc ui)")
@@ -168,8 +169,9 @@ def _tune(arguments: argparse.Namespace) -> int:
     from moc.verbs.tune import render_tuned
 
     trials = tuning_study(study)
+    launcher = build_launcher(arguments.launch, trials)
     print(render_plan(plan_study(trials)).splitlines()[0], flush=True)
-    tuned, path = tune_study(study, launcher=build_launcher(arguments.launch, trials))
+    tuned, path = tune_study(study, launcher=launcher)
     print(f"\n{render_tuned(tuned, path, named=study.tuned is not None)}")
     return 0
 

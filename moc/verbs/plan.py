@@ -72,7 +72,7 @@ def _measured(like: Path) -> list[Basis]:
         raise ConfigError(f"--like {like}: no run of this study has begun yet")
     if not (found := bases_of(load_results(folder))):
         raise ConfigError(
-            f"--like {like}: its variances are not known: no two arms have two seeds or more "
-            "that were scored before and after something could be forgotten"
+            f"--like {like}: its variances are not known: they need a task that two arms had "
+            "learned, or the loss of an arm and its iso-FLOP baseline, over two seeds or more"
         )
     return found

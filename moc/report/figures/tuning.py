@@ -9,6 +9,8 @@ from moc.report.numbers.tuning import curve, tuning
 
 def sensitivity(results: Results) -> Figure | None:
     """One panel per axis of numbers: the metric over it, one line an arm, choices marked."""
+    from matplotlib.ticker import NullLocator
+
     found = tuning(results)
     if found is None:
         return None
@@ -33,7 +35,9 @@ def sensitivity(results: Results) -> Figure | None:
             panel.plot([best], [height], marker(index), color=colour(index), markersize=8)
         if all(line[0][0] > 0 for line in curves[axis].values()):
             panel.set_xscale("log")
-        panel.set_title(axis)
+        tried = sorted({x for line in curves[axis].values() for x, _ in line})
+        panel.set_xticks(tried, [f"{x:g}" for x in tried])
+        panel.xaxis.set_minor_locator(NullLocator())
         panel.set_xlabel(axis)
     panels[0].set_ylabel("bits per byte")
     legend_above(canvas, results, arms=[arm.arm for arm in found.arms])

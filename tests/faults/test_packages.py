@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import re
 import shutil
 import subprocess
@@ -22,7 +23,7 @@ ASKED = [
     Requirement(text)
     for text in [
         *PYPROJECT["project"]["dependencies"],
-        *PYPROJECT["project"]["optional-dependencies"]["dev"],
+        *itertools.chain(*PYPROJECT["project"]["optional-dependencies"].values()),
     ]
 ]
 

@@ -107,7 +107,9 @@ def _takes_study(verb: argparse.ArgumentParser) -> None:
 
 def _takes_launcher(verb: argparse.ArgumentParser) -> None:
     verb.add_argument(
-        "--launch", metavar="LAUNCHER", help="processes:N, so many runs at once; default: one"
+        "--launch",
+        metavar="LAUNCHER",
+        help="processes:N (so many runs at once), slurm, ray[:ADDRESS]; default: one after another",
     )
 
 
@@ -133,6 +135,7 @@ def _run(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
     from moc.data.facts import knowledge
     from moc.errors import nearest
+    from moc.launch.build import build_launcher
     from moc.plan.study_plan import plan_study, violations
     from moc.plan.text import render_plan
     from moc.train.distributed import is_main_process
@@ -141,13 +144,14 @@ def _run(arguments: argparse.Namespace) -> int:
     for arm in arguments.arms:
         if arm not in study.arms:
             raise ConfigError(f"--arms: no arm {arm!r}; {nearest(arm, list(study.arms))}")
-    study.trainer.devices = num_devices(study.trainer)
+    launcher = build_launcher(arguments.launch, study)
+    if launcher is None or launcher.is_here:
+        study.trainer.devices = num_devices(study.trainer)
+    else:  # this machine may have no GPU, where those of the runs do
+        study.trainer.devices = study.trainer.devices or 1
     plan = plan_study(study)
     if problems := violations(plan):
         return fail(problems[0], 1)
-    from moc.launch.build import build_launcher
-
-    launcher = build_launcher(arguments.launch, study)
     if is_main_process():
         print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
     from moc.report import result_tables

@@ -22,6 +22,8 @@ _ENDS_OF_SOURCES = {
 }
 # beside the studies in runs_dir, or (the last one) among MLflow's experiments
 _OF_MLFLOW = ("mlflow.db", "mlartifacts", "mlruns", "default")
+# variables that decide which code a program loads
+_CODE = re.compile(r"PATH|(LD|DYLD|PYTHON).*")
 
 
 def check_names(study: StudyConfig) -> None:
@@ -51,6 +53,14 @@ def check_names(study: StudyConfig) -> None:
         _refuse(name, where, (_START,), "that is the boundary before the first phase")
         _refuse(name, where, (PREVIOUS, ALL), "evals.controls.bank_swap means something else by it")
         _refuse(name, where, _METRICS, "metrics that begin with it are no phase's")
+    for name in study.launch.environment:
+        if not re.fullmatch(r"[A-Za-z_]\w*", name) or "\0" in study.launch.environment[name]:
+            raise ConfigError(f"launch.environment: {name[:50]!r} is no variable")
+        if _CODE.fullmatch(name):
+            raise ConfigError(
+                f"launch.environment: {name} decides which code a program loads, which no study "
+                "may; set it where you are"
+            )
     for name in study.data:
         for end, meaning in _ENDS_OF_SOURCES.items():
             if f".{name}".casefold().endswith(end):

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import multiprocessing.forkserver
+import multiprocessing.process
 import os
 import signal
-import subprocess
-import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from multiprocessing.context import ForkServerContext, ForkServerProcess
 
 import psutil
 import torch
 
 from moc.config.schema import StudyConfig
 from moc.errors import ConfigError
-from moc.plan.study_plan import plan_study
-from moc.run.arm_seed import ArmSeed
-from moc.store.rundir import StudyDir
+from moc.launch.launcher import End
+from moc.launch.needs import LIBRARIES_BYTES, expected_bytes
+from moc.launch.task import Task
+from moc.launch.worker import run_forked
 from moc.text import human
 from moc.train.strategies import accelerator_of, total_devices
-
-_LIBRARIES_BYTES = 600_000_000  # of every process, before it has a model
 
 
 class Processes:
@@ -29,6 +32,9 @@ class Processes:
     Raises:
         ConfigError: if this machine has no room for them.
     """
+
+    is_here = True
+    detaches = True
 
     def __init__(self, at_once: int, study: StudyConfig) -> None:
         cores = _num_cores()
@@ -43,63 +49,85 @@ class Processes:
                 f"{words}: with launch.cpus {self.cpus} that is {at_once * self.cpus} threads for "
                 f"{cores} cores, and threads that wait for a core hold up the others; {remedy}"
             )
-        arms = plan_study(study).arms.values()
-        needed = _LIBRARIES_BYTES
-        if accelerator_of(study.trainer) == "cpu":
-            needed += max(arm.state_bytes + arm.activation_bytes for arm in arms)
+        on_cpu = accelerator_of(study.trainer) == "cpu"
+        needed = expected_bytes(study) if on_cpu else LIBRARIES_BYTES
         if at_once * needed > (total := psutil.virtual_memory().total):
             raise ConfigError(
                 f"{words}: 'moc plan' expects about {human(needed, 'B')} of memory for a run, and "
                 f"this machine has {human(total, 'B')}; at most processes:{total // needed}"
             )
-        self._gpus: list[str] | None = None  # that no run has
-        if accelerator_of(study.trainer) != "cpu":
-            self._gpus = _gpus()
+        self._gpus: list[str] | None = None  # that have room for a run, once per run
+        if accelerator_of(study.trainer) != "cpu" and study.launch.gpus != 0:
+            share = study.launch.gpus or 1
+            self._gpus = _gpus() * int(1 / share)
             if at_once > len(self._gpus):
-                raise ConfigError(f"{words}: this machine has {len(self._gpus)} GPUs, one for each")
+                raise ConfigError(
+                    f"{words}: this machine has {len(_gpus())} GPUs; a run has {share:g}"
+                )
+        # One process imports everything, once, and is forked for every run. It begins now, while
+        # the study is prepared, and has the environment of its start: torch reads the number of
+        # threads when it is imported.
+        self._server: ForkServerContext = multiprocessing.get_context("forkserver")
+        self._server.set_forkserver_preload([run_forked.__module__])
+        with _environment(
+            {
+                "OMP_NUM_THREADS": str(self.cpus),
+                "PYTHONSAFEPATH": "1",  # nothing is imported from where the user happens to be
+                "PYTORCH_NVML_BASED_CUDA_CHECK": "1",  # after the other check none may fork
+                **study.launch.environment,
+            }
+        ):
+            multiprocessing.forkserver.ensure_running()
 
-    def submit(self, run: ArmSeed) -> _Process:
-        run.dir.path.mkdir(parents=True, exist_ok=True)
-        # -P: nothing is imported from where the user happens to be
-        command = [sys.executable, "-P", "-m", "moc.launch.worker"]
-        command += [str(StudyDir(run.study.dir).config), run.name, str(run.seed)]
-        environment = {**os.environ, "OMP_NUM_THREADS": str(self.cpus)}
-        gpu = None
-        if self._gpus is not None:
-            gpu = environment["CUDA_VISIBLE_DEVICES"] = self._gpus.pop()
-        with run.dir.log.open("ab") as log:
-            process = subprocess.Popen(
-                command,
-                env=environment,
-                stdin=subprocess.DEVNULL,
-                stdout=log,
-                stderr=log,
-                start_new_session=True,  # Ctrl-C is for whoever started it
-            )
-        return _Process(process, gpu, self._gpus)
+    def submit(self, tasks: Sequence[Task]) -> Iterator[_Process]:
+        for task in tasks:
+            environment, gpu = task.environment, None
+            if self._gpus is not None:
+                gpu = environment["CUDA_VISIBLE_DEVICES"] = self._gpus.pop()
+            process = self._server.Process(target=run_forked, args=(task, environment))
+            process.start()
+            yield _Process(process, gpu, self._gpus)
 
 
 class _Process:
     def __init__(
-        self, process: subprocess.Popen[bytes], gpu: str | None, free_gpus: list[str] | None
+        self, process: ForkServerProcess, gpu: str | None, free_gpus: list[str] | None
     ) -> None:
         self.where = f"process {process.pid}"
         self._process, self._gpu, self._free_gpus = process, gpu, free_gpus
+        # this command may end before it, and must not wait for it then
+        multiprocessing.process._children.discard(process)  # type: ignore[attr-defined]
 
-    def exit_code(self) -> int | None:
-        code = self._process.poll()
-        if code is not None and self._gpu is not None and self._free_gpus is not None:
+    def end(self) -> End | None:
+        code = self._process.exitcode
+        if code is None:
+            return None
+        if self._gpu is not None and self._free_gpus is not None:
             self._free_gpus.append(self._gpu)
             self._gpu = None
-        return code
+        return End(code)
 
     def stop(self) -> None:
-        self._process.send_signal(signal.SIGTERM)
+        if self._process.exitcode is None:
+            self._process.terminate()
 
     def kill(self) -> None:
         """Its loaders, too."""
-        if self._process.poll() is None:
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.exitcode is None and self._process.pid is not None:
+            with suppress(ProcessLookupError):  # it ended, or has no group of its own yet
+                os.killpg(self._process.pid, signal.SIGKILL)
+            self._process.kill()
+
+
+@contextmanager
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = dict(os.environ)
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        os.environ.clear()
+        os.environ.update(before)
 
 
 def _num_cores() -> int:

@@ -8,15 +8,19 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NoReturn
+from uuid import uuid4
 
 from moc.errors import RunFailed, StudyInterrupted, Terminated
-from moc.launch.launcher import Job, Launcher
+from moc.launch.launcher import End, Job, Launcher
+from moc.launch.task import Task
 from moc.run.arm_seed import ArmSeed
 from moc.run.execute import is_complete, rescore
 from moc.run.shared_start import shared_phases
 from moc.run.tools import Tools
 from moc.store.files import read_sound_json
-from moc.store.lock import holder_of
+from moc.store.lock import Holder, holder_of, remedy
+from moc.store.rundir import StudyDir
+from moc.train.signals import stop_signals_held_back
 from moc.verbs.status import StatusDisplay
 
 POLL_SEC = 0.5
@@ -62,13 +66,21 @@ def supervise(
 
 
 @dataclass
-class _Task:
+class _Watched:
+    """One run, and what became of its tries."""
+
     run: ArmSeed
+    key: str  # of its tasks
     job: Job | None = None
     log_begins: int = 0  # bytes of the log that are of earlier tries
     tries: int = 0
     said: str = ""  # why the last try ended
     passed_over: bool = False  # others have it in hand, and that was said
+
+    @property
+    def holder(self) -> Holder | None:
+        """Who works on it; to be asked when no try of ours does."""
+        return holder_of(self.run.dir.path, self.key)
 
 
 class _Supervisor:
@@ -76,15 +88,17 @@ class _Supervisor:
         self.launcher, self.tools = launcher, tools
         # An arm's seeds before the next arm: what arms share is there when the next one begins.
         arms = list(asked[0].study.arms)
-        self.waiting = [_Task(run) for run in sorted(asked, key=lambda run: arms.index(run.name))]
-        self.running: list[_Task] = []
-        self.failed: list[_Task] = []
+        asked = sorted(asked, key=lambda run: arms.index(run.name))
+        me = uuid4().hex
+        self.waiting = [_Watched(run, f"{me}/{run}") for run in asked]
+        self.running: list[_Watched] = []
+        self.failed: list[_Watched] = []
 
     def bring_to_their_end(self, display: StatusDisplay) -> None:
         shown = synced = time.monotonic()
         while self.waiting or self.running:
-            for task in list(self.running):
-                self._look_at(task)
+            for one in list(self.running):
+                self._look_at(one)
             self._start_some()
             now = time.monotonic()
             if now - shown > _SHOW_SEC and display.is_live:
@@ -104,72 +118,85 @@ class _Supervisor:
             StudyInterrupted: always.
         """
         many = f"{len(self.running)} run{'s' if len(self.running) != 1 else ''}"
-        if number == signal.SIGINT and _asks_to_detach(many):
+        if number == signal.SIGINT and self.launcher.detaches and _asks_to_detach(many):
             raise StudyInterrupted(f"detached; {many} will end without this command")
         self.cancel()
         raise StudyInterrupted(f"stopped; {many} saved and ended", number)
 
     def cancel(self) -> None:
         """What was started saves and ends."""
-        jobs = [task.job for task in self.running if task.job is not None]
+        jobs = [one.job for one in self.running if one.job is not None]
         for job in jobs:
             job.stop()
         deadline = time.monotonic() + _SAVE_SEC
-        while any(job.exit_code() is None for job in jobs) and time.monotonic() < deadline:
+        while any(job.end() is None for job in jobs) and time.monotonic() < deadline:
             time.sleep(POLL_SEC)
         for job in jobs:
             job.kill()
 
     def _start_some(self) -> None:
-        held = [task for task in self.waiting if holder_of(task.run.dir.path) is not None]
-        for task in held:
-            if not task.passed_over:
-                task.passed_over = True
-                holder = holder_of(task.run.dir.path)
-                print(f"{task.run} | waiting: it is held by {holder}", flush=True)
-        for task in [task for task in self.waiting if task not in held]:
-            if len(self.running) + len(held) >= self.launcher.at_once:
-                return
-            if is_complete(task.run, self.tools):
-                self.waiting.remove(task)
-                print(f"{task.run} | done", flush=True)
-            elif not any(_shares_more(task.run, other.run) for other in [*self.running, *held]):
-                self._start(task)
+        held = [one for one in self.waiting if one.holder is not None]
+        for one in held:
+            if not one.passed_over and (holder := one.holder) is not None:
+                one.passed_over = True
+                path = one.run.dir.path
+                print(f"{one.run} | waiting: held by {holder}{remedy(holder, path)}", flush=True)
+        starting: list[_Watched] = []
+        for one in [one for one in self.waiting if one not in held]:
+            busy = [*self.running, *held, *starting]
+            if len(busy) >= self.launcher.at_once:
+                break
+            if is_complete(one.run, self.tools):
+                self.waiting.remove(one)
+                print(f"{one.run} | done", flush=True)
+            elif not any(_shares_more(one.run, other.run) for other in busy):
+                starting.append(one)
+        if starting:
+            self._start(starting)
 
-    def _start(self, task: _Task) -> None:
-        log = task.run.dir.log
-        task.log_begins = log.stat().st_size if log.is_file() else 0
-        task.tries += 1
-        task.job = self.launcher.submit(task.run)
-        self.waiting.remove(task)
-        self.running.append(task)
-        print(f"{task.run} | {task.job.where}", flush=True)
+    def _start(self, many: list[_Watched]) -> None:
+        for one in many:
+            log = one.run.dir.log
+            one.log_begins = log.stat().st_size if log.is_file() else 0
+            one.tries += 1
+        with stop_signals_held_back():  # or a job would have begun that nobody knows
+            jobs = self.launcher.submit([self._task(one) for one in many])
+            for one, job in zip(many, jobs, strict=True):
+                one.job = job
+                self.waiting.remove(one)
+                self.running.append(one)
+                print(f"{one.run} | {job.where}", flush=True)
 
-    def _look_at(self, task: _Task) -> None:
+    def _task(self, one: _Watched) -> Task:
+        file = StudyDir(one.run.study.dir).config.resolve()
+        log = one.run.dir.log.resolve()
+        return Task(file, one.run.name, one.run.seed, log, one.key, self.launcher.cpus)
+
+    def _look_at(self, one: _Watched) -> None:
         """What became of it, and what to do about that."""
-        assert task.job is not None
-        code = task.job.exit_code()
-        if code is None:
+        assert one.job is not None
+        end = one.job.end()
+        if end is None:
             return
-        self.running.remove(task)
-        if code == 0:
-            print(f"{task.run} | done", flush=True)
+        self.running.remove(one)
+        if end.code == 0:
+            print(f"{one.run} | done", flush=True)
             return
-        if code == 1 and holder_of(task.run.dir.path) is not None:  # somebody was faster
-            task.tries -= 1
-            self.waiting.append(task)
+        if end.code == 1 and one.holder is not None:  # somebody was faster
+            one.tries -= 1
+            self.waiting.append(one)
             return
-        before, task.said = task.said, _why(task, code)
-        retries = task.run.study.launch.retries
+        before, one.said = one.said, _why(one, end)
+        retries = one.run.study.launch.retries
         # A mistake of the user's stays one, and so does too high a learning rate, and what ends
         # twice in the same words; not a process that was killed, which said nothing.
-        lasting = code == 2 or (code == 1 and task.said == before) or _diverged(task.run)
-        if lasting or task.tries > retries:
-            self.failed.append(task)
-            print(f"{task.run} | failed: {task.said}", flush=True)
+        lasting = end.code == 2 or (end.code == 1 and one.said == before) or _diverged(one.run)
+        if lasting or not end.again or one.tries > retries:
+            self.failed.append(one)
+            print(f"{one.run} | failed: {one.said}", flush=True)
         else:
-            self.waiting.insert(0, task)
-            print(f"{task.run} | again, {task.tries} of {retries}: {task.said}", flush=True)
+            self.waiting.insert(0, one)
+            print(f"{one.run} | again, {one.tries} of {retries}: {one.said}", flush=True)
 
 
 def _shares_more(run: ArmSeed, other: ArmSeed) -> bool:
@@ -185,13 +212,19 @@ def _diverged(run: ArmSeed) -> bool:
     return read_sound_json(run.dir.info).get("status") == "diverged"
 
 
-def _why(task: _Task, code: int) -> str:
-    if code < 0:
-        return f"signal {signal.Signals(-code).name} ended it"
-    with task.run.dir.log.open("rb") as log:
-        log.seek(task.log_begins)
-        lines = log.read().decode(errors="replace").strip().splitlines()
-    return lines[-1].removeprefix("moc: ") if lines else f"exit code {code}"
+def _why(one: _Watched, end: End) -> str:
+    if end.why is not None:
+        return end.why
+    if end.code < 0:
+        return f"signal {signal.Signals(-end.code).name} ended it"
+    log = one.run.dir.log
+    if log.is_file():
+        with log.open("rb") as file:
+            file.seek(one.log_begins)
+            lines = file.read().decode(errors="replace").strip().splitlines()
+        if lines:
+            return lines[-1].removeprefix("moc: ")
+    return f"exit code {end.code}"
 
 
 def _asks_to_detach(many: str) -> bool:

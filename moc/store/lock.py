@@ -18,6 +18,10 @@ from filelock import FileLock
 from moc.errors import RunGone, RunHeld
 from moc.store.files import read_json, write_json
 
+# Whoever starts a run as a task (``moc.launch``) gives all tries at it the same key, and starts one
+# only when the one before has ended: what that left on a machine that is gone is nobody's.
+TASK_VARIABLE = "MOC_TASK"
+
 _held: set[Path] = set()  # by this process
 
 
@@ -26,6 +30,7 @@ class Holder(NamedTuple):
     pid: int
     started: str  # see ``start_of``: the id alone may be another process's by now
     since: float  # Unix seconds
+    task: str = ""  # its key, if it was started as one
 
     def __str__(self) -> str:
         since = datetime.fromtimestamp(self.since).astimezone()
@@ -36,17 +41,19 @@ class Holder(NamedTuple):
 def run_lock(run: Path) -> Iterator[None]:
     """Hold the run in the folder ``run``; a lock whose process is gone is taken over.
 
-    Whether a process lives can be told on its own host alone: a lock of another host stays.
+    Whether a process lives can be told on its own host alone: a lock of another host stays, unless
+    it is of an earlier try of the same task.
 
     Raises:
         RunHeld: if another process holds it.
     """
     file = (run / "lock.json").resolve()
     run.mkdir(parents=True, exist_ok=True)
-    mine = Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()), time.time())
+    task = os.environ.get(TASK_VARIABLE, "")
+    mine = Holder(socket.gethostname(), os.getpid(), start_of(os.getpid()), time.time(), task)
     # two that find the same abandoned lock must not both take it over
     with FileLock(run / ".lock"):
-        if (holder := holder_of(run)) is not None:
+        if (holder := holder_of(run, task)) is not None:
             raise RunHeld(f"{run} is held by {holder}{remedy(holder, run)}")
         write_json(file, mine._asdict())
     _held.add(file)
@@ -78,14 +85,18 @@ def release_all() -> None:
         file.unlink(missing_ok=True)
 
 
-def holder_of(run: Path) -> Holder | None:
-    """Who works on the run in the folder ``run``; None if nobody does any more."""
+def holder_of(run: Path, task: str = "") -> Holder | None:
+    """Who works on the run in the folder ``run``; None if nobody does any more.
+
+    Args:
+        task: key of the task that the caller is, or has seen the end of.
+    """
     try:
         record = read_json(run / "lock.json")
         holder = Holder(**record) if record else None
     except (ValueError, TypeError):  # of a crash in mid-air
         return None
-    return holder if holder is not None and _is_alive(holder) else None
+    return holder if holder is not None and _is_alive(holder, task) else None
 
 
 def lives(pid: int, started: str) -> bool:
@@ -106,8 +117,10 @@ def start_of(pid: int) -> str:
     return f"{boot}/{fields[19]}"
 
 
-def _is_alive(holder: Holder) -> bool:
-    return holder.host != socket.gethostname() or lives(holder.pid, holder.started)
+def _is_alive(holder: Holder, task: str) -> bool:
+    if holder.host == socket.gethostname():
+        return lives(holder.pid, holder.started)
+    return not task or holder.task != task
 
 
 def remedy(holder: Holder, run: Path) -> str:

@@ -4,6 +4,7 @@ from them.
     <runs_dir>/<study>/
       study.yaml, tuning.yaml, plan.json, datasets.json, environment.json, tokenizer/, tasks/,
       report/
+      slurm/                                 what submitit keeps of its jobs
       arms/<arm>/seed-<n>/                   a run
         run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json,
         log.txt                              what it printed, where a launcher started it
@@ -181,6 +182,10 @@ class StudyDir:
     @property
     def report(self) -> Path:
         return self.path / "report"
+
+    @property
+    def slurm(self) -> Path:
+        return self.path / "slurm"
 
     def lock(self) -> FileLock:
         """Held for seconds, by whoever makes the study's own files."""

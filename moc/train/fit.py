@@ -86,5 +86,9 @@ def _quiet_lightning() -> None:
     """Keep Lightning's advice, which our own settings answer, out of the progress lines."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     logging.getLogger("lightning.fabric").setLevel(logging.WARNING)
-    for message in (".*does not have many workers.*", ".*`isinstance.treespec, LeafSpec.*"):
+    for message in (
+        ".*does not have many workers.*",
+        ".*`isinstance.treespec, LeafSpec.*",
+        ".*`srun` command is available.*",
+    ):
         warnings.filterwarnings("ignore", message)

@@ -84,9 +84,9 @@ def training(config: TrainerConfig) -> Iterator[None]:
 def start_watch(config: TrainerConfig, *, in_training: bool = False) -> None:
     """Begin to watch, if a launcher has started several ranks and this one does not watch yet."""
     global _watch
-    num_ranks = world_size(config)
-    launched = {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() or SLURMEnvironment.detect()
-    if _watch is None and num_ranks > 1 and launched:
+    if _watch is not None or (num_ranks := world_size(config)) == 1:
+        return
+    if {"MASTER_ADDR", "MASTER_PORT"} <= os.environ.keys() or SLURMEnvironment.detect():
         _watch = _Watch(config.timeout_sec, launched_rank(config.devices or 1), num_ranks)
         if in_training:
             _watch.enter()

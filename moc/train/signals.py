@@ -38,6 +38,18 @@ def stop_at_once(number: int) -> None:
 
 
 @contextmanager
+def stop_signals_held_back() -> Iterator[None]:
+    """What asks to stop in here is heard at the end of it."""
+    heard: list[int] = []
+    with handlers_kept():
+        for number in STOP_SIGNALS:
+            signal.signal(number, lambda number, frame: heard.append(number))
+        yield
+    if heard:
+        signal.raise_signal(heard[0])
+
+
+@contextmanager
 def handlers_kept() -> Iterator[None]:
     """Afterwards, both signals do what they did before."""
     before = {number: signal.getsignal(number) for number in STOP_SIGNALS}

@@ -7,10 +7,7 @@ import re
 import signal
 import socket
 import subprocess
-import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager
 from pathlib import Path
 
 import psutil
@@ -19,52 +16,32 @@ import pytest
 import moc.run.execute
 import moc.study
 from moc.errors import TrainingDiverged
-from moc.store.files import read_json
-from moc.store.journal import read_end
-from moc.store.lock import Holder, holder_of
+from moc.store.lock import holder_of
 from moc.store.rundir import StudyDir
 from moc.study import run_study
 from moc.verbs.status import study_status
-from tests.conftest import ROOT, Run
+from tests.conftest import Run
 from tests.support.child_tasks import NoTracker
 from tests.support.helpers_runs import complaint
-from tests.support.helpers_training import tiny_study, write_tiny_study
-
-LONGER = "phases.facts.tokens=32768"  # 128 steps: time to be killed in
-WITHIN_SEC = 240
+from tests.support.helpers_training import tiny_study
+from tests.support.launched import (
+    WITHIN_SEC,
+    check_same,
+    ends_well,
+    launching,
+    one_process,
+    runs_of,
+    trains,
+)
 
 
 @pytest.fixture(scope="module")
 def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
-    """The study's folder, all runs of it done by one process."""
-    folder = tmp_path_factory.mktemp("serial")
-    argv = ["run", str(write_tiny_study(folder)), LONGER, "launch.cpus=1"]
-    assert in_child("command", log=folder / "log", argv=argv) == [0], (folder / "log").read_text()
-    return folder / "runs/tiny"
+    return one_process(tmp_path_factory.mktemp("serial"), in_child)
 
 
-@contextmanager
-def launched(folder: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``moc run --launch processes:2`` of the tiny study, which is ended in the end."""
-    command = [sys.executable, "-m", "moc", "run", str(write_tiny_study(folder)), LONGER]
-    with (folder / log).open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--launch", "processes:2", "launch.cpus=1"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
-    try:
-        yield process
-    finally:
-        process.kill()
-        process.wait()
-        for run in _runs(folder):
-            if (holder := holder_of(run)) is not None:
-                psutil.Process(holder.pid).kill()
+def launched(folder: Path, log: str) -> AbstractContextManager[subprocess.Popen[bytes]]:
+    return launching(folder, log, "processes:2")
 
 
 @pytest.fixture(autouse=True)
@@ -87,7 +64,7 @@ def test_a_worker_and_the_launcher_are_killed(tmp_path: Path, serial: Path) -> N
         assert "moc seed 0 | again, 1 of 3: signal SIGKILL ended it" in said, said
         assert psutil.pid_exists(again.pid)  # it goes on
         with launched(tmp_path, "second") as second:
-            assert second.wait(WITHIN_SEC) == 0, (tmp_path / "second").read_text()
+            ends_well(second, tmp_path / "second")
     check_same(tmp_path, serial)
     assert (tmp_path / "runs/tiny/report/report.html").is_file()
     assert {run.state for run in study_status(tmp_path / "runs/tiny")} == {"done"}
@@ -102,15 +79,15 @@ def test_the_launcher_is_asked_to_stop(tmp_path: Path, serial: Path) -> None:
         trains(tmp_path, "moc")  # the other one may be faster, or about to begin
         launcher.send_signal(signal.SIGINT)
         assert launcher.wait(WITHIN_SEC) == 128 + signal.SIGINT
-        assert not any(map(holder_of, _runs(tmp_path)))
+        assert not any(holder_of(run.path) for run in runs_of(tmp_path))
     line = complaint((tmp_path / "first").read_text())
     assert re.search(r"stopped; [12] runs? saved and ended; the same command goes on from", line)
     state, *_ = (run.state for run in study_status(tmp_path / "runs/tiny"))
     assert state == "stopped"
-    moc_run, _ = _runs(tmp_path)
-    assert list(moc_run.glob("checkpoints/*")) or list(moc_run.glob("boundaries/1-*"))
+    moc_run, _ = runs_of(tmp_path)
+    assert list(moc_run.checkpoints.glob("*")) or list(moc_run.path.glob("boundaries/1-*"))
     with launched(tmp_path, "second") as second:
-        assert second.wait(WITHIN_SEC) == 0, (tmp_path / "second").read_text()
+        ends_well(second, tmp_path / "second")
     check_same(tmp_path, serial)
 
 
@@ -125,31 +102,3 @@ def test_why_a_run_failed_is_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     found = {run.arm: run for run in study_status(tmp_path / "runs/tiny")}
     assert (found["moc"].state, found["moc"].why) == ("failed", "not finite")
     assert found["moc"].host == socket.gethostname() and found["backbone"].state == "waiting"
-
-
-def trains(folder: Path, arm: str, but: Holder | None = None) -> Holder:
-    """Who trains the arm's run, once it has recorded a step."""
-    run = StudyDir(folder / "runs/tiny").run(arm, 0)
-    deadline = time.monotonic() + WITHIN_SEC
-    while time.monotonic() < deadline:
-        holder = holder_of(run.path)
-        if holder is not None and holder != but:
-            begun = [r for r in read_end(run.journal().path) if r["time"] > holder.since]
-            if any(record["step"] > 0 for record in begun):
-                return holder
-        time.sleep(0.01)
-    raise AssertionError(f"{run.path} does not train")
-
-
-def check_same(folder: Path, serial: Path) -> None:
-    files = sorted(serial.rglob("model.safetensors"))
-    assert len(files) == 6
-    for file in files:
-        name = file.relative_to(serial)
-        assert (folder / "runs/tiny" / name).read_bytes() == file.read_bytes(), name
-    for run in _runs(folder):
-        assert read_json(run / "run.json")["status"] == "finished"
-
-
-def _runs(folder: Path) -> Sequence[Path]:
-    return [StudyDir(folder / "runs/tiny").run(arm, 0).path for arm in ("moc", "backbone")]

@@ -99,6 +99,24 @@ def test_probes_whose_figures_would_share_a_file() -> None:
     assert words in refusal(config)
 
 
+@pytest.mark.parametrize(
+    ("name", "words"),
+    [
+        ("LD_PRELOAD", "LD_PRELOAD decides which code a program loads, which no study may"),
+        ("PYTHONPATH", "PYTHONPATH decides which code a program loads"),
+        ("PATH", "PATH decides which code a program loads"),
+        ("A=B", "'A=B' is no variable"),
+        ("", "'' is no variable"),
+    ],
+)
+def test_variables_that_a_study_may_not_set(name: str, words: str) -> None:
+    config = study()
+    config.launch.environment = {"NCCL_DEBUG": "INFO", "OMP_PROC_BIND": "true"}
+    check_names(config)
+    config.launch.environment[name] = "1"
+    assert words in refusal(config)
+
+
 @pytest.mark.parametrize("name", ["../up", "/tmp/x", "a/b", "..", ".hidden", "a\\b", "", "a b"])
 @pytest.mark.parametrize("section", ["name", "arms", "phases", "data", "probes"])
 def test_a_name_leads_nowhere_else(section: str, name: str) -> None:

@@ -2,23 +2,25 @@
 
 from __future__ import annotations
 
-import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 
 from moc.errors import ConfigError
 from moc.launch import processes
 from moc.launch.build import build_launcher
-from moc.run.arm_seed import ArmSeed
+from moc.launch.launcher import End
+from moc.launch.task import Task
 from tests.support.helpers_training import tiny_study
 
 
 @pytest.fixture(autouse=True)
 def four_cores(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(processes, "_num_cores", lambda: 4)
+    monkeypatch.setattr(processes.multiprocessing.forkserver, "ensure_running", lambda: None)
 
 
 def test_no_words_are_no_launcher(tmp_path: Path) -> None:
@@ -74,20 +76,30 @@ def test_each_run_has_a_gpu_of_its_own(tmp_path: Path, monkeypatch: pytest.Monke
     with pytest.raises(ConfigError, match=r"this machine has 2 GPUs"):
         build_launcher("processes:3", study)
     launcher = build_launcher("processes:2", study)
-    assert launcher is not None
-    given = []
-    ended: list[Any] = [None, None, None]
+    assert isinstance(launcher, processes.Processes)
+    given, started = [], []
 
-    def start(command: list[str], env: dict[str, str], **_: Any) -> Any:
-        given.append((env["CUDA_VISIBLE_DEVICES"], env["OMP_NUM_THREADS"]))
-        number = len(given) - 1
-        return SimpleNamespace(pid=7, poll=lambda: ended[number])
+    def start(target: Any, args: tuple[Task, dict[str, str]]) -> Any:
+        given.append((args[1]["CUDA_VISIBLE_DEVICES"], args[1]["OMP_NUM_THREADS"]))
+        started.append(Mock(pid=7, exitcode=None))
+        return started[-1]
 
-    monkeypatch.setattr(subprocess, "Popen", start)
-    run = ArmSeed(study, "moc", 0, SimpleNamespace(fingerprint="t"))  # type: ignore[arg-type]
-    first, _ = launcher.submit(run), launcher.submit(run)
-    assert first.exit_code() is None
-    ended[0] = 0
-    assert first.exit_code() == 0 and first.exit_code() == 0  # its GPU is given back once
-    launcher.submit(run)
+    monkeypatch.setattr(launcher, "_server", SimpleNamespace(Process=start))
+    task = Task(tmp_path / "study.yaml", "moc", 0, tmp_path / "log.txt", "key", launcher.cpus)
+    first, _ = launcher.submit([task] * 2)
+    assert first.end() is None
+    started[0].exitcode = 0
+    assert first.end() == End(0) and first.end() == End(0)  # its GPU is given back once
+    list(launcher.submit([task]))
     assert given == [("5", "2"), ("2", "2"), ("5", "2")]
+
+
+def test_several_runs_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(processes, "accelerator_of", lambda _: "gpu")
+    monkeypatch.setattr(processes, "total_devices", lambda _: 1)
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2,5")
+    study = tiny_study(tmp_path, "launch.gpus=0.5")
+    assert build_launcher("processes:4", study) is not None
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
+    with pytest.raises(ConfigError, match=r"this machine has 1 GPUs; a run has 0.5"):
+        build_launcher("processes:3", study)

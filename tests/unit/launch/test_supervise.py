@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
@@ -12,12 +12,16 @@ from typing import Any
 
 import pytest
 
-from moc.errors import RunFailed, StudyInterrupted, Terminated
+from moc.errors import RunFailed, StudyInterrupted
 from moc.launch import supervise as module
+from moc.launch.launcher import End
 from moc.launch.supervise import supervise
+from moc.launch.task import Task
 from moc.run.arm_seed import ArmSeed
 from moc.run.tools import Tools
 from moc.store.lock import run_lock
+from moc.train import signals
+from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from tests.support.helpers_training import tiny_study
 
 Act = Callable[[], None]
@@ -32,9 +36,9 @@ class Job:
         self.code, self.looks = code, 0
         self.asked: list[str] = []
 
-    def exit_code(self) -> int | None:
+    def end(self) -> End | None:
         self.looks += 1
-        return self.code if self.looks > 1 else None
+        return End(self.code) if self.looks > 1 else None
 
     def stop(self) -> None:
         self.asked.append("stop")
@@ -50,6 +54,7 @@ class Launcher:
     """
 
     cpus = 1
+    is_here = detaches = True
 
     def __init__(self, at_once: int = 2, before: Act | None = None, **plan: Sequence[Any]) -> None:
         self.at_once, self.before = at_once, before
@@ -58,13 +63,16 @@ class Launcher:
         self.jobs: list[Job] = []
         self.most = 0
 
-    def submit(self, run: ArmSeed) -> Job:
-        name = f"{run.name}{run.seed}"
+    def submit(self, tasks: Sequence[Task]) -> Iterator[Job]:
+        return map(self._start, tasks)
+
+    def _start(self, task: Task) -> Job:
+        name = f"{task.arm}{task.seed}"
         self.submitted.append(name)
         end = next(self.plan.get(name, iter([0])))
         code, line = end if isinstance(end, tuple) else (end, "")
-        run.dir.path.mkdir(parents=True, exist_ok=True)
-        with run.dir.log.open("a") as log:
+        task.log.parent.mkdir(parents=True, exist_ok=True)
+        with task.log.open("a") as log:
             log.write(f"step 1\nmoc: {line}\n" if line else "")
         self.jobs.append(Job(code))
         self.most = max(self.most, sum(job.looks < 2 for job in self.jobs))
@@ -77,6 +85,7 @@ class Launcher:
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "POLL_SEC", 0.0)
     monkeypatch.setattr(module, "is_complete", lambda run, tools: False)
+    monkeypatch.setitem(signals._last, "sec", -10.0)  # nobody has asked to stop just now
 
 
 def runs_of(folder: Path, *overrides: str) -> list[ArmSeed]:
@@ -155,7 +164,7 @@ def test_runs_in_other_hands_are_waited_for_and_take_up_room(
         monkeypatch.setattr(module.time, "sleep", sleep)
         assert bring(launcher, runs) is None
     assert launcher.submitted[-1] == "moc0"
-    assert capsys.readouterr().out.count("moc seed 0 | waiting: it is held by process") == 1
+    assert capsys.readouterr().out.count("moc seed 0 | waiting: held by process") == 1
 
 
 def test_a_run_that_another_launcher_took_first_is_no_failure(
@@ -203,35 +212,39 @@ def at_a_terminal(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     return asked
 
 
-def interrupted(error: type[BaseException], folder: Path) -> tuple[Launcher, Any]:
+def interrupted(by: int | OSError, folder: Path) -> tuple[Launcher, Any]:
+    """While the second of two runs is submitted."""
+
     def stop() -> None:
         if len(launcher.jobs) == 2:
-            raise error
+            if isinstance(by, OSError):
+                raise by
+            signal.raise_signal(by)
 
     launcher = Launcher(before=stop)
-    with pytest.raises((StudyInterrupted, OSError)) as caught:
-        bring(launcher, runs_of(folder))
+    with handlers_kept():
+        on_stop_signal(stop_at_once)
+        with pytest.raises((StudyInterrupted, OSError)) as caught:
+            bring(launcher, runs_of(folder))
     return launcher, caught.value
 
 
-@pytest.mark.parametrize("error", [KeyboardInterrupt, Terminated, OSError])
-def test_without_a_terminal_it_cancels_what_it_started(
-    tmp_path: Path, error: type[BaseException]
-) -> None:
-    launcher, raised = interrupted(error, tmp_path)
+@pytest.mark.parametrize("by", [signal.SIGINT, signal.SIGTERM, OSError()], ids=str)
+def test_without_a_terminal_it_cancels_what_it_started(tmp_path: Path, by: int | OSError) -> None:
+    launcher, raised = interrupted(by, tmp_path)
     assert launcher.jobs[0].asked == ["stop", "kill"]
-    if error is not OSError:
-        expected = signal.SIGTERM if error is Terminated else signal.SIGINT
-        assert raised.number == expected and "stopped" in str(raised)
+    if not isinstance(by, OSError):
+        assert launcher.jobs[1].asked == ["stop", "kill"]
+        assert raised.number == by and "stopped" in str(raised)
 
 
 def test_at_a_terminal_ctrl_c_asks(tmp_path: Path, at_a_terminal: list[str]) -> None:
-    launcher, raised = interrupted(KeyboardInterrupt, tmp_path)
+    launcher, raised = interrupted(signal.SIGINT, tmp_path)
     assert len(at_a_terminal) == 1 and "[d]etach" in at_a_terminal[0]
     assert launcher.jobs[0].asked == [] and "detached" in str(raised)
 
 
 def test_sigterm_asks_nobody(tmp_path: Path, at_a_terminal: list[str]) -> None:
-    launcher, raised = interrupted(Terminated, tmp_path)
+    launcher, raised = interrupted(signal.SIGTERM, tmp_path)
     assert not at_a_terminal and launcher.jobs[0].asked == ["stop", "kill"]
     assert raised.number == signal.SIGTERM

@@ -11,7 +11,8 @@ import threading
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from moc.config.load import load_study
+from omegaconf import OmegaConf
+
 from moc.store.lock import TASK_VARIABLE
 
 _LOOK_SEC = 0.5
@@ -50,7 +51,7 @@ class TiedProcess:
             environment: variables, beside those of this process, of the study and of the task.
         """
         environment = {**os.environ, **environment}
-        environment |= load_study(task.study_file).launch.environment
+        environment |= _environment_of(task.study_file)
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:
             self._process = subprocess.Popen(
@@ -76,3 +77,10 @@ class TiedProcess:
     def stop(self) -> None:
         """Ask it to save and end."""
         self._process.send_signal(signal.SIGTERM)
+
+
+def _environment_of(study_file: Path) -> dict[str, str]:
+    """Its ``launch.environment``. The study was checked when it was saved; to check it again here
+    would take torch."""
+    study = OmegaConf.create(study_file.read_text(encoding="utf-8"))
+    return {name: str(value) for name, value in study.launch.environment.items()}

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack
 from pathlib import Path
 
 import psutil
@@ -45,7 +46,11 @@ def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
 def slurm(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[str, str]]:
     if reason := why_not():
         pytest.skip(reason)
-    with one_node(tmp_path_factory.mktemp("slurm")) as environment:
+    with ExitStack() as stack:
+        try:
+            environment = stack.enter_context(one_node(tmp_path_factory.mktemp("slurm")))
+        except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+            pytest.skip(f"SLURM cannot be started here: {error}")
         yield environment
 
 

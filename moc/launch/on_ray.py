@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import socket
 from collections.abc import Sequence
 from typing import Any
 
@@ -15,6 +16,8 @@ from moc.launch.launcher import End
 from moc.launch.needs import Needs
 from moc.launch.on_node import STOPPED, run_for_ray
 from moc.launch.task import Task
+
+_CONNECT_SEC = 10.0
 
 
 class OnRay:
@@ -33,6 +36,7 @@ class OnRay:
     def __init__(self, address: str | None, study: StudyConfig) -> None:
         needs = Needs.of(study)
         self.at_once, self.cpus = study.launch.at_once or 10_000, needs.cpus
+        _check_reachable(address)
         try:
             ray.init(address, log_to_driver=False, include_dashboard=False, logging_level="ERROR")
         except (ConnectionError, ValueError, RuntimeError) as error:
@@ -58,6 +62,17 @@ class OnRay:
     def submit(self, tasks: Sequence[Task]) -> list[_Job]:
         environment = environment_of(tasks[0].study_file.read_text())
         return [_Job(self._run.remote(task, environment)) for task in tasks]
+
+
+def _check_reachable(address: str | None) -> None:
+    """Ray itself would try for minutes."""
+    host, _, port = (address or "").rpartition("://")[2].rpartition(":")
+    if not port.isdecimal():  # "auto", "local", or nothing
+        return
+    try:
+        socket.create_connection((host, int(port)), _CONNECT_SEC).close()
+    except OSError as error:
+        raise ConfigError(f"--launch ray: nobody answers at {address} ({error})") from error
 
 
 class _Job:

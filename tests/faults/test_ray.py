@@ -77,5 +77,5 @@ def test_a_run_that_fits_on_no_node(tmp_path: Path, cluster: Any) -> None:
 
 
 def test_no_cluster_there(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"--launch ray: "):
+    with pytest.raises(ConfigError, match=r"--launch ray: nobody answers at 127.0.0.1:1 "):
         build_launcher("ray:127.0.0.1:1", tiny_study(tmp_path))

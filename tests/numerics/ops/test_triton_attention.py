@@ -118,7 +118,7 @@ def check(tensors, row_BGN, upstream, mixing, group_tokens, *, function=in_kerne
 
 
 GROUPS = [(1, "one_for_all"), (4, "all"), (3, "random"), (7, "random"), (9, "one_for_all")]
-# a weight's place in the formula is tried in groups of every size by the two that differ most
+# a weight's place in the formula: in groups of every size by two that differ most, of 4 by all below
 OTHERS = [mixing for mixing in MIXINGS if mixing not in ("joint", "per_chapter")]
 
 
@@ -127,7 +127,7 @@ OTHERS = [mixing for mixing in MIXINGS if mixing not in ("joint", "per_chapter")
     ("mixing", "group_tokens", "kind"),
     [
         *((mixing, *group) for mixing in ("joint", "per_chapter") for group in GROUPS),
-        *((mixing, *group) for mixing in OTHERS for group in GROUPS[:2]),
+        *((mixing, *group) for mixing in OTHERS for group in GROUPS[:1]),
     ],
 )
 def test_groups_read_their_own_chapters_and_chapters_learn_from_every_group(

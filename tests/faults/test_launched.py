@@ -6,10 +6,8 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -25,8 +23,9 @@ from moc.store.lock import Holder, holder_of
 from moc.store.rundir import StudyDir
 from moc.study import run_study
 from moc.verbs.status import study_status
-from tests.conftest import ROOT, Run
-from tests.support.child_tasks import NoTracker
+from tests.conftest import Run
+from tests.support.child_tasks import NoTracker, command, tracked_command
+from tests.support.forked import Forked
 from tests.support.helpers_runs import complaint
 from tests.support.helpers_training import tiny_study, write_tiny_study
 
@@ -44,19 +43,11 @@ def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
 
 
 @contextmanager
-def launched(folder: Path, log: str) -> Iterator[subprocess.Popen[bytes]]:
-    """``moc run --launch processes:2`` of the tiny study, which is ended in the end."""
-    command = [sys.executable, "-m", "moc", "run", str(write_tiny_study(folder)), LONGER]
-    with (folder / log).open("w") as out:
-        process = subprocess.Popen(
-            [*command, "--launch", "processes:2", "launch.cpus=1"],
-            cwd=ROOT,
-            env={**os.environ, "PYTHONPATH": str(ROOT)},
-            stdin=subprocess.DEVNULL,
-            stdout=out,
-            stderr=out,
-            start_new_session=True,
-        )
+def launched(folder: Path, log: str, run: Callable[[list[str]], int] = command) -> Iterator[Forked]:
+    """``moc run --launch processes:2`` of the tiny study, which is ended in the end. The runs that
+    it starts are processes as ever, and import what they need."""
+    argv = ["run", str(write_tiny_study(folder)), LONGER, "--launch", "processes:2"]
+    process = Forked(lambda: run([*argv, "launch.cpus=1"]), folder / log)
     try:
         yield process
     finally:
@@ -86,7 +77,7 @@ def test_a_worker_and_the_launcher_are_killed(tmp_path: Path, serial: Path) -> N
         said = (tmp_path / "first").read_text()
         assert "moc seed 0 | again, 1 of 3: signal SIGKILL ended it" in said, said
         assert psutil.pid_exists(again.pid)  # it goes on
-        with launched(tmp_path, "second") as second:
+        with launched(tmp_path, "second", tracked_command) as second:
             assert second.wait(WITHIN_SEC) == 0, (tmp_path / "second").read_text()
     check_same(tmp_path, serial)
     assert (tmp_path / "runs/tiny/report/report.html").is_file()

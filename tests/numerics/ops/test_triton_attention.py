@@ -118,7 +118,7 @@ def check(tensors, row_BGN, upstream, mixing, group_tokens, *, function=in_kerne
 
 
 GROUPS = [(1, "one_for_all"), (4, "all"), (3, "random"), (7, "random"), (9, "one_for_all")]
-# a weight's place in the formula: in groups of every size by two that differ most, of 4 by all below
+# a weight's place in the formula: in groups of every size by two that differ most, of 4 by all
 OTHERS = [mixing for mixing in MIXINGS if mixing not in ("joint", "per_chapter")]
 
 

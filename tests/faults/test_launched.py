@@ -23,7 +23,7 @@ from moc.store.lock import Holder, holder_of
 from moc.store.rundir import StudyDir
 from moc.study import run_study
 from moc.verbs.status import study_status
-from tests.conftest import Run
+from tests.conftest import ROOT, Run
 from tests.support.child_tasks import NoTracker, command, tracked_command
 from tests.support.forked import Forked
 from tests.support.helpers_runs import complaint
@@ -47,7 +47,12 @@ def launched(folder: Path, log: str, run: Callable[[list[str]], int] = command) 
     """``moc run --launch processes:2`` of the tiny study, which is ended in the end. The runs that
     it starts are processes as ever, and import what they need."""
     argv = ["run", str(write_tiny_study(folder)), LONGER, "--launch", "processes:2"]
-    process = Forked(lambda: run([*argv, "launch.cpus=1"]), folder / log)
+
+    def task() -> int:
+        os.environ["PYTHONPATH"] = str(ROOT)  # of the runs
+        return run([*argv, "launch.cpus=1"])
+
+    process = Forked(task, folder / log)
     try:
         yield process
     finally:

@@ -14,6 +14,7 @@ from moc.errors import ConfigError
 from moc.verbs.arguments import add_stored
 from moc.verbs.ends import as_command, fail
 from moc.verbs.fit import add_fit
+from moc.verbs.imports import importing
 from moc.verbs.options import port, seeds, words
 from moc.verbs.plan import plan_options, plan_text
 
@@ -133,13 +134,14 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _run(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
-    from moc.data.facts import knowledge
-    from moc.errors import nearest
-    from moc.launch.build import build_launcher
-    from moc.plan.study_plan import plan_study, violations
-    from moc.plan.text import render_plan
-    from moc.train.distributed import is_main_process
-    from moc.train.strategies import num_devices
+    with importing():
+        from moc.data.facts import knowledge
+        from moc.errors import nearest
+        from moc.launch.build import build_launcher
+        from moc.plan.study_plan import plan_study, violations
+        from moc.plan.text import render_plan
+        from moc.train.distributed import is_main_process
+        from moc.train.strategies import num_devices
 
     for arm in arguments.arms:
         if arm not in study.arms:
@@ -154,8 +156,9 @@ def _run(arguments: argparse.Namespace) -> int:
         return fail(problems[0], 1)
     if is_main_process():
         print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
-    from moc.report import result_tables
-    from moc.study import run_study
+    with importing():
+        from moc.report import result_tables
+        from moc.study import run_study
 
     report = run_study(study, arms=arguments.arms, seeds=arguments.seeds, launcher=launcher)
     if is_main_process():
@@ -165,12 +168,13 @@ def _run(arguments: argparse.Namespace) -> int:
 
 def _tune(arguments: argparse.Namespace) -> int:
     study = _study(arguments, untuned=True)
-    from moc.launch.build import build_launcher
-    from moc.plan.study_plan import plan_study
-    from moc.plan.text import render_plan
-    from moc.plan.trials import tuning_study
-    from moc.study import tune_study
-    from moc.verbs.tune import render_tuned
+    with importing():
+        from moc.launch.build import build_launcher
+        from moc.plan.study_plan import plan_study
+        from moc.plan.text import render_plan
+        from moc.plan.trials import tuning_study
+        from moc.study import tune_study
+        from moc.verbs.tune import render_tuned
 
     trials = tuning_study(study)
     launcher = build_launcher(arguments.launch, trials)
@@ -188,14 +192,16 @@ def _status(arguments: argparse.Namespace) -> int:
 
 
 def _eval(arguments: argparse.Namespace) -> int:
-    from moc.verbs.eval import evaluate_stored
+    with importing():
+        from moc.verbs.eval import evaluate_stored
 
     print(evaluate_stored(arguments.path, arguments.suite, arguments.route_on, arguments.overrides))
     return 0
 
 
 def _leakage(arguments: argparse.Namespace) -> int:
-    from moc.verbs.leakage import leakage_of_stored, render_leakage
+    with importing():
+        from moc.verbs.leakage import leakage_of_stored, render_leakage
 
     record = leakage_of_stored(arguments.path, data=arguments.data, num_windows=arguments.windows)
     print(json.dumps(record, indent=2) if arguments.json else render_leakage(record))
@@ -203,7 +209,8 @@ def _leakage(arguments: argparse.Namespace) -> int:
 
 
 def _generate(arguments: argparse.Namespace) -> int:
-    from moc.verbs.generate import continue_prompts
+    with importing():
+        from moc.verbs.generate import continue_prompts
 
     texts = [""] * len(arguments.prompt)
     for row, piece in continue_prompts(

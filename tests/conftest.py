@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import os
 import signal
@@ -13,6 +14,9 @@ from typing import Any
 
 import pytest
 
+# As moc.verbs.imports does for a command: what the tests import stays, and is not looked at again.
+gc.disable()
+
 # Started in a shell's background, Python would ignore SIGINT, and so would every child.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 
@@ -22,16 +26,22 @@ Run = Callable[..., list[int | None]]
 
 @pytest.fixture(scope="session")
 def in_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
-    """``in_child(function, log=..., env=[...], **arguments)``: a function of
-    ``tests.support.child_tasks`` in as many new processes as ``env`` has entries (one by default).
-    Returns their exit codes; ``log`` receives the first one's output, ``log.1`` the second one's
-    and so on.
+    """``in_child(function, log=..., env=[...], each=[...], **arguments)``: a function of
+    ``tests.support.child_tasks`` in as many new processes as ``env`` or ``each`` has entries (one
+    by default), which are variables, and more arguments, of one of them. Returns their exit codes;
+    ``log`` receives the first one's output, ``log.1`` the second one's and so on.
     """
     server: list[subprocess.Popen[str]] = []
 
     def run(
-        function: str, *, log: Path, env: list[dict[str, str]] | None = None, **arguments: Any
+        function: str,
+        *,
+        log: Path,
+        env: list[dict[str, str]] | None = None,
+        each: list[dict[str, Any]] | None = None,
+        **arguments: Any,
     ) -> list[int | None]:
+        many = len(env or each or [{}])
         if not server:
             server.append(_start())
         ranks = [
@@ -39,9 +49,11 @@ def in_child(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Run]:
                 "env": variables,
                 "log": f"{log}.{rank}" if rank else str(log),
                 "function": function,
-                "arguments": arguments,
+                "arguments": arguments | own,
             }
-            for rank, variables in enumerate(env or [{}])
+            for rank, (variables, own) in enumerate(
+                zip(env or [{}] * many, each or [{}] * many, strict=True)
+            )
         ]
         stdin, stdout = server[0].stdin, server[0].stdout
         assert stdin is not None and stdout is not None
@@ -63,3 +75,8 @@ def _start() -> subprocess.Popen[str]:
         stdout=subprocess.PIPE,
         text=True,
     )
+
+
+def pytest_collection_finish() -> None:
+    gc.freeze()
+    gc.enable()

@@ -19,6 +19,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
+from moc.config.fitting import fitting_study
 from moc.config.identity import config_hash
 from moc.config.interpolation import interpolated, put
 from moc.config.layers import Layer, Raw, merged, with_arms
@@ -168,16 +169,21 @@ def _resolve(
 ) -> StudyConfig:
     with _explained(source):
         whole = with_arms(merged(layers), chosen)
+    study = fitting_study(whole) or _converted(whole, source, layers, stored=stored)
+    hide_uri(study.tracking.uri or "")
+    # found again by a verb that runs elsewhere
+    study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
+    study.tuned = study.tuned and _absolute(study.tuned)
+    return study
+
+
+def _converted(whole: Raw, source: str, layers: Sequence[Layer], *, stored: bool) -> StudyConfig:
     config = _typed(whole, source, layers)
     with _explained(source):
         written = list(interpolated(config, missing_ok=stored))
         study = typing.cast(StudyConfig, OmegaConf.to_object(config))
         for keys, value in written:
             put(study, keys, value)
-        hide_uri(study.tracking.uri or "")
-    # found again by a verb that runs elsewhere
-    study.evals.task_paths = [_absolute(path) for path in study.evals.task_paths]
-    study.tuned = study.tuned and _absolute(study.tuned)
     return study
 
 

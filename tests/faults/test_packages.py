@@ -64,38 +64,35 @@ def test_nothing_that_is_installed_came_from_elsewhere() -> None:
     assert len(seen) > 100
 
 
-@pytest.mark.parametrize("tampered", [False, True])
-def test_setup_refuses_a_package_with_another_hash(tmp_path: Path, tampered: bool) -> None:
+def test_setup_refuses_a_package_with_another_hash(tmp_path: Path) -> None:
     """a package that is not the one that was locked. Kept: it is not installed; make setup ends
     with pip's line that names it."""
     wheel = _wheel(tmp_path / "index", "torch", "2.13.0")  # by name: the Makefile asks for torch
     setuptools = _wheel(tmp_path / "index", "setuptools", "84.0.0")
-    hashes = {wheel: _sha256(wheel), setuptools: _sha256(setuptools)}
-    if tampered:
-        hashes[wheel] = "0" * 64
     project = tmp_path / "project"
     project.mkdir()
     shutil.copy(ROOT / "Makefile", project)
     (project / "pyproject.toml").write_text("")
     (project / "requirements-cuda.lock").write_text("")
-    (project / "requirements.lock").write_text(
-        f"torch==2.13.0 --hash=sha256:{hashes[wheel]}\n"
-        f"setuptools==84.0.0 --hash=sha256:{hashes[setuptools]}\n"
-    )
-    done = subprocess.run(
-        ["make", f"PYTHON={sys.executable}", "setup"],
-        cwd=project,
-        env={"PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent)},
-        capture_output=True,
-        text=True,
-    )
-    there = list((project / ".venv").rglob("torch-2.13.0.dist-info"))
-    if tampered:
-        assert done.returncode and not there
-        assert "DO NOT MATCH THE HASHES" in done.stderr and "torch" in done.stderr
-    else:
-        assert there, done.stderr  # what follows, installing this project itself, is not tried here
-    assert not (project / ".venv" / "ready").exists()
+    for sha256 in ("0" * 64, _sha256(wheel)):  # the second time into the .venv that is there
+        (project / "requirements.lock").write_text(
+            f"torch==2.13.0 --hash=sha256:{sha256}\n"
+            f"setuptools==84.0.0 --hash=sha256:{_sha256(setuptools)}\n"
+        )
+        done = subprocess.run(
+            ["make", f"PYTHON={sys.executable}", "setup"],
+            cwd=project,
+            env={"PATH": "/usr/bin:/bin", "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(wheel.parent)},
+            capture_output=True,
+            text=True,
+        )
+        there = list((project / ".venv").rglob("torch-2.13.0.dist-info"))
+        if sha256 == _sha256(wheel):
+            assert there, done.stderr  # what follows, installing this project, is not tried here
+        else:
+            assert done.returncode and not there
+            assert "DO NOT MATCH THE HASHES" in done.stderr and "torch" in done.stderr
+        assert not (project / ".venv" / "ready").exists()
 
 
 def _wheel(folder: Path, name: str, version: str) -> Path:

@@ -5,8 +5,6 @@ from __future__ import annotations
 import csv
 import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,7 +20,6 @@ from tests.support.child_tasks import NoTracker
 from tests.support.helpers_runs import complaint
 from tests.support.helpers_training import tiny_study, write_tiny_study
 
-ROOT = Path(__file__).parents[2]
 MEASURED = ("tokens/s", "time", "wait")  # no two runs take the same time
 
 
@@ -42,24 +39,12 @@ def alone(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return study.dir
 
 
-def start(folder: Path, *words: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "moc", "run", str(folder / "tiny.yaml"), *words]
-    return subprocess.Popen(
-        command,
-        cwd=ROOT,
-        env=os.environ | {"OMP_NUM_THREADS": "1"},
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
-        text=True,
-    )
-
-
-def test_two_at_once_give_the_report_of_one(tmp_path: Path, alone: Path) -> None:
-    """As a user starts them, MLflow included."""
-    assert write_tiny_study(tmp_path) == tmp_path / "tiny.yaml"
-    both = [start(tmp_path, "--arms", arm) for arm in ("moc", "backbone")]
-    logs = [process.communicate(timeout=300)[0] for process in both]
-    assert [process.returncode for process in both] == [0, 0], logs
+def test_two_at_once_give_the_report_of_one(tmp_path: Path, alone: Path, in_child: Run) -> None:
+    """MLflow included."""
+    argv, log = ["run", str(write_tiny_study(tmp_path)), "--arms"], tmp_path / "log"
+    each = [{"argv": [*argv, arm]} for arm in ("moc", "backbone")]
+    codes = in_child("tracked_command", log=log, each=each)
+    assert codes == [0, 0], log.read_text() + (tmp_path / "log.1").read_text()
     study = StudyDir(tmp_path / "runs/tiny")
     for arm in ("moc", "backbone"):
         run = study.run(arm, 0, ["facts", "skills"])

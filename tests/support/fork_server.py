@@ -9,6 +9,7 @@ Popen's.
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import signal
@@ -17,12 +18,21 @@ import time
 import traceback
 from typing import Any
 
-import torch
+from moc.verbs.imports import importing
 
-from moc.tracking.server import prepare_mlflow
-from tests.support import child_tasks
+with importing():
+    import torch
 
-TIMEOUT_SEC = 90
+    from moc.tracking.server import prepare_mlflow
+    from tests.support import child_tasks
+
+TIMEOUT_SEC = 240
+# what they import when it is first needed, and every child would anew
+OF_REPORTS_AND_MLFLOW = (
+    "matplotlib.backends.backend_agg",
+    "matplotlib.backends.backend_svg",
+    "mlflow.store.tracking.sqlalchemy_store",
+)
 GRACE_SEC = 10  # for the other ranks, once one has failed
 
 
@@ -32,7 +42,10 @@ def main() -> None:
     for line in sys.stdin:
         tasks = json.loads(line)["ranks"]
         if any("tracked" in task["function"] for task in tasks):
-            prepare_mlflow()  # which takes as long again; most tasks do without
+            with importing():  # which takes as long again; most tasks do without
+                prepare_mlflow()
+                for name in OF_REPORTS_AND_MLFLOW:
+                    importlib.import_module(name)
         children = [_fork(task) for task in tasks]
         answers.write(json.dumps(_wait(children)) + "\n")
 

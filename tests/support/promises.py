@@ -6,6 +6,7 @@ A test's docstring that says ``<fault>[; <fault>]. Kept: <what>`` is a row of th
 from __future__ import annotations
 
 import ast
+import functools
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -105,7 +106,12 @@ def with_table(page: str) -> str:
     return f"{before}{BEGIN}\n{table()}\n{END}{rest.partition(END)[2]}"
 
 
-def _of(file: Path) -> Iterator[Promise]:
+@functools.cache
+def _of(file: Path) -> tuple[Promise, ...]:
+    return tuple(_read(file))
+
+
+def _read(file: Path) -> Iterator[Promise]:
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef) and node.name.startswith("test_"):
             text = " ".join((ast.get_docstring(node) or "").split())

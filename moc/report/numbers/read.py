@@ -8,7 +8,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-from omegaconf import OmegaConf
+import yaml
 
 from moc.config.secrets import public_uris
 from moc.config.tuned import read_tuned
@@ -22,6 +22,8 @@ from moc.store.rundir import Boundary as BoundaryDir
 from moc.store.rundir import RunDir, StudyDir
 
 _RUN_AGAIN = "`moc run` makes it again"
+# Of YAML alone: what OmegaConf's reads otherwise (1e-3, dates), its own writing puts in quotes.
+_LOADER = getattr(yaml, "CSafeLoader", yaml.SafeLoader)
 Runs = dict[tuple[str, int], Run]  # by arm and seed
 
 
@@ -82,8 +84,8 @@ def _config(path: Path) -> tuple[str, dict[str, Any]]:
     """
     text = read_text(path, _RUN_AGAIN)
     try:
-        config = OmegaConf.to_container(OmegaConf.create(text))
-    except Exception as error:  # of YAML and of OmegaConf, which share no base class
+        config = yaml.load(text, Loader=_LOADER)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:
         raise DamagedFile(path, "not readable as YAML", _RUN_AGAIN) from error
     if not isinstance(config, dict) or not {"name", "arms", "phases", "data"} <= config.keys():
         raise DamagedFile(path, "no study", _RUN_AGAIN)

@@ -75,6 +75,8 @@ def mark_pruned(run: RunDir, why: str) -> None:
     Raises:
         RunHeld: if another process works on it.
     """
+    if read_json(run.info).get("status") != "paused":
+        return
     with run_lock(run.path):
         info = read_json(run.info)
         if info.get("status") == "paused":

@@ -101,9 +101,13 @@ def test_neither_seeds_nor_scored_text_are_the_comparisons(tmp_path: Path) -> No
     ],
 )
 def test_axes_that_cannot_be(tmp_path: Path, axes: dict, message: str) -> None:
-    with pytest.raises(ConfigError, match=message):
-        study = tuned(tmp_path, axes)
+    study = tuned(tmp_path, axes)
+
+    def made() -> None:
         tuning_study(study, grid_of(study))
+
+    with pytest.raises(ConfigError, match=message):
+        made()
 
 
 def test_a_setting_of_a_memory_may_be_tried_where_it_costs_nothing(tmp_path: Path) -> None:

@@ -66,9 +66,8 @@ def test_every_arm_has_the_same_budget_and_what_was_spent_is_what_was_trained(
     study, training = searched(tmp_path, **ASHA), FakeTraining()
     outcomes = run_trials(study, training)
     assert {arm: len(found) for arm, found in outcomes.items()} == {"moc": 24, "backbone": 24}
-    trials = tuning_study(
-        study, {o.trial.arm: o.trial for found in outcomes.values() for o in found}
-    )
+    of_all = {str(one.trial): one.trial for found in outcomes.values() for one in found}
+    trials = tuning_study(study, of_all)
     budgets = {
         sum(phase.num_steps() * phase.tokens_per_step for phase in arm.phases.values())
         for arm in trials.arms.values()
@@ -79,9 +78,10 @@ def test_every_arm_has_the_same_budget_and_what_was_spent_is_what_was_trained(
     for arm in tuned["arms"].values():
         states = Counter(trial["state"] for trial in arm["trials"])
         assert states["pruned"] > states["finished"] > 0
-        assert arm["tokens"] < 0.6 * 24 * 2 * budgets.copy().pop()
+        assert arm["tokens"] < 0.6 * 24 * 2 * max(budgets)
+    phases = list(next(iter(trials.arms.values())).phases.values())
     for trial in tuned["arms"]["moc"]["trials"]:
-        pause = find_pause(list(trials.arms["moc"].phases.values()), trial["share"])
+        pause = find_pause(phases, trial["share"])
         assert trial["tokens"] == 2 * (pause.tokens if pause else 1792)
     text = render_tuned(tuned, Path("tuned.yaml"), named=False)
     assert f"{states['pruned']} pruned" in text and max(map(len, text.splitlines())) <= 110
@@ -159,14 +159,14 @@ def test_pruned_runs_say_so(tmp_path: Path) -> None:
 def test_what_diverges_is_out_and_the_sampler_is_told(tmp_path: Path) -> None:
     def cliff(arm: ArmConfig, share: float) -> float:
         rate = arm.phases["facts"].optimizer.backbone.lr
-        return math.inf if rate > 6e-3 and share > 0.2 else bowl(arm, share)
+        return math.inf if rate > 2.5e-3 and share > 0.2 else bowl(arm, share)
 
     study = searched(tmp_path, **ASHA)
     outcomes = run_trials(study, FakeTraining(cliff))
     states = Counter(one.state for one in outcomes["backbone"])
     assert states["diverged"] and states["finished"] and states["pruned"]
     tuned = choose(study, outcomes)
-    assert 1 < tuned["arms"]["backbone"]["chosen"]["lr_scale"] <= 6
+    assert 1 < tuned["arms"]["backbone"]["chosen"]["lr_scale"] <= 2.5
     assert run_trials(study, FakeTraining(cliff)) == outcomes  # it was fine on the way
 
 

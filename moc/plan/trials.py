@@ -128,18 +128,17 @@ def trial_name(arm: str, point: Point, digits: int = 6) -> str:
 def _check_cost(study: StudyConfig, trial: Trial, arm: ArmConfig, changed: ArmConfig) -> None:
     where = f"tuning.axes: {trial.point} changes"
     remedy = "tune what leaves the cost alone, or make it another arm"
+    deviation = _num_tokens(changed) / _num_tokens(arm) - 1
+    if abs(deviation) > _COST_TOLERANCE:
+        raise ConfigError(
+            f"{where} on how many tokens arms.{trial.arm} trains by {deviation:+.1%}; {remedy}"
+        )
     cost = train_flops_per_token(study, arm, "paper")
     deviation = train_flops_per_token(study, changed, "paper") / cost - 1
     if abs(deviation) > _COST_TOLERANCE:
         raise ConfigError(
             f"{where} what a token costs arms.{trial.arm} by {deviation:+.1%}; {remedy}"
         )
-    deviation = _num_tokens(changed) / _num_tokens(arm) - 1
-    if abs(deviation) > _COST_TOLERANCE:
-        raise ConfigError(
-            f"{where} on how many tokens arms.{trial.arm} trains by {deviation:+.1%}; {remedy}"
-        )
-
     # A source's cache, and so the order of all that is drawn from it, is as long as what any arm
     # reads of it: a trial that joins the study later must not change that.
     if tuning_of(study).sampler != "grid" and _reads(changed) != _reads(arm):

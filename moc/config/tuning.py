@@ -81,7 +81,8 @@ def _check_axis(where: str, values: Any, sampler: str) -> None:
         return
     example = "such as {low: 0.1, high: 10, log: true}"
     if not isinstance(values, dict):
-        raise ConfigError(f"{where} takes a list of values, or a range {example}, not {values!r}")
+        given = repr(values)[:50]
+        raise ConfigError(f"{where} takes a list of values, or a range {example}, not {given}")
     for key in values:
         if key not in Interval._fields:
             hint = nearest(str(key), list(Interval._fields))
@@ -91,7 +92,8 @@ def _check_axis(where: str, values: Any, sampler: str) -> None:
     low, high, log = (values.get(key, False) for key in Interval._fields)
     numbers = [one for one in (low, high) if type(one) in (int, float) and abs(one) < 1e15]
     if len(numbers) < 2 or not low < high:
-        raise ConfigError(f"{where}: low and high are numbers, the lower first, not {low}, {high}")
+        given = ", ".join(repr(one)[:20] for one in (low, high))
+        raise ConfigError(f"{where}: low and high are numbers, the lower first, not {given}")
     if not isinstance(log, bool):
         raise ConfigError(f"{where}.log is true or false, not {log!r}")
     if log and low <= 0:

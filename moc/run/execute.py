@@ -42,7 +42,7 @@ from moc.store.files import read_json, write_json
 from moc.store.lock import check_held, run_lock
 from moc.store.manifest import FORMAT, check_manifest
 from moc.train.checkpoints import checkpoints_of, prune_checkpoints, save_start
-from moc.train.distributed import is_main_process
+from moc.train.distributed import barrier, is_main_process
 from moc.train.strategies import device_of
 
 
@@ -153,6 +153,7 @@ def _bring_to_pause(run: ArmSeed, pause: Pause, tools: Tools) -> None:
         if pause.phase == 0:
             _evaluate_from_disk(run, 0, tools)
         score_pause(run, pause, tools)
+    barrier()  # every rank may look at the scores
     tools.sync()
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Any, Literal
@@ -37,37 +37,41 @@ def look(trials: StudyConfig, name: str, trial: Trial) -> Outcome | None:
     """
     phases, share = trials.arms[name].phases, trials.trainer.pause_at
     pause = find_pause(list(phases.values()), share)
-    metric, tokens = [], 0
+    metric: list[float | None] = []
+    tokens, diverged = 0, False
     for seed in trials.seeds:
         run = StudyDir(trials.dir).run(name, seed, list(phases))
-        scores = list(_scores(run, list(phases.values()), pause))
-        if None not in scores:
-            metric.append(_finite(fmean(score for score in scores if score is not None)))
+        scores = [score for score in _scores(run, phases.values(), pause) if score is not None]
+        if len(scores) == len(phases) if pause is None else len(scores) == pause.phase + 1:
+            metric.append(fmean(scores))
             tokens += _trained(run, phases, pause)
-        elif read_sound_json(run.info).get("status") == "diverged":
-            metric.append(math.inf)
+            continue
+        metric.append(None)
+        if read_sound_json(run.info).get("status") == "diverged":
+            diverged = True
             ends = [record.get("tokens", 0) for record in read_end(run.journal().path)]
             tokens += max(ends, default=0)
-        else:
-            return None
-    state: Literal["finished", "diverged"] = (
-        "finished" if math.isfinite(fmean(metric)) else "diverged"
-    )
-    return Outcome(trial, metric, tokens, 1.0 if pause is None or share is None else share, state)
+    known = [one for one in metric if one is not None]
+    share = 1.0 if pause is None or share is None else share
+    if diverged or not all(map(math.isfinite, known)):  # its other seeds need not be tried
+        return Outcome(trial, [math.inf] * len(metric), tokens, share, "diverged")
+    if len(known) < len(metric):
+        return None
+    return Outcome(trial, known, tokens, share, "finished")
 
 
 def _scores(
-    run: RunDir, phases: Sequence[PhaseConfig], pause: Pause | None
+    run: RunDir, phases: Iterable[PhaseConfig], pause: Pause | None
 ) -> Iterator[float | None]:
     """Of every phase until ``pause``: the mean over its sources, at its end or where it pauses."""
-    whole = len(phases) if pause is None else pause.phase + pause.at_end
-    for index, phase in enumerate(phases[:whole]):
-        yield _mean_of(read_sound_json(run.boundary(index + 1) / "evals.json"), phase)
-    if pause is not None and not pause.at_end:
-        record = read_sound_json(run.pause(pause.phase, pause.step))
-        start = read_sound_json(run.boundary(0) / "evals.json")  # scored again if evals change
-        same = record.get("eval_hash") == start.get("eval_hash")
-        yield _mean_of(record, phases[pause.phase]) if same else None
+    for index, phase in enumerate(phases):
+        if pause is None or index < pause.phase + pause.at_end:
+            yield _mean_of(read_sound_json(run.boundary(index + 1) / "evals.json"), phase)
+        elif index == pause.phase:
+            record = read_sound_json(run.pause(index, pause.step))
+            start = read_sound_json(run.boundary(0) / "evals.json")  # scored again if evals change
+            same = record.get("eval_hash") == start.get("eval_hash")
+            yield _mean_of(record, phase) if same else None
 
 
 def _mean_of(record: dict[str, Any], phase: PhaseConfig) -> float | None:
@@ -81,7 +85,3 @@ def _trained(run: RunDir, phases: dict[str, PhaseConfig], pause: Pause | None) -
     each = {name: phase.num_steps() * phase.tokens_per_step for name, phase in phases.items()}
     taken = sum(each.get(name, 0) for name in read_sound_json(run.shared).get("phases", []))
     return max(0, (sum(each.values()) if pause is None else pause.tokens) - taken)
-
-
-def _finite(metric: float) -> float:
-    return metric if math.isfinite(metric) else math.inf

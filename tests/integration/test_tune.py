@@ -3,6 +3,7 @@ search that is killed on the way."""
 
 from __future__ import annotations
 
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -87,6 +88,9 @@ def test_a_search_killed_in_a_paused_trial_chooses_as_one_that_was_not(
     assert {len(arm["trials"]) for arm in found["whole"]["arms"].values()} == {5}
 
     trials = load_study(folder.config)
+    shutil.rmtree(folder.path / "arms" / next(iter(trials.arms)))  # of the first batch
+    assert main(words) == 0
+    assert yaml.safe_load((folder.path / "tuned.yaml").read_text()) == found["whole"]
     infos = {run.arm: read_json(run.info) for run in folder.runs()}
     paused = next(arm for arm, info in infos.items() if info["status"] == "finished")
     assert list((folder.run(paused, 1000).path / "pauses").glob("*.json"))

@@ -218,7 +218,7 @@ def test_whole_numbers_and_names_are_drawn_as_such(tmp_path: Path) -> None:
         ({"tuning.axes.lr_scale": []}, r"axes.lr_scale has no values"),
         ({"tuning.axes.lr_scale.hgih": 3}, r"a range has no 'hgih'; did you mean 'high'"),
         ({"tuning.axes.lr_scale.low": 30}, r"numbers, the lower first, not 30, 10"),
-        ({"tuning.axes.lr_scale.low": "x"}, r"numbers, the lower first, not x, 10"),
+        ({"tuning.axes.lr_scale.low": "x"}, r"numbers, the lower first, not 'x', 10"),
         ({"tuning.axes.lr_scale.low": 0}, r"a logarithmic range begins above 0, not at 0"),
         ({"tuning.axes.lr_scale.log": 2}, r"axes.lr_scale.log is true or false, not 2"),
         ({"tuning.trials": 0}, r"tuning.trials must be from 1 to"),

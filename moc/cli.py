@@ -172,13 +172,16 @@ def _tune(arguments: argparse.Namespace) -> int:
         from moc.launch.build import build_launcher
         from moc.plan.study_plan import plan_study
         from moc.plan.text import render_plan
-        from moc.plan.trials import tuning_study
-        from moc.study import tune_study
-        from moc.verbs.tune import render_tuned
+        from moc.tuning.choice import render_tuned
+        from moc.tuning.loop import first_trials, tune_study
 
-    trials = tuning_study(study)
+    trials = first_trials(study)
     launcher = build_launcher(arguments.launch, trials)
-    print(render_plan(plan_study(trials)).splitlines()[0], flush=True)
+    more = ""
+    if (tuning := study.tuning).sampler != "grid":
+        how = f"{tuning.sampler}, pruner {tuning.pruner}"
+        more = f"; these first, of {tuning.trials} trials of every arm ({how})"
+    print(f"{render_plan(plan_study(trials)).splitlines()[0]}{more}", flush=True)
     tuned, path = tune_study(study, launcher=launcher)
     print(f"\n{render_tuned(tuned, path, named=study.tuned is not None)}")
     return 0

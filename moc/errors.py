@@ -72,6 +72,10 @@ class Terminated(KeyboardInterrupt):
     """SIGTERM, where Ctrl-C would raise KeyboardInterrupt."""
 
 
+class RunPaused(Exception):
+    """Training has come to where it was told to stop; the state is on disk."""
+
+
 class StudyInterrupted(Exception):
     """The user or the scheduler asked to stop; everything up to here is saved.
 

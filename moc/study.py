@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
-from contextlib import nullcontext, suppress
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,13 +16,12 @@ from moc.config.names import check_folders
 from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.errors import ConfigError, RunFailed, RunHeld, TrainingDiverged, nearest
+from moc.errors import ConfigError, RunHeld, nearest
 from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
 from moc.launch.in_process import run_in_process
 from moc.launch.launcher import Launcher
 from moc.launch.supervise import supervise
 from moc.plan.study_plan import plan_study
-from moc.plan.trials import tuning_study
 from moc.report import build_report
 from moc.run.arm_seed import ArmSeed
 from moc.run.environment import describe_environment
@@ -53,7 +50,6 @@ from moc.train.distributed import is_main_process
 from moc.train.ranks import watching
 from moc.train.signals import handlers_kept, on_stop_signal, stop_at_once
 from moc.train.strategies import device_of
-from moc.verbs.tune import choose, has_diverged, write_tuned
 
 
 def run_study(
@@ -62,6 +58,7 @@ def run_study(
     arms: Sequence[str] = (),
     seeds: Sequence[int] = (),
     launcher: Launcher | None = None,
+    report: bool = True,
 ) -> Path:
     """Train and evaluate every arm and seed (or those named), then write the report.
 
@@ -71,9 +68,10 @@ def run_study(
 
     Args:
         launcher: starts the runs as tasks; None: they go one after another in this process.
+        report: false leaves out the report, for a study that is not done with this.
 
     Returns:
-        The report's path.
+        The report's path; the study's folder without one.
 
     Raises:
         ConfigError: for unknown arms or tasks, data that cannot be had, or a folder that holds
@@ -131,41 +129,16 @@ def run_study(
                 left: RuntimeError | None = run_in_process(runs, asked, tools)
             else:
                 left = supervise(launcher, runs, asked, tools)
-            with folder.lock() if is_main_process() else nullcontext():
-                report = build_report(study.dir) if is_main_process() else study.dir
+            page = study.dir
+            if report and is_main_process():
+                with folder.lock():
+                    page = build_report(study.dir)
         finally:
             if tracker is not None and (message := tracker.close()):
                 print(message, flush=True)
     if left is not None:
         raise left
-    return report
-
-
-def tune_study(
-    study: StudyConfig, *, launcher: Launcher | None = None
-) -> tuple[dict[str, Any], Path]:
-    """Train every arm's trials, choose, and write down what was chosen; what is complete is not
-    trained again.
-
-    Args:
-        study: as loaded without what ``tuned`` names.
-        launcher: see ``run_study``.
-
-    Returns:
-        What was chosen (``moc.verbs.tune.choose``), and the file that says so.
-
-    Raises:
-        ConfigError: if the study cannot be tuned as it says.
-        StudyIncomplete: if a trial failed for another reason than divergence.
-        TrainingDiverged: if all trials of an arm did; single ones may.
-        CheckpointError, RunHeld, StudyInterrupted, KeyboardInterrupt: see ``run_study``.
-    """
-    trials = tuning_study(study)
-    if left := [name for name in trials.arms if not has_diverged(trials, name)]:
-        with suppress(TrainingDiverged, RunFailed):  # a point as bad as can be, or not tried
-            run_study(trials, arms=left, launcher=launcher)
-    tuned = choose(study)
-    return tuned, write_tuned(study, tuned)
+    return page
 
 
 def _check_names(study: StudyConfig, arms: Sequence[str], seeds: Sequence[int]) -> None:

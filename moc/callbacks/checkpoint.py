@@ -10,7 +10,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from moc.errors import StudyInterrupted
+from moc.errors import RunPaused, StudyInterrupted
 from moc.store.lock import check_held
 from moc.store.rundir import RunDir
 from moc.train.checkpoints import prune_checkpoints, save_training_state
@@ -23,7 +23,8 @@ KEPT = 2  # checkpoints of a phase: the last, and one to go on from should that 
 
 
 class Checkpoint(L.Callback):
-    """Every ``every`` steps, and once more when SIGINT or SIGTERM asks any rank to stop.
+    """Every ``every`` steps, at ``pause_step``, where training stops, and once more when SIGINT or
+    SIGTERM asks any rank to stop.
 
     Once training has ended, and when asked again, either signal stops at once. Other callbacks take
     part with what ``state_dict`` returns and ``load_state_dict`` takes.
@@ -44,12 +45,13 @@ class Checkpoint(L.Callback):
         config_hash: str,
         data: Mapping[str, str],
         every: int,
+        pause_step: int | None = None,
         restored: Mapping[str, Any],
         saved: Callable[[], None],
     ) -> None:
         self.folder, self.saved = folder, saved
         self.config_hash, self.data = config_hash, dict(data)
-        self.every, self.restored = every, restored
+        self.every, self.pause_step, self.restored = every, pause_step, restored
         self._requested: int | None = None  # the signal
 
     def on_fit_start(self, trainer: L.Trainer, *_: Any) -> None:
@@ -66,7 +68,7 @@ class Checkpoint(L.Callback):
         if step == trainer.logger.num_steps:
             return
         number = self._asked_to_stop(pl_module)
-        if number or step % self.every == 0:
+        if number or step % self.every == 0 or step == self.pause_step:
             check_held(self.folder.parent)
             trainer.logger.flush()  # what the checkpoint holds is never logged again
             if trainer.is_global_zero:
@@ -88,6 +90,8 @@ class Checkpoint(L.Callback):
         if number:
             where = f"phase {trainer.logger.phase} at step {step}"
             raise StudyInterrupted(f"stopped in {where}", number)
+        if step == self.pause_step:
+            raise RunPaused
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, StudyModule) and isinstance(trainer.logger, JournalLogger)

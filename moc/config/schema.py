@@ -240,6 +240,9 @@ class TrainerConfig:
     on_spike: OnSpike = "warn"
     log_every_steps: Annotated[int, Range(1, 10**9)] = 10
     checkpoint_every_steps: Annotated[int, Range(1, 10**9)] = 100
+    # runs stop at this share of their tokens, saved and their sources scored; asked for more
+    # (pause_at=0.6, or null: all), they go on to the same weights. moc tune prunes trials by it
+    pause_at: Annotated[float | None, Range(0, 1, without="low")] = None
     # of several ranks: how long one may keep the others waiting (hung, stopped, gone) before all
     # end and one line names it; what rank 0 does alone (scores, data, saving) is waited for
     timeout_sec: Annotated[float, Range(1, 10**6)] = 600.0

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from moc.config.controls import check_controls
 from moc.config.names import check_names
 from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
+from moc.config.tuning import check_tuning
 from moc.errors import ConfigError, nearest
 from moc.model.validate import validate_model
 from moc.ranges import check_ranges
@@ -54,6 +55,8 @@ def validate_study(study: StudyConfig) -> None:
             _validate_phase(study, phase, earlier, f"{where}.phases.{phase_name}")
             earlier.append(phase)
     check_controls(study)
+    if study.tuning is not None:
+        check_tuning(study.tuning)
     for name, probe in study.probes.items():
         _validate_probe(study, probe, f"probes.{name}")
 

@@ -1,4 +1,4 @@
-"""The study that ``moc tune`` runs: every arm once per point of the grid, on a part of its tokens.
+"""The study that ``moc tune`` runs: every arm once per trial, on a part of its tokens.
 
 A trial is an arm of that study, so that all that holds of runs (locks, checkpoints, launchers,
 resuming, tracking) holds of trials.
@@ -7,10 +7,8 @@ resuming, tracking) holds of trials.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
-from copy import deepcopy
-from dataclasses import dataclass, fields, is_dataclass, replace
-from typing import Any
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 
 from moc.config.identity import config_hash
 from moc.config.schema import (
@@ -18,18 +16,14 @@ from moc.config.schema import (
     ControlConfig,
     EvalConfig,
     InPhaseConfig,
-    OptimizerConfig,
     PhaseConfig,
     StudyConfig,
 )
 from moc.config.tuning import TuningConfig
-from moc.errors import ConfigError, nearest
+from moc.errors import ConfigError
 from moc.plan.arms import solved_arms, train_flops_per_token
+from moc.plan.axes import Point, at, relevant
 
-Point = dict[str, Any]  # axis -> value
-
-LR_SCALE = "lr_scale"
-GROUPS = ("backbone", "memory_layers", "bank")
 END = "-tuning"  # of the name of the study of trials
 _COST_TOLERANCE = 0.005  # as of iso_flop
 
@@ -38,6 +32,9 @@ _COST_TOLERANCE = 0.005  # as of iso_flop
 class Trial:
     arm: str
     point: Point
+
+
+Trials = Mapping[str, Trial]  # by the name that the trial's arm has
 
 
 def tuning_of(study: StudyConfig) -> TuningConfig:
@@ -53,28 +50,35 @@ def tuning_of(study: StudyConfig) -> TuningConfig:
     return study.tuning
 
 
-def trials_of(study: StudyConfig) -> dict[str, Trial]:
-    """By the name that the trial's arm has. A point that changes nothing of an arm against an
+def grid_of(study: StudyConfig) -> dict[str, Trial]:
+    """Every arm at every point of the grid. A point that changes nothing of an arm against an
     earlier one (another rate for the bank of a dense arm) is left out.
 
     Raises:
-        ConfigError: for an axis that is no setting of the arms, or changes what they cost.
+        ConfigError: for an axis that is no setting of the arms.
     """
+    axes = tuning_of(study).axes
     found: dict[str, Trial] = {}
     for name, arm in solved_arms(study).items():
-        for point, _ in _points(study, name, arm):
-            found[trial_name(name, point)] = Trial(name, point)
+        seen: list[ArmConfig] = []
+        for values in itertools.product(*axes.values()):
+            point = dict(zip(axes, values, strict=True))
+            changed = relevant(at(arm, point))
+            if changed not in seen:
+                seen.append(changed)
+                found[trial_name(name, point)] = Trial(name, point)
     return found
 
 
-def tuning_study(study: StudyConfig) -> StudyConfig:
-    """The study of trials, resolved as far as shapes go.
+def tuning_study(study: StudyConfig, trials: Trials) -> StudyConfig:
+    """The study of ``trials``, resolved as far as shapes go.
 
     It has seeds of its own; of the training documents a part is left out and stands for the
     validation text, so that neither is what the comparison is made on.
 
     Raises:
-        ConfigError: as ``trials_of``, or if a seed is one of the comparison's.
+        ConfigError: for an axis that is no setting of the arms, or changes what they cost or how
+            much they read; if a seed is one of the comparison's.
     """
     tuning = tuning_of(study)
     if shared := set(tuning.seeds) & set(study.seeds):
@@ -82,16 +86,18 @@ def tuning_study(study: StudyConfig) -> StudyConfig:
             f"tuning.seeds and seeds share {min(shared)}: what was chosen on a seed looks better "
             "there; give tuning other seeds"
         )
+    solved = solved_arms(study)
     arms = {}
-    for name, arm in solved_arms(study).items():
-        for point, changed in _points(study, name, arm):
-            arms[trial_name(name, point)] = replace(
-                changed,
-                description=", ".join(f"{axis} {value}" for axis, value in point.items()),
-                iso_flop=None,
-                iso_param=None,
-                phases=_shortened(changed.phases, tuning.budget),
-            )
+    for name, trial in trials.items():
+        changed = at(solved[trial.arm], trial.point)
+        _check_cost(study, trial, solved[trial.arm], changed)
+        arms[name] = replace(
+            changed,
+            description=", ".join(f"{axis} {value}" for axis, value in trial.point.items()),
+            iso_flop=None,
+            iso_param=None,
+            phases=_shortened(changed.phases, tuning.budget),
+        )
     return replace(
         study,
         name=f"{study.name}{END}",
@@ -114,58 +120,43 @@ def tuning_study(study: StudyConfig) -> StudyConfig:
     )
 
 
-def trial_name(arm: str, point: Point) -> str:
+def trial_name(arm: str, point: Point, digits: int = 6) -> str:
     """Of the trial's arm; another value on an axis leaves the other trials their names."""
-    return f"{arm}-{config_hash(point)[:6]}"
+    return f"{arm}-{config_hash(point)[:digits]}"
 
 
-def at(arm: ArmConfig, point: Point) -> ArmConfig:
-    """``arm`` with the settings of ``point``.
-
-    Raises:
-        ConfigError: for an axis that is no setting of an arm.
-    """
-    changed = deepcopy(arm)
-    for axis, value in point.items():
-        head, _, group = axis.partition(".")
-        if head == LR_SCALE:
-            _scale(changed, group, value)
-        else:
-            _put(changed, axis.split("."), value, axis)
-    return changed
-
-
-def _points(study: StudyConfig, name: str, arm: ArmConfig) -> Iterator[tuple[Point, ArmConfig]]:
-    axes = tuning_of(study).axes
-    seen: list[ArmConfig] = []
+def _check_cost(study: StudyConfig, trial: Trial, arm: ArmConfig, changed: ArmConfig) -> None:
+    where = f"tuning.axes: {trial.point} changes"
+    remedy = "tune what leaves the cost alone, or make it another arm"
+    deviation = _num_tokens(changed) / _num_tokens(arm) - 1
+    if abs(deviation) > _COST_TOLERANCE:
+        raise ConfigError(
+            f"{where} on how many tokens arms.{trial.arm} trains by {deviation:+.1%}; {remedy}"
+        )
     cost = train_flops_per_token(study, arm, "paper")
-    for values in itertools.product(*axes.values()):
-        point = dict(zip(axes, values, strict=True))
-        changed = at(arm, point)
-        relevant = _relevant(changed)
-        if relevant in seen:
-            continue
-        seen.append(relevant)
-        deviation = train_flops_per_token(study, changed, "paper") / cost - 1
-        if abs(deviation) > _COST_TOLERANCE:
-            raise ConfigError(
-                f"tuning.axes: {point} changes what a token costs arms.{name} by {deviation:+.1%}; "
-                "tune what leaves the cost alone, or make it another arm"
-            )
-        yield point, changed
+    deviation = train_flops_per_token(study, changed, "paper") / cost - 1
+    if abs(deviation) > _COST_TOLERANCE:
+        raise ConfigError(
+            f"{where} what a token costs arms.{trial.arm} by {deviation:+.1%}; {remedy}"
+        )
+    # A source's cache, and so the order of all that is drawn from it, is as long as what any arm
+    # reads of it: a trial that joins the study later must not change that.
+    if tuning_of(study).sampler != "grid" and _reads(changed) != _reads(arm):
+        raise ConfigError(
+            f"{where} what arms.{trial.arm} reads in a step or a phase, which a sampler cannot "
+            "try; list values and set tuning.sampler to grid, or make it another arm"
+        )
 
 
-def _relevant(arm: ArmConfig) -> ArmConfig:
-    """``arm`` without the optimizer of what it does not have."""
-    if arm.model.memory is not None:
-        return arm
-    plain = OptimizerConfig()
-    optimizers = {
-        name: replace(phase.optimizer, memory_layers=plain.memory_layers, bank=plain.bank)
-        for name, phase in arm.phases.items()
-    }
-    phases = {name: replace(p, optimizer=optimizers[name]) for name, p in arm.phases.items()}
-    return replace(arm, phases=phases)
+def _reads(arm: ArmConfig) -> list[tuple[object, ...]]:
+    return [
+        (phase.num_steps(), phase.tokens_per_step, phase.context_length, phase.mixture)
+        for phase in arm.phases.values()
+    ]
+
+
+def _num_tokens(arm: ArmConfig) -> int:
+    return sum(phase.num_steps() * phase.tokens_per_step for phase in arm.phases.values())
 
 
 def _shortened(phases: dict[str, PhaseConfig], budget: float) -> dict[str, PhaseConfig]:
@@ -180,38 +171,3 @@ def _shortened(phases: dict[str, PhaseConfig], budget: float) -> dict[str, Phase
         )
         for name, phase in phases.items()
     }
-
-
-def _scale(arm: ArmConfig, group: str, factor: float) -> None:
-    if group and group not in GROUPS:
-        raise ConfigError(f"tuning.axes: no group {group!r}; {nearest(group, GROUPS)}")
-    for phase in arm.phases.values():
-        for name in [group] if group else GROUPS:
-            config = getattr(phase.optimizer, name)
-            config.lr = config.lr * factor
-
-
-def _put(tree: Any, keys: list[str], value: Any, axis: str) -> None:
-    key, *below = keys
-    if isinstance(tree, dict):
-        names, get = list(tree), tree.__getitem__
-    elif is_dataclass(tree):
-        names = [f.name for f in fields(tree)]
-        get = lambda name: getattr(tree, name)  # noqa: E731
-    else:
-        return  # of an arm that has no such part
-    if key == "*":
-        for name in names:
-            _put(get(name), below, value, axis)
-        return
-    if key not in names:
-        raise ConfigError(f"tuning.axes: {axis}: no {key!r} in an arm; {nearest(key, names)}")
-    if below:
-        _put(get(key), below, value, axis)
-        return
-    # YAML writes 1 for 1.0
-    value = float(value) if isinstance(get(key), float) and type(value) is int else value
-    if isinstance(tree, dict):
-        tree[key] = value
-    else:
-        setattr(tree, key, value)

@@ -29,7 +29,9 @@ from moc.errors import (
 from moc.model.files import load_model
 from moc.model.memory.build import is_causal, routing_scope
 from moc.model.transformer import build_model
+from moc.plan.pause import Pause
 from moc.run.arm_seed import ArmSeed
+from moc.run.pause import has_paused, is_at, pause_of, score_pause
 from moc.run.phase import train_phase
 from moc.run.probe import probe_is_done, run_probe
 from moc.run.settings import check_data, check_settings
@@ -40,12 +42,13 @@ from moc.store.files import read_json, write_json
 from moc.store.lock import check_held, run_lock
 from moc.store.manifest import FORMAT, check_manifest
 from moc.train.checkpoints import checkpoints_of, prune_checkpoints, save_start
-from moc.train.distributed import is_main_process
+from moc.train.distributed import barrier, is_main_process
 from moc.train.strategies import device_of
 
 
 def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> None:
-    """Do what is missing of ``run``, and nobody else meanwhile.
+    """Do what is missing of ``run``, up to where ``trainer.pause_at`` stops it; nobody else does
+    meanwhile.
 
     Args:
         siblings: of the same seed; a new run takes over the phases that it shares with one.
@@ -59,7 +62,10 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
         StudyInterrupted: when asked to stop; the state is on disk.
         TrainingDiverged: after several updates in a row that were not finite.
     """
+    pause = pause_of(run)
     with run_lock(run.dir.path) if is_main_process() else nullcontext():
+        if pause is not None and is_complete(run, tools):
+            return  # it may have gone on from there
         if torch.cuda.is_initialized():
             torch.cuda.reset_peak_memory_stats()
         _mark(run, "running", tools)
@@ -67,9 +73,14 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
         check_data(run)
         begin_as_sibling(run, siblings)
         try:
-            for index in range(len(run.phases)):
+            for index in range(len(run.phases) if pause is None else pause.phase):
                 _bring_to_its_end(run, index, tools)
-            _probe(run, tools)
+            if pause is None:
+                _probe(run, tools)
+            elif pause.at_end:
+                _bring_to_its_end(run, pause.phase, tools)
+            else:
+                _bring_to_pause(run, pause, tools)
         except (StudyInterrupted, RunGone):
             raise  # still running, as far as anyone can tell: the same command goes on
         except Exception as error:
@@ -81,13 +92,16 @@ def execute(run: ArmSeed, tools: Tools, siblings: Sequence[ArmSeed] = ()) -> Non
             if line is not None:
                 raise MachineFault(line) from error
             raise
-        _mark(run, "finished", tools)
+        _mark(run, "finished" if pause is None else "paused", tools)
 
 
 def is_complete(run: ArmSeed, tools: Tools) -> bool:
     """Whether ``execute`` would find nothing to do."""
     try:
-        if read_json(run.dir.info).get("status") != "finished":
+        status = read_json(run.dir.info).get("status")
+        if (pause := pause_of(run)) is not None:
+            return status in ("paused", "pruned", "finished") and has_paused(run, pause, tools)
+        if status != "finished":
             return False
         for index in range(len(run.phases) + 1):
             folder = run.dir.boundary(index)
@@ -124,6 +138,22 @@ def _bring_to_its_end(run: ArmSeed, index: int, tools: Tools) -> None:
         for boundary in (0, 1) if index == 0 else (index + 1,):
             _evaluate_from_disk(run, boundary, tools)
         prune_checkpoints(run.dir.checkpoints, run.dir.phases[index], keep=0)
+    tools.sync()
+
+
+def _bring_to_pause(run: ArmSeed, pause: Pause, tools: Tools) -> None:
+    """Its phase, as far as that, and scored there."""
+    if has_paused(run, pause, tools):
+        return  # what it shares with a sibling
+    if pause.phase == 0 and is_main_process():
+        _restore_start(run)
+    if not is_at(run, pause):
+        train_phase(run, pause.phase, tools, pause_step=pause.step)
+    if is_main_process():
+        if pause.phase == 0:
+            _evaluate_from_disk(run, 0, tools)
+        score_pause(run, pause, tools)
+    barrier()  # every rank may look at the scores
     tools.sync()
 
 

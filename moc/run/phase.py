@@ -20,7 +20,7 @@ from moc.callbacks.spikes import Spikes
 from moc.callbacks.throughput import RestartClock, Throughput
 from moc.config.schema import PhaseConfig
 from moc.data.module import StudyDataModule
-from moc.errors import CheckpointError
+from moc.errors import CheckpointError, RunPaused
 from moc.model.files import load_model
 from moc.model.transformer import Transformer, build_model
 from moc.plan.arms import micro_batch
@@ -43,8 +43,11 @@ class _Start(NamedTuple):
     callbacks: Mapping[str, Any] = MappingProxyType({})  # what they counted, by state key
 
 
-def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
+def train_phase(run: ArmSeed, index: int, tools: Tools, *, pause_step: int | None = None) -> None:
     """Train phase ``index`` of ``run``, whose earlier phases are done; its boundary is scored.
+
+    Args:
+        pause_step: stop after this step, a checkpoint on disk.
 
     Raises:
         CheckpointError: if what is on disk is damaged beyond what can be passed over.
@@ -92,15 +95,25 @@ def train_phase(run: ArmSeed, index: int, tools: Tools) -> None:
         micro_batch=size,
     )
     check_streams(run, index, data.fingerprints())
-    callbacks = _callbacks(run, index, tools, start.callbacks, micro_batch=size)
+    callbacks = _callbacks(
+        run, index, tools, start.callbacks, micro_batch=size, pause_step=pause_step
+    )
     try:
         fit(module, data, trainer, logger=logger, callbacks=callbacks)
+    except RunPaused:
+        return
     except CheckpointError as error:
         raise CheckpointError(_last_line(error)) from error
 
 
 def _callbacks(
-    run: ArmSeed, index: int, tools: Tools, restored: Mapping[str, Any], *, micro_batch: int
+    run: ArmSeed,
+    index: int,
+    tools: Tools,
+    restored: Mapping[str, Any],
+    *,
+    micro_batch: int,
+    pause_step: int | None,
 ) -> Callbacks:
     phase, trainer = run.phases[index], run.study.trainer
     flops = hardware_train_flops_per_token(
@@ -137,6 +150,7 @@ def _callbacks(
             config_hash=run.hashes[index + 1],
             data=run.data(index),
             every=trainer.checkpoint_every_steps,
+            pause_step=pause_step,
             restored=restored,
             saved=tools.sync,
         ),

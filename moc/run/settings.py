@@ -105,7 +105,7 @@ def check_streams(run: ArmSeed, index: int, found: Mapping[str, str]) -> None:
 def changed_settings(study: StudyConfig) -> list[str]:
     """``key: old, now new`` for what decides results and was another when the study was last run;
     machines may differ."""
-    before = _last_run(study)
+    before = last_run(study)
     if before is None:
         return []
     parts = ("arms", "seeds", "data", "tokenizer", "evals", "probes")
@@ -144,7 +144,7 @@ def _manifests(run: ArmSeed) -> Iterator[tuple[int, Path, dict[str, Any]]]:
 def _what_differs(run: ArmSeed) -> list[str]:
     """What decides the weights of ``run`` and has changed since the study was last run, as far as
     that is known."""
-    study, before = run.study, _last_run(run.study)
+    study, before = run.study, last_run(run.study)
     if before is None:
         return []
     arm = before.arms.get(run.name)
@@ -197,7 +197,7 @@ def _has_changed(run: ArmSeed, source: str) -> str:
     )
 
 
-def _last_run(study: StudyConfig) -> StudyConfig | None:
+def last_run(study: StudyConfig) -> StudyConfig | None:
     """The study as it was when it was last run; None if that is not known."""
     path = StudyDir(study.dir).config
     if not path.is_file():

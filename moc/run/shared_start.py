@@ -13,11 +13,13 @@ from pathlib import Path
 
 from moc.errors import CheckpointError
 from moc.run.arm_seed import ArmSeed
+from moc.run.pause import pause_of
 from moc.run.settings import changed_data
-from moc.store.files import whole_folder, write_json
+from moc.store.files import read_sound_json, whole_folder, write_json
 from moc.store.journal import Journal, read
 from moc.store.manifest import check_manifest
 from moc.store.rundir import RunDir
+from moc.train.checkpoints import phase_of
 from moc.train.strategies import total_devices
 
 
@@ -38,7 +40,12 @@ def begin_as_sibling(run: ArmSeed, siblings: Sequence[ArmSeed]) -> None:
         if changed_data(sibling) is None
     }
     donor = max(shared, key=lambda sibling: shared[sibling], default=None)
-    if donor is None or not (count := shared[donor]):
+    if donor is None:
+        return
+    count, pause = shared[donor], pause_of(run)
+    if pause is not None and not donor.dir.pause(pause.phase, pause.step).is_file():
+        count = min(count, pause.phase + pause.at_end)  # it was not scored on the way
+    if not count:
         return
     if run.needs_optimizer(count) and not donor.needs_optimizer(count):
         return  # it kept no Adam moments to go on with
@@ -74,6 +81,9 @@ def take_over(run: RunDir, donor: RunDir, donor_arm: str, num_phases: int) -> No
     what is missing.
     """
     phases = ("start", *run.phases[:num_phases])
+    for file in donor.path.glob("pauses/*.json"):
+        if phase_of(file.with_suffix("")) in phases:
+            write_json(run.path / "pauses" / file.name, read_sound_json(file), sync=True)
     for mine, theirs in zip(_journals(run), _journals(donor), strict=True):
         mine.path.unlink(missing_ok=True)
         kept = [record for record in read(theirs.path) if record.get("phase") in phases]

@@ -9,6 +9,7 @@ from them.
         run.json, lock.json, metrics.jsonl, memory_use.jsonl, revivals.jsonl, shared.json,
         log.txt                              what it printed, where a launcher started it
         checkpoints/<phase>-<step>/          inside a phase; gone when it has ended
+        pauses/<phase>-<step>.json           scores where it was told to stop and go on later
         boundaries/<i>-<phase>/              model.safetensors, model.json, manifest.json,
                                              evals.json, samples/
         probes/<probe>/<i>-<phase>/          probe.json
@@ -115,6 +116,9 @@ class RunDir:
 
     def boundary(self, index: int) -> Path:
         return self.path / "boundaries" / f"{index}-{self.boundary_name(index)}"
+
+    def pause(self, phase_index: int, step: int) -> Path:
+        return self.path / "pauses" / f"{self.phases[phase_index]}-{step:08d}.json"
 
     def boundaries(self) -> list[Boundary]:
         """Those whose weights should be there, in order: of a damaged one, whoever reads it says

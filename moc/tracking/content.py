@@ -127,6 +127,8 @@ def child_tags(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
     tags = {key: str(info[key]) for key in ("study", "arm", "seed", "kind", "scope", "config_hash")}
     tags["bank_optimizer"] = bank_optimizer(asdict(study.arms[info["arm"]]))
     tags |= {"level": "run", "causal": json.dumps(info["causal"]), "git_commit": _git_commit(study)}
+    if info["status"] == "pruned":  # a trial of moc tune
+        tags["pruned"] = str(info["why"])
     notes = []
     if not info["causal"]:
         notes.append(
@@ -168,7 +170,7 @@ def params(study: StudyConfig, info: dict[str, Any]) -> dict[str, str]:
         "data": {name: asdict(source) for name, source in study.data.items()},
         "tokenizer": asdict(study.tokenizer),
         "evals": asdict(study.evals),
-        "trainer": asdict(study.trainer),
+        "trainer": {**asdict(study.trainer), "pause_at": None},  # it moves on
         "plan": {key: planned[key] for key in PLANNED if key in planned},
     }
     return {clean(key): value[:MAX_PARAM_CHARS] for key, value in _flatten(tree)}

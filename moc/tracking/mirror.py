@@ -28,6 +28,8 @@ from moc.tracking.views import experiment_tags
 
 log = logging.getLogger(__name__)
 
+_WORST_FIRST = ("failed", "diverged", "running", "paused", "missing")  # of a study's runs
+
 
 class Tracker:
     """Sends one study's results to MLflow from a daemon thread. Build one, on rank 0.
@@ -172,9 +174,7 @@ def _send_study(client: Any, server: Server, study: StudyConfig, *, closing: boo
             child.send_status(info["status"], last, closing=closing and not held)
             ended = max(ended, last)
     statuses = {info.get("status", "missing") for info in runs.values()}
-    worst = next(
-        (s for s in ("failed", "diverged", "running", "missing") if s in statuses), "finished"
-    )
+    worst = next((status for status in _WORST_FIRST if status in statuses), "finished")
     parent.send_status(worst, ended, closing=closing and not in_hand)
 
 

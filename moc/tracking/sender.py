@@ -146,8 +146,8 @@ class Sender:
                     self._stamp(str(name), stamp)
 
     def send_status(self, status: str, ended: float, *, closing: bool) -> None:
-        """``running`` and ``missing`` work is KILLED once nothing works on it any more. ``ended``
-        in Unix seconds."""
+        """Work of another status than these three is KILLED once nothing works on it any more.
+        ``ended`` in Unix seconds."""
         unfinished = "KILLED" if closing else "RUNNING"
         now = {"finished": "FINISHED", "failed": "FAILED", "diverged": "FAILED"}.get(
             status, unfinished

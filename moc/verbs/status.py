@@ -22,7 +22,7 @@ from moc.store.rundir import RunDir, StudyDir
 from moc.text import table
 
 REFRESH_SEC = 2.0
-STATES = ("done", "running", "waiting", "stopped", "failed")
+STATES = ("done", "running", "waiting", "paused", "pruned", "stopped", "failed")
 
 
 class RunStatus(NamedTuple):
@@ -30,7 +30,7 @@ class RunStatus(NamedTuple):
 
     arm: str
     seed: int
-    state: str  # of STATES; stopped: it has begun, and nobody works on it
+    state: str  # of STATES; paused: as far as asked; stopped: it has begun, nobody works on it
     phase: str | None
     step: int
     num_steps: int  # of the phase
@@ -105,7 +105,7 @@ class StatusDisplay:
         self._live.stop()
 
     def refresh(self) -> bool:
-        """Show what is new; whether some run is neither done nor failed."""
+        """Show what is new; whether some run is neither done nor failed nor pruned."""
         runs = study_status(self.folder)
         text = render_status(runs, self._console.width if self.is_live else 100)
         if self.is_live:
@@ -113,7 +113,7 @@ class StatusDisplay:
         elif text != self._before:
             print(text, flush=True)
         self._before = text
-        return any(run.state not in ("done", "failed") for run in runs)
+        return any(run.state not in ("done", "pruned", "failed") for run in runs)
 
 
 def _status(run: RunDir, phases: dict[str, Any]) -> RunStatus:
@@ -122,7 +122,8 @@ def _status(run: RunDir, phases: dict[str, Any]) -> RunStatus:
         state = "running"
     else:
         begun = "stopped" if info or run.boundaries() else "waiting"
-        ended = {"finished": "done", "failed": "failed", "diverged": "failed"}
+        ended = {"finished": "done", "diverged": "failed"}
+        ended |= {same: same for same in ("failed", "paused", "pruned")}
         state = ended.get(info.get("status", ""), begun)
     phase, step, speed = None, 0, None
     for record in read_end(run.journal().path):

@@ -120,6 +120,9 @@ def test_scope_and_what_a_run_may_not_be_compared_with_stand_on_its_page(tmp_pat
     assert [found["causal"] for found in tags.values()] == ["false", "true", "true"]
     assert tags["moc"][NOTE].startswith("Non-causal routing")
     assert NOTE not in tags["moc_segment"] and NOTE not in tags["moc_token"]
+    pruned = run_info(study, "moc") | {"status": "pruned", "why": "not among the best 1/3"}
+    assert child_tags(study, pruned)["pruned"] == "not among the best 1/3"
+    assert "pruned" not in tags["moc"]
 
 
 def test_curves_are_those_of_the_journal_on_the_token_axis(study: StudyConfig) -> None:

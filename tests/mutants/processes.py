@@ -32,8 +32,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "asked to stop, a run ends without saving the step",
         "moc/callbacks/checkpoint.py",
-        "if number or step % self.every == 0:",
-        "if step % self.every == 0:",
+        "if number or step % self.every == 0 or step == self.pause_step:",
+        "if step % self.every == 0 or step == self.pause_step:",
         (f"{SIGNALS}::test_asked_to_stop",),
     ),
     Mutant(

@@ -5,6 +5,7 @@ from tests.mutants import Mutant
 RANGES = ("tests/unit/config/test_ranges.py",)
 NAMES = "tests/faults/test_names.py::"
 ATTACKS = "tests/faults/test_attacks.py::"
+SEARCH = "tests/unit/tuning/test_search.py::"
 
 MUTANTS: list[Mutant] = [
     Mutant(
@@ -97,5 +98,33 @@ MUTANTS: list[Mutant] = [
         "if value not in limits:",
         "if False:",
         (f"{NAMES}test_numbers_of_options_have_ranges",),
+    ),
+    Mutant(
+        "what ASHA prunes trains on",
+        "moc/tuning/loop.py",
+        "elif searches[arm].prunes(number, rung, metric):",
+        "elif False:",
+        (f"{SEARCH}test_a_trial_goes_on_if_it_is_among_the_best_third_so_far",),
+    ),
+    Mutant(
+        "a search that goes on after a kill draws other points",
+        "moc/tuning/search.py",
+        "(seed=seed), pruner",
+        "(seed=None), pruner",
+        (f"{SEARCH}test_a_search_that_is_killed_anywhere_comes_to_the_same",),
+    ),
+    Mutant(
+        "the metric of a pruned trial is compared with those at the end",
+        "moc/tuning/choice.py",
+        'if one.state == "finished"]',
+        'if one.state != "diverged"]',
+        ("tests/unit/tuning/test_choice.py::test_a_point_that_diverges_is_never_chosen",),
+    ),
+    Mutant(
+        "a run that is told to pause goes on to its end",
+        "moc/callbacks/checkpoint.py",
+        "        if step == self.pause_step:\n            raise RunPaused",
+        "",
+        ("tests/integration/test_pause.py::test_it_goes_on_to_the_same_weights_and_journal",),
     ),
 ]

@@ -12,7 +12,7 @@ from moc.cli import _parser
 from moc.config.load import load_study
 from moc.evaluate.evaluator import check_evals
 from moc.plan.study_plan import plan_study, violations
-from moc.plan.trials import tuning_study
+from moc.plan.trials import grid_of
 
 ROOT = Path(__file__).parents[2]
 README = (ROOT / "README.md").read_text()
@@ -41,7 +41,7 @@ def test_what_it_adds_to_a_study_is_understood(tmp_path: Path) -> None:
     study = load_study(tmp_path / "more.yaml")
     check_evals(study)
     assert study.evals.controls.knockouts == ["bank", "top-8"] and list(study.probes) == ["relearn"]
-    assert len(tuning_study(study).arms) == 6 + 3 + 3  # the bank's rate is nothing to a dense arm
+    assert len(grid_of(study)) == 6 + 3 + 3  # the bank's rate is nothing to a dense arm
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -12,7 +12,7 @@ from moc.config.tuning import TuningConfig
 from moc.data.document import Document
 from moc.data.source import documents
 from moc.errors import ConfigError
-from moc.plan.trials import trials_of, tuning_study
+from moc.plan.trials import grid_of, tuning_study
 from tests.support.helpers_training import tiny_study
 
 LR = {"lr_scale": [0.5, 2.0]}
@@ -26,11 +26,12 @@ def tuned(folder: Path, axes: dict, **options: object) -> StudyConfig:
 
 def test_every_arm_is_tried_at_every_point_on_the_same_part_of_its_tokens(tmp_path: Path) -> None:
     study = tuned(tmp_path, LR, budget=0.5)
-    trials = tuning_study(study)
+    trials = tuning_study(study, grid_of(study))
     assert [name.rpartition("-")[0] for name in trials.arms] == ["moc"] * 2 + ["backbone"] * 2
-    wider = tuning_study(tuned(tmp_path, {"lr_scale": [0.1, 0.5, 2.0]}, budget=0.5))
+    more = tuned(tmp_path, {"lr_scale": [0.1, 0.5, 2.0]}, budget=0.5)
+    wider = tuning_study(more, grid_of(more))
     assert all(wider.arms[name] == arm for name, arm in trials.arms.items())  # go on
-    for name, trial in trials_of(study).items():
+    for name, trial in grid_of(study).items():
         arm = study.arms[trial.arm]
         for phase, short in trials.arms[name].phases.items():
             whole = arm.phases[phase]
@@ -53,11 +54,11 @@ def test_axes_are_multiplied_and_a_point_that_changes_nothing_of_an_arm_is_left_
         "phases.facts.schedule.warmup_steps": [4],
     }
     study = tuned(tmp_path, axes)
-    trials = trials_of(study)
+    trials = grid_of(study)
     assert [t.arm for t in trials.values()] == ["moc"] * 6 + ["backbone"] * 2
     last = list(trials)[5]
     assert trials[last].point == dict(zip(axes, (2.0, 9.0, 0.9, 4), strict=True))
-    phases = tuning_study(study).arms[last].phases
+    phases = tuning_study(study, grid_of(study)).arms[last].phases
     assert [p.optimizer.bank.lr for p in phases.values()] == pytest.approx([9e-3, 9e-3])
     assert [p.optimizer.backbone.lr for p in phases.values()] == pytest.approx([2e-3, 2e-3])
     assert {p.optimizer.beta2 for p in phases.values()} == {0.9}
@@ -66,7 +67,7 @@ def test_axes_are_multiplied_and_a_point_that_changes_nothing_of_an_arm_is_left_
 
 def test_neither_seeds_nor_scored_text_are_the_comparisons(tmp_path: Path) -> None:
     study = tuned(tmp_path, LR, hold_out=0.1)
-    trials = tuning_study(study)
+    trials = tuning_study(study, grid_of(study))
     assert not set(trials.seeds) & set(study.seeds)
     for name, source in study.data.items():
         of_trials = trials.data[name]
@@ -85,7 +86,7 @@ def test_neither_seeds_nor_scored_text_are_the_comparisons(tmp_path: Path) -> No
         assert len(scored) / len(all_of_it) == pytest.approx(0.1, abs=0.03)
     study.seeds = [0, 1000]
     with pytest.raises(ConfigError, match="share 1000"):
-        tuning_study(study)
+        tuning_study(study, grid_of(study))
 
 
 @pytest.mark.parametrize(
@@ -96,20 +97,26 @@ def test_neither_seeds_nor_scored_text_are_the_comparisons(tmp_path: Path) -> No
         ({"phases.fact.tokens": [1]}, "no 'fact' in an arm; did you mean 'facts'"),
         ({"phases.facts.optimizer.bta2": [1]}, "no 'bta2' in an arm; did you mean 'beta2'"),
         ({"model.num_layers": [2, 4]}, r"changes what a token costs arms.moc by \+"),
+        ({"phases.facts.tokens": [4096]}, r"on how many tokens arms.moc trains by \+57.1%"),
     ],
 )
 def test_axes_that_cannot_be(tmp_path: Path, axes: dict, message: str) -> None:
+    study = tuned(tmp_path, axes)
+
+    def made() -> None:
+        tuning_study(study, grid_of(study))
+
     with pytest.raises(ConfigError, match=message):
-        tuning_study(tuned(tmp_path, axes))
+        made()
 
 
 def test_a_setting_of_a_memory_may_be_tried_where_it_costs_nothing(tmp_path: Path) -> None:
     axes = {"model.memory.chapters.router.balance_coefficient": [0.0, 0.1]}
     study = tuned(tmp_path, axes)
-    assert [t.arm for t in trials_of(study).values()] == ["moc", "moc", "backbone"]
+    assert [t.arm for t in grid_of(study).values()] == ["moc", "moc", "backbone"]
     routers = [
         arm.model.memory.chapters.router.balance_coefficient
-        for arm in tuning_study(study).arms.values()
+        for arm in tuning_study(study, grid_of(study)).arms.values()
         if arm.model.memory
     ]
     assert routers == [0.0, 0.1]

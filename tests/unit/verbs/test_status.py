@@ -70,6 +70,11 @@ def test_every_state(folder: StudyDir) -> None:
     assert running.tokens_per_sec == 128.0
     assert running.left_sec == (256 + 1536) / 128  # a step of this phase and all of the next
     assert found["moc", 0].left_sec is None and found["moc", 2].phase is None
+    for state in ("paused", "pruned"):
+        begin(runs[4], state, why="not among the best 1/3")
+        assert {(run.arm, run.seed): run for run in study_status(folder.path)}[
+            "moc", 4
+        ].state == state
     lines = render_status(list(found.values())).splitlines()
     assert lines[1].split()[3:6] == ["done", "skills", "6/6"]
     words = ["moc seed 1", "running", "facts", "7/8", "128", "0:00:14", running.host]

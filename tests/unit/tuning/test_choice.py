@@ -3,54 +3,58 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import pytest
 import yaml
 
-import moc.verbs.tune
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.config.tuning import TuningConfig
 from moc.errors import ConfigError, TrainingDiverged
-from moc.plan.trials import trials_of
-from moc.verbs.tune import choose, render_tuned, write_tuned
+from moc.plan.trials import grid_of
+from moc.tuning.choice import choose, render_tuned, write_tuned
+from moc.tuning.outcomes import Outcome
 from tests.support.helpers_training import tiny_study, write_tiny_study
 
 AXES = {"lr_scale.backbone": [0.5, 1.0, 2.0, 4.0], "lr_scale.bank": [1.0, 3.0, 9.0]}
 BEST = {"moc": (2.0, 3.0), "backbone": (4.0, 1.0)}
+PER_TRIAL = 1024 + 768  # half of each phase
+Outcomes = dict[str, list[Outcome]]
 
 
 @pytest.fixture
-def study(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> StudyConfig:
-    """Bits per byte of every trial: a bowl around its arm's best point, a little off by seed."""
+def study(tmp_path: Path) -> StudyConfig:
     study = tiny_study(tmp_path)
     study.tuning = TuningConfig(axes=AXES, seeds=[7, 8])
-    trials = trials_of(study)
+    return study
 
-    def bowl(_: Any, __: StudyConfig, name: str) -> list[float]:
-        trial = trials[name]
+
+@pytest.fixture
+def outcomes(study: StudyConfig) -> Outcomes:
+    """Bits per byte of every trial: a bowl around its arm's best point, a little off by seed."""
+    found: Outcomes = {"moc": [], "backbone": []}
+    for trial in grid_of(study).values():
         away = [
             math.log(value / best) ** 2
             for value, best in zip(trial.point.values(), BEST[trial.arm], strict=True)
         ]
-        return [2 + sum(away) + off for off in (-0.01, 0.01)]
-
-    monkeypatch.setattr(moc.verbs.tune, "load_results", lambda _: None)
-    monkeypatch.setattr(moc.verbs.tune, "_metrics", bowl)
-    return study
+        metric = [2 + sum(away) + off for off in (-0.01, 0.01)]
+        found[trial.arm].append(Outcome(trial, metric, 2 * PER_TRIAL, 1.0, "finished"))
+    return found
 
 
-def test_the_best_of_a_problem_with_a_known_answer_is_chosen(study: StudyConfig) -> None:
-    tuned = choose(study)
+def test_the_best_of_a_problem_with_a_known_answer_is_chosen(
+    study: StudyConfig, outcomes: Outcomes
+) -> None:
+    tuned = choose(study, outcomes)
     moc, backbone = tuned["arms"]["moc"], tuned["arms"]["backbone"]
     assert moc["chosen"] == dict(zip(AXES, BEST["moc"], strict=True)) and not moc["at_edge"]
     assert backbone["chosen"]["lr_scale.backbone"] == 4.0
     assert backbone["at_edge"] == ["lr_scale.backbone"]
     assert [len(arm["trials"]) for arm in (moc, backbone)] == [12, 4]
-    per_trial = 1024 + 768  # half of each phase
-    assert [arm["tokens"] for arm in (moc, backbone)] == [2 * 12 * per_trial, 2 * 4 * per_trial]
+    assert [arm["tokens"] for arm in (moc, backbone)] == [24 * PER_TRIAL, 8 * PER_TRIAL]
     assert moc["settings"] == {
         "phases": {
             name: {"optimizer": {"backbone": {"lr": 2e-3}, "bank": {"lr": 3e-3}}}
@@ -60,9 +64,9 @@ def test_the_best_of_a_problem_with_a_known_answer_is_chosen(study: StudyConfig)
 
 
 def test_a_study_that_names_the_file_has_what_was_chosen(
-    study: StudyConfig, tmp_path: Path
+    study: StudyConfig, outcomes: Outcomes, tmp_path: Path
 ) -> None:
-    tuned = choose(study)
+    tuned = choose(study, outcomes)
     path = write_tuned(study, tuned)
     assert path == tmp_path / "runs/tiny-tuning/tuned.yaml"
     assert yaml.safe_load(path.read_text()) == tuned
@@ -84,27 +88,25 @@ def test_a_study_that_names_the_file_has_what_was_chosen(
         load_study(file, ["tuned=missing.yaml"])
 
 
-def test_what_is_printed(study: StudyConfig) -> None:
-    tuned = choose(study)
+def test_what_is_printed(study: StudyConfig, outcomes: Outcomes) -> None:
+    tuned = choose(study, outcomes)
     text = render_tuned(tuned, Path("tuned.yaml"), named=False)
     assert "backbone: lr_scale.backbone 4.0 lies at the edge" in text
     assert "the study uses it with: tuned: tuned.yaml" in text
     assert max(map(len, text.splitlines())) <= 110
 
 
-def test_a_point_that_diverges_is_never_chosen(
-    study: StudyConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    bowl = moc.verbs.tune._metrics
-
-    def diverging(results: Any, trials: StudyConfig, name: str) -> list[float]:
-        found = bowl(results, trials, name)
-        return [found[0], math.inf] if min(found) < 2 else found  # the best point of every arm
-
-    monkeypatch.setattr(moc.verbs.tune, "_metrics", diverging)
-    tuned = choose(study)
-    assert tuned["arms"]["moc"]["chosen"] != dict(zip(AXES, BEST["moc"], strict=True))
+def test_a_point_that_diverges_is_never_chosen(study: StudyConfig, outcomes: Outcomes) -> None:
+    """Nor one that was pruned, whatever it came to."""
+    for found in outcomes.values():
+        found.sort(key=lambda one: one.mean)
+        found[0] = replace(found[0], metric=[found[0].metric[0], math.inf], state="diverged")
+        found[1] = replace(found[1], share=1 / 3, state="pruned")
+    tuned = choose(study, outcomes)
+    for arm, found in outcomes.items():
+        assert tuned["arms"][arm]["chosen"] == found[2].trial.point
     assert yaml.safe_load(yaml.safe_dump(tuned)) == tuned  # .inf
-    monkeypatch.setattr(moc.verbs.tune, "_metrics", lambda *_: [math.inf, math.inf])
+    assert "1 diverged, 1 pruned, 10 finished" in render_tuned(tuned, Path("x"), named=True)
+    worst = [replace(one, state="diverged") for one in outcomes["moc"]]
     with pytest.raises(TrainingDiverged, match=r"every trial of arms.moc diverged"):
-        choose(study)
+        choose(study, outcomes | {"moc": worst})

@@ -33,6 +33,8 @@ def _fitting(raw: Any, schema: Any) -> Any:
     kind = type(raw)
     if kind is str and ("${" in raw or raw == "???"):  # OmegaConf's word for a missing value
         raise _DoesNotFit
+    if schema is Any and kind in (dict, list):
+        origin, inner = kind, (str, Any) if kind is dict else (Any,)
     if kind is dict and all(type(key) is str for key in raw):
         if origin is dict:
             return {key: _fitting(value, inner[1]) for key, value in raw.items()}

@@ -59,7 +59,6 @@ def test_arms_share_nothing(tmp_path: Path) -> None:
         {"seeds": {"0": 1}},
         {"evals": {"num_fewshot": {"arc": "3"}}},
         {"evals": {"num_fewshot": {3: 3}}},
-        {"tuning": {"axes": {"lr_scale": [1, [2]]}}},
         {"tuning": {"axes": {"lr_scale": ["${name}"]}}},
     ],
     ids=str,

@@ -95,8 +95,8 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "a lock is not looked at",
         "moc/store/lock.py",
-        "        if (holder := holder_of(run)) is not None:\n",
-        "        if (holder := holder_of(run)) is not None and holder.pid < 0:\n",
+        "        if (holder := holder_of(run, task)) is not None:\n",
+        "        if (holder := holder_of(run, task)) is not None and holder.pid < 0:\n",
         ("tests/unit/store/test_lock.py",),
     ),
     Mutant(
@@ -109,15 +109,15 @@ MUTANTS: list[Mutant] = [
     Mutant(
         "runs in other hands are not waited for",
         "moc/launch/supervise.py",
-        "for task in [task for task in self.waiting if task not in held]:",
-        "for task in list(self.waiting):",
+        "for one in [one for one in self.waiting if one not in held]:",
+        "for one in list(self.waiting):",
         (f"{SUPERVISE}::test_runs_in_other_hands_are_waited_for_and_take_up_room",),
     ),
     Mutant(
         "runs of a launcher that was killed take up no room",
         "moc/launch/supervise.py",
-        "if len(self.running) + len(held) >= self.launcher.at_once:",
-        "if len(self.running) >= self.launcher.at_once:",
+        "busy = [*self.running, *held, *starting]",
+        "busy = [*self.running, *starting]",
         (f"{SUPERVISE}::test_runs_in_other_hands_are_waited_for_and_take_up_room",),
     ),
     Mutant(
@@ -125,6 +125,27 @@ MUTANTS: list[Mutant] = [
         "moc/launch/processes.py",
         '"OMP_NUM_THREADS": str(self.cpus)',
         '"OMP_NUM_THREADS": "4"',
-        ("tests/unit/launch/test_processes.py::test_each_run_has_a_gpu_of_its_own",),
+        ("tests/unit/launch/test_processes.py::test_what_runs_are_forked_from",),
+    ),
+    Mutant(
+        "a dead machine's lock stays",
+        "moc/store/lock.py",
+        "    return not task or holder.task != task\n",
+        "    return True\n",
+        ("tests/unit/store/test_lock.py::test_what_a_dead_machine_left",),
+    ),
+    Mutant(
+        "a job that began while it was interrupted is nobody's",
+        "moc/launch/supervise.py",
+        "        with stop_signals_held_back():  # or a job would have begun that nobody knows\n",
+        "        if True:\n",
+        (f"{SUPERVISE}::test_without_a_terminal_it_cancels_what_it_started",),
+    ),
+    Mutant(
+        "what was cancelled in SLURM is submitted again",
+        "moc/launch/slurm.py",
+        'End(STOPPED, "it was cancelled in SLURM", again=False)',
+        'End(STOPPED, "it was cancelled in SLURM")',
+        ("tests/unit/launch/test_slurm.py::test_how_a_job_ended",),
     ),
 ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -103,3 +104,15 @@ def test_several_runs_share_a_gpu(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "2")
     with pytest.raises(ConfigError, match=r"this machine has 1 GPUs; a run has 0.5"):
         build_launcher("processes:3", study)
+
+
+def test_what_runs_are_forked_from(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process with the threads and the variables of a run; this one keeps its own."""
+    seen: list[dict[str, str]] = []
+    server = processes.multiprocessing.forkserver
+    monkeypatch.setattr(server, "ensure_running", lambda: seen.append(dict(os.environ)))
+    monkeypatch.setenv("OMP_NUM_THREADS", "7")
+    study = tiny_study(tmp_path, "launch.cpus=2", "launch.environment={NCCL_DEBUG: INFO}")
+    build_launcher("processes:2", study)
+    assert seen[0]["OMP_NUM_THREADS"] == "2" and seen[0]["NCCL_DEBUG"] == "INFO"
+    assert os.environ["OMP_NUM_THREADS"] == "7" and "NCCL_DEBUG" not in os.environ

@@ -14,6 +14,7 @@ import psutil
 import pytest
 
 from moc.errors import RunHeld
+from moc.store.files import read_json, write_json
 from moc.store.lock import holder_of, run_lock, start_of
 
 
@@ -96,3 +97,21 @@ def _write(run: Path, **changes: object) -> None:
     mine = psutil.Process()
     record = {"host": socket.gethostname(), "pid": mine.pid, "started": start_of(mine.pid)}
     (run / "lock.json").write_text(json.dumps(record | {"since": time.time()} | changes))
+
+
+def test_what_a_dead_machine_left(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """That cannot be told; but a task is tried again only when the try before has ended."""
+    monkeypatch.setenv("MOC_TASK", "a launcher's/moc seed 0")
+    with run_lock(tmp_path):
+        left = read_json(tmp_path / "lock.json")
+        assert left["task"] == "a launcher's/moc seed 0"
+        assert holder_of(tmp_path, left["task"]) is not None  # this process lives
+    write_json(tmp_path / "lock.json", left | {"host": "another"})
+    assert holder_of(tmp_path) is not None and holder_of(tmp_path, "another task") is not None
+    assert holder_of(tmp_path, left["task"]) is None
+    monkeypatch.setenv("MOC_TASK", "another task")
+    with pytest.raises(RunHeld, match=r"on another .* remove .*lock\.json"), run_lock(tmp_path):
+        pass
+    monkeypatch.setenv("MOC_TASK", left["task"])
+    with run_lock(tmp_path):
+        assert read_json(tmp_path / "lock.json")["host"] == socket.gethostname()

@@ -146,6 +146,6 @@ MUTANTS: list[Mutant] = [
         "moc/launch/slurm.py",
         'End(STOPPED, "it was cancelled in SLURM", again=False)',
         'End(STOPPED, "it was cancelled in SLURM")',
-        ("tests/unit/launch/test_slurm.py::test_how_a_job_ended",),
+        ("tests/unit/launch/test_slurm_jobs.py::test_how_a_job_ended",),
     ),
 ]

@@ -156,9 +156,7 @@ def test_compiled_model_is_one_graph_and_equals_eager(scope):
     not any(map(shutil.which, ("g++", "clang++", "c++"))), reason="needs a C++ compiler"
 )
 @pytest.mark.parametrize("scope", ["window", "token"])  # the two ways of routed attention
-def test_compiled_kernels_of_the_memory_read_equal_eager(scope, monkeypatch):
-    # in this process: others that compile would first import all of torch again
-    monkeypatch.setattr("torch._inductor.config.compile_threads", 1)
+def test_compiled_kernels_of_the_memory_read_equal_eager(scope):
     config = one_layer(with_router(scope))
     block, read = lively(config).blocks[0], MemoryLayer(config)
     read.memory = block.memory

@@ -17,8 +17,8 @@ class LaunchConfig:
     # however a study is run, set it (it is also obeyed where one process does all runs)
     cpus: Annotated[int | None, Range(1, 1024)] = None
     # GPUs of a run, a share of one where several runs fit on it (not on SLURM); null: one if the
-    # trainer would use one here
-    gpus: Annotated[float | None, Range(0, 1)] = None
+    # trainer would use one here (trainer.accelerator: cpu uses none)
+    gpus: Annotated[float | None, Range(0, 1, without="low")] = None
     # memory to ask SLURM or Ray for; null: what 'moc plan' expects, and half of it again
     memory_gb: Annotated[float | None, Range(0, 10**5, without="low")] = None
     # SLURM's time limit; a run that comes near it saves, and is queued again

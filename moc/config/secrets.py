@@ -100,7 +100,7 @@ def hide_environment(tree: Any) -> None:
             hide(os.environ.get(found[1], ""), found[0])
 
 
-def environment_of(text: str) -> dict[str, str]:
+def interpolated_variables(text: str) -> dict[str, str]:
     """The variables of this process that the study in ``text`` is interpolated from."""
     names = {found[1] for found in _ENVIRONMENT.finditer(text)}
     return {name: os.environ[name] for name in sorted(names) if name in os.environ}

@@ -21,7 +21,7 @@ class SlurmTask:
         self._process: TiedProcess | None = None
 
     def __call__(self) -> int:
-        self._process = self.task.start()
+        self._process = TiedProcess(self.task)
         signal.signal(signal.SIGTERM, self._pass_on)
         code = self._process.wait()
         if code == STOPPED:  # no result: SLURM knows whether it was cancelled or is queued again
@@ -47,7 +47,7 @@ def run_for_ray(task: Task, environment: dict[str, str]) -> int:
     Raises:
         KeyboardInterrupt: if Ray cancels it; it has saved.
     """
-    process = task.start(environment)
+    process = TiedProcess(task, environment)
     try:
         return process.wait()
     except KeyboardInterrupt:

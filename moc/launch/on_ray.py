@@ -10,7 +10,7 @@ from typing import Any
 import ray
 
 from moc.config.schema import StudyConfig
-from moc.config.secrets import environment_of
+from moc.config.secrets import interpolated_variables
 from moc.errors import ConfigError
 from moc.launch.launcher import End
 from moc.launch.needs import Needs
@@ -60,7 +60,7 @@ class OnRay:
         )(run_for_ray)
 
     def submit(self, tasks: Sequence[Task]) -> list[_Job]:
-        environment = environment_of(tasks[0].study_file.read_text())
+        environment = interpolated_variables(tasks[0].study_file.read_text())
         return [_Job(self._run.remote(task, environment)) for task in tasks]
 
 
@@ -86,7 +86,7 @@ class _Job:
             return None
         try:
             return End(ray.get(self._reference))
-        except (ray.exceptions.TaskCancelledError, KeyboardInterrupt):
+        except ray.exceptions.TaskCancelledError:
             return End(STOPPED, "it was cancelled in Ray", again=False)
         except ray.exceptions.RayTaskError as error:  # of ours, on the node
             return End(1, str(error).strip().splitlines()[-1])

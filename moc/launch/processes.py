@@ -57,7 +57,7 @@ class Processes:
                 f"this machine has {human(total, 'B')}; at most processes:{total // needed}"
             )
         self._gpus: list[str] | None = None  # that have room for a run, once per run
-        if accelerator_of(study.trainer) != "cpu" and study.launch.gpus != 0:
+        if not on_cpu:
             share = study.launch.gpus or 1
             self._gpus = _gpus() * int(1 / share)
             if at_once > len(self._gpus):

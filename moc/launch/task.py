@@ -8,8 +8,10 @@ import signal
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 
 from omegaconf import OmegaConf
 
@@ -37,20 +39,17 @@ class Task:
         """What the task needs beyond ``launch.environment``."""
         return {"OMP_NUM_THREADS": str(self.cpus), TASK_VARIABLE: self.key}
 
-    def start(self, environment: dict[str, str] | None = None) -> TiedProcess:
-        return TiedProcess(self, environment or {})
-
 
 class TiedProcess:
     """The task in a process that saves and ends when whoever started it is gone: nothing is left
     behind where a scheduler or a node's daemon is killed."""
 
-    def __init__(self, task: Task, environment: dict[str, str]) -> None:
+    def __init__(self, task: Task, more: Mapping[str, str] = MappingProxyType({})) -> None:
         """
         Args:
-            environment: variables, beside those of this process, of the study and of the task.
+            more: variables, beside those of this process, of the study and of the task.
         """
-        environment = {**os.environ, **environment}
+        environment = {**os.environ, **more}
         environment |= _environment_of(task.study_file)
         task.log.parent.mkdir(parents=True, exist_ok=True)
         with task.log.open("ab") as log:

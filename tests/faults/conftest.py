@@ -13,6 +13,7 @@ import pytest
 from tests.conftest import Run
 from tests.support.helpers_runs import Moc, outcome
 from tests.support.helpers_training import write_tiny_study
+from tests.support.launched import one_process
 from tests.support.promises import table
 from tests.support.ranks import Ranks
 
@@ -29,6 +30,12 @@ def moc(tmp_path: Path, cache: Path, in_child: Run) -> Moc:
     return lambda *overrides, stop=None, **faults: run_in(
         tmp_path, cache, in_child, overrides, stop, **faults
     )
+
+
+@pytest.fixture(scope="session")
+def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
+    """The folder of the longer tiny study, done by one process, to compare launched runs with."""
+    return one_process(tmp_path_factory.mktemp("serial"), in_child)
 
 
 @pytest.fixture

@@ -20,7 +20,6 @@ from moc.store.lock import holder_of
 from moc.store.rundir import StudyDir
 from moc.study import run_study
 from moc.verbs.status import study_status
-from tests.conftest import Run
 from tests.support.child_tasks import NoTracker
 from tests.support.helpers_runs import complaint
 from tests.support.helpers_training import tiny_study
@@ -29,15 +28,9 @@ from tests.support.launched import (
     check_same,
     ends_well,
     launching,
-    one_process,
     runs_of,
     trains,
 )
-
-
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
-    return one_process(tmp_path_factory.mktemp("serial"), in_child)
 
 
 def launched(folder: Path, log: str) -> AbstractContextManager[subprocess.Popen[bytes]]:

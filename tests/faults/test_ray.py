@@ -12,13 +12,11 @@ from moc.errors import ConfigError
 from moc.launch.build import build_launcher
 from moc.store.lock import holder_of
 from moc.store.rundir import RunDir
-from tests.conftest import Run
 from tests.support.helpers_training import tiny_study
 from tests.support.launched import (
     check_same,
     ends_well,
     launching,
-    one_process,
     runs_of,
     trains,
     wait_for,
@@ -43,11 +41,10 @@ def cluster(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         found.shutdown()
 
 
-def test_the_launcher_and_a_node_are_killed(tmp_path: Path, cluster: Any, in_child: Run) -> None:
+def test_the_launcher_and_a_node_are_killed(tmp_path: Path, cluster: Any, serial: Path) -> None:
     """a launcher of Ray tasks killed; a Ray node killed. Kept: runs whose launcher or node is gone
     save and end, the same command goes on, what was on the node is started on another, and the
     weights are those of one process, to the bit."""
-    serial = one_process(tmp_path / "serial", in_child)
     where = f"ray:{cluster.address}"
     with launching(tmp_path, "first", where) as launcher:
         first = trains(tmp_path, "moc")

@@ -20,7 +20,6 @@ from moc.launch.build import build_launcher
 from moc.run.resolve import resolve_study
 from moc.store.rundir import StudyDir
 from moc.study import run_study
-from tests.conftest import Run
 from tests.support.child_tasks import NoTracker
 from tests.support.helpers_training import tiny_study
 from tests.support.launched import (
@@ -28,18 +27,12 @@ from tests.support.launched import (
     check_same,
     ends_well,
     launching,
-    one_process,
     trains,
     wait_for,
 )
 from tests.support.slurm_node import one_node, why_not
 
 submitit = pytest.importorskip("submitit", reason="pip install 'moc[slurm]'")
-
-
-@pytest.fixture(scope="module")
-def serial(tmp_path_factory: pytest.TempPathFactory, in_child: Run) -> Path:
-    return one_process(tmp_path_factory.mktemp("serial"), in_child)
 
 
 @pytest.fixture(scope="module")
@@ -132,6 +125,8 @@ def test_jobs_without_slurm(
     run_study(study, launcher=launcher)
     disturbing.join()
     check_same(tmp_path, serial)
+    log = StudyDir(study.dir).run("moc", 0).log.read_text()
+    assert log.count("moc: stopped in phase facts at step") == 1
     said = capsys.readouterr().out
     assert "backbone seed 0 | again, 1 of 3: signal SIGKILL ended it" in said
     assert "moc seed 0 | again" not in said

@@ -17,7 +17,7 @@ class TuningConfig:
     # or a range {low: 0.1, high: 10, log: true}. lr_scale multiplies all learning rates,
     # lr_scale.backbone, .memory_layers, .bank those of one group
     axes: dict[str, Any] = field(default_factory=dict)
-    # grid: every combination of values; random and tpe are Optuna's (pip install 'moc[optuna]'),
+    # grid: every combination of values; random and tpe are Optuna's (pip install optuna),
     # and take ranges
     sampler: Literal["grid", "random", "tpe"] = "grid"
     # of every arm, whatever axes it has; of a grid, there are as many as there are combinations

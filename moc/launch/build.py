@@ -41,7 +41,7 @@ def build_launcher(words: str | None, study: StudyConfig) -> Launcher | None:
 
 
 @contextmanager
-def needing(package: str, extra: str) -> Iterator[None]:
+def needing(package: str, launch: str) -> Iterator[None]:
     """
     Raises:
         ConfigError: if ``package`` is not installed.
@@ -51,6 +51,4 @@ def needing(package: str, extra: str) -> Iterator[None]:
     except ModuleNotFoundError as error:
         if error.name != package:
             raise
-        raise ConfigError(
-            f"--launch {extra} needs {package}: pip install 'moc[{extra}]'"
-        ) from error
+        raise ConfigError(f"--launch {launch} needs {package}: pip install {package}") from error

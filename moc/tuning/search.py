@@ -35,7 +35,7 @@ class Search:
             import optuna
         except ImportError as error:
             raise ConfigError(
-                f"tuning.sampler {tuning.sampler} needs Optuna: pip install 'moc[optuna]', or set "
+                f"tuning.sampler {tuning.sampler} needs Optuna: pip install optuna, or set "
                 "tuning.sampler to grid"
             ) from error
         optuna.logging.set_verbosity(optuna.logging.WARNING)

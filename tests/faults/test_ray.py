@@ -22,7 +22,7 @@ from tests.support.launched import (
     wait_for,
 )
 
-ray = pytest.importorskip("ray", reason="pip install 'moc[ray]'")
+ray = pytest.importorskip("ray", reason="pip install ray")
 
 
 @pytest.fixture

@@ -32,7 +32,7 @@ from tests.support.launched import (
 )
 from tests.support.slurm_node import one_node, why_not
 
-submitit = pytest.importorskip("submitit", reason="pip install 'moc[slurm]'")
+submitit = pytest.importorskip("submitit", reason="pip install submitit")
 
 
 @pytest.fixture(scope="module")

@@ -33,7 +33,7 @@ class Slurm:
         executor: another one of submitit's, for tests without SLURM.
 
     Raises:
-        ConfigError: if SLURM is not here.
+        ConfigError: if SLURM is not here, or does not answer.
     """
 
     is_here = False
@@ -50,6 +50,8 @@ class Slurm:
                 executor = submitit.SlurmExecutor(StudyDir(study.dir).slurm, max_num_timeout=10**6)
             except RuntimeError as error:
                 raise ConfigError("--launch slurm: there is no SLURM here (srun)") from error
+            if _ask("sinfo") is None:  # better known now than when all is prepared
+                raise ConfigError("--launch slurm: SLURM does not answer; see what sinfo says")
             settings = {
                 "job_name": study.name,
                 "time": launch.minutes,

@@ -136,3 +136,8 @@ def test_no_slurm_here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("PATH", str(tmp_path))
     with pytest.raises(ConfigError, match=r"--launch slurm: there is no SLURM here \(srun\)"):
         build_launcher("slurm", tiny_study(tmp_path))
+    for name in ("srun", "sinfo"):
+        (tmp_path / name).write_text("#!/bin/sh\nexit 1\n")
+        (tmp_path / name).chmod(0o755)
+    with pytest.raises(ConfigError, match=r"--launch slurm: SLURM does not answer"):
+        build_launcher("slurm", tiny_study(tmp_path))

@@ -135,7 +135,7 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
     with importing():
-        from moc.data.facts import knowledge
+        from moc.data.known import demands
         from moc.errors import nearest
         from moc.launch.build import build_launcher
         from moc.plan.study_plan import plan_study, violations
@@ -155,7 +155,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if problems := violations(plan):
         return fail(problems[0], 1)
     if is_main_process():
-        print("\n".join([render_plan(plan), *knowledge(study), ""]), flush=True)
+        print("\n".join([render_plan(plan), *demands(study), ""]), flush=True)
     with importing():
         from moc.report import result_tables
         from moc.study import run_study

@@ -17,7 +17,8 @@ from moc.config.schema import StudyConfig
 from moc.data.module import prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.errors import ConfigError, RunHeld, nearest
-from moc.evaluate.evaluator import BoundaryEvaluator, check_evals
+from moc.evaluate.asked import check_evals
+from moc.evaluate.evaluator import BoundaryEvaluator
 from moc.launch.in_process import run_in_process
 from moc.launch.launcher import Launcher
 from moc.launch.supervise import supervise

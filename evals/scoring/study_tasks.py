@@ -8,7 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from evals.scoring.suites import SUITES
-from moc.config.schema import SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
+from moc.config.schema import StudyConfig
 from moc.data.facts import POOL_SIZES, fact_questions
 from moc.data.skills import skill_examples
 from moc.data.tokenizer import used_sources

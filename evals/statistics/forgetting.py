@@ -119,31 +119,6 @@ def retention(
     return hierarchical_interval(ratio + (after_SN - ratio * before_SN) / scale, cluster_N)
 
 
-def knowledge_bits(samples: Sequence[Record], num_people: int) -> float:
-    """Bits of knowledge about people that a model stores, after arXiv 2404.05405.
-
-    An attribute drawn from ``pool_size`` values takes log2(pool_size) bits to know and leaves
-    ``gold_bits`` to a model that answers with the right value's probability; the mean difference is
-    stored, and is not less than nothing. The employer's city follows from the employer: left out.
-
-    Args:
-        samples: items of one facts task at one boundary, with ``attribute``, ``pool_size`` and
-            ``gold_bits`` (-log2 of the right answer's probability).
-        num_people: whom the source is about; the items are a sample of them.
-
-    Raises:
-        ValueError: without an item of any attribute that counts.
-    """
-    stored: dict[str, list[float]] = {}
-    for sample in samples:
-        if sample["attribute"] != "employer_city":
-            bits = math.log2(sample["pool_size"]) - sample["gold_bits"]
-            stored.setdefault(sample["attribute"], []).append(bits)
-    if not stored:
-        raise ValueError(f"none of {len(samples)} items asks for an attribute that counts")
-    return num_people * sum(max(0.0, sum(bits) / len(bits)) for bits in stored.values())
-
-
 def wilson_interval(value: float, num_items: int) -> tuple[float, float]:
     """95% interval of a share ``value`` of ``num_items`` (E. B. Wilson, 1927).
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
+from moc.config.assay import FROZEN
 from moc.config.schema import IsoParamConfig
 from moc.errors import ConfigError
 from moc.model.config import ModelConfig
@@ -26,6 +27,8 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
     base = _laid_over({"model": asdict(_preset_of(model))}, raw)
     own = {key: value for key, value in model.items() if key != "preset"}
     overlays = {name: overlay or {} for name, overlay in (raw.get("arms") or {}).items()}
+    if raw.get("assay"):
+        overlays = _with_twins(overlays, base, raw["assay"])
     ladder = raw.get("ladder") or {}
     arms: Raw = {}
     for size, said in (ladder or {None: {}}).items():
@@ -44,13 +47,36 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
     return {**base, "arms": arms, "ladder": {}}
 
 
+def _with_twins(arms: Raw, base: Raw, assay: Raw) -> Raw:
+    """``arms``, and after each that has a memory, or that ``assay`` lists, its twin."""
+    found: Raw = {}
+    listed = assay.get("twins")
+    have = {arm.get("twin_of") for arm in arms.values()}
+    frozen = {"optimizer": {"bank": {"freeze": True}}}
+    phases = dict.fromkeys(base.get("phases") or {}, frozen)
+    for name, arm in arms.items():
+        found[name] = arm
+        whole = _laid_over(base["model"] or {}, arm.get("model") or {})
+        wanted = name in listed if isinstance(listed, list) else whole.get("memory") is not None
+        if wanted and name not in have and arm.get("twin_of") is None:
+            text = f"{name}, its bank frozen at its initial values"
+            found[f"{name}{FROZEN}"] = {
+                **_laid_over(arm, {"phases": phases}),
+                "twin_of": name,
+                "description": text,
+            }
+    return found
+
+
 def _at_size(arm: Raw, size: str, arms: Raw) -> Raw:
     """``arm`` with its size, matched to another arm at the same size."""
-    matched = {}
+    matched: Raw = {}
     for setting in ("iso_flop", "iso_param"):
         if (match := arm.get(setting)) is not None:
             target = match.get("target", IsoParamConfig.target)
             matched[setting] = {**match, "target": f"{target}-{size}" if target in arms else target}
+    if (twin := arm.get("twin_of")) is not None:
+        matched["twin_of"] = f"{twin}-{size}"
     return {**arm, **matched, "size": str(size)}
 
 

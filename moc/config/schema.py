@@ -9,50 +9,14 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Literal
 
+from moc.config.assay import AssayConfig
+from moc.config.data import SourceConfig, TokenizerConfig
 from moc.config.machines import LaunchConfig
 from moc.config.tuning import TuningConfig
 from moc.model.config import ModelConfig
 from moc.ranges import Range
 
 OnSpike = Literal["warn", "skip", "stop"]
-
-
-@dataclass
-class TokenizerConfig:
-    path: str | None = None  # a Hugging Face tokenizer by name or folder; null: train our own
-    # of the trained byte-level BPE; at most model.vocab_size
-    vocab_size: Annotated[int, Range(260, 10**7)] = 2048
-    # of the study's own training text, per source
-    training_bytes: Annotated[int, Range(1, 10**12)] = 4_000_000
-
-
-@dataclass
-class SourceConfig:
-    """One named source of documents. Fields that its kind does not use are ignored by it."""
-
-    kind: Literal["facts", "skills", "text", "chat"] = "facts"
-    seed: Annotated[int, Range(-(2**31), 2**32 - 1)] = 0  # of everything generated or split off
-    # facts: synthetic people; skills: synthetic instructions
-    num_people: Annotated[int, Range(1, 10**9)] = 1000  # facts: how many people exist
-    # facts: biographies per person in one pass over the source
-    num_phrasings: Annotated[int, Range(1, 10**6)] = 50
-    # facts: share of the people whose questions are trained
-    question_share: Annotated[float, Range(0, 1)] = 0.5
-    documents: Literal["all", "questions"] = "all"  # facts: or the trained questions alone
-    # skills: instructions in one pass over the source
-    num_examples: Annotated[int, Range(1, 10**9)] = 20_000
-    # text and chat: files, or a dataset on the Hugging Face hub
-    path: str | None = None  # a file or glob: .txt .md .jsonl .parquet
-    validation_path: str | None = None  # null: hold out validation_fraction of the documents
-    validation_fraction: Annotated[float, Range(0, 1, without="high")] = 0.01
-    name: str | None = None  # a hub dataset, streamed; used when path is null
-    subset: str | None = None  # of the hub dataset
-    split: str = "train"
-    validation_split: str | None = None  # null: hold out validation_fraction
-    column: str = "text"  # text: the column or JSON key that holds the document
-    # share of the training documents that are left out and stand for the validation text (what
-    # moc tune sets in its trials)
-    hold_out: Annotated[float, Range(0, 0.5)] = 0.0
 
 
 @dataclass
@@ -110,7 +74,11 @@ class PhaseConfig:
     mixture: Annotated[dict[str, float], Range(0, 10**6, without="low")] = field(
         default_factory=dict
     )
+    # assistant: a chat's answers, the values of records
     loss_on: Literal["all", "assistant"] = "all"
+    # packed: documents one after the other, cut anywhere into rows of context_length; documents:
+    # one a row, from its start, cut or padded at its end (padding counts as tokens of the budget)
+    packing: Literal["packed", "documents"] = "packed"
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     schedule: ScheduleConfig = field(default_factory=ScheduleConfig)
     carry: CarryConfig = field(default_factory=CarryConfig)
@@ -150,6 +118,7 @@ class ArmConfig:
     iso_flop: IsoFlopConfig | None = None
     iso_param: IsoParamConfig | None = None
     joint: bool = False  # control: every phase trains on the data of all phases together
+    twin_of: str | None = None  # its bank frozen at its initial values, of a study with an assay
     size: str | None = None  # of the ladder, which sets it: ``moc`` at size ``s`` is arm ``moc-s``
 
 
@@ -198,6 +167,9 @@ class EvalConfig:
     # sequences of context_length read at once, of shorter ones as many as take up as much memory
     batch_size: Annotated[int, Range(1, 10**6)] = 64  # speed only; scores do not depend on it
     validation_tokens: Annotated[int, Range(1, 10**12)] = 16_384  # per source, for bits per byte
+    # people or records per source of facts or records, of whose values it is measured how many bits
+    # the model holds; 0: do not
+    knowledge_items: Annotated[int, Range(0, 10**7)] = 2000
     # may an answer steer the routing that scores it? (scope sequence alone; both: side by side)
     route_on: Literal["context", "full", "both"] = "context"
     # per source, to measure leakage on (scope sequence); 0: do not
@@ -268,6 +240,7 @@ class StudyConfig:
     # every arm at every size, for ``moc fit``; empty once loaded: the arms are there one by one
     ladder: dict[str, SizeConfig] = field(default_factory=dict)
     evals: EvalConfig = field(default_factory=EvalConfig)
+    assay: AssayConfig | None = None
     probes: dict[str, ProbeConfig] = field(default_factory=dict)
     trainer: TrainerConfig = field(default_factory=TrainerConfig)
     launch: LaunchConfig = field(default_factory=LaunchConfig)

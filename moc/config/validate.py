@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from moc.config.assay import check_assay
 from moc.config.controls import check_controls
 from moc.config.names import check_names
 from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
@@ -55,6 +56,9 @@ def validate_study(study: StudyConfig) -> None:
             _validate_phase(study, phase, earlier, f"{where}.phases.{phase_name}")
             earlier.append(phase)
     check_controls(study)
+    if study.assay is not None:
+        sizes = list(dict.fromkeys(a.size for a in study.arms.values() if a.size is not None))
+        check_assay(study.assay, {n: arm.twin_of for n, arm in study.arms.items()}, sizes)
     if study.tuning is not None:
         check_tuning(study.tuning)
     for name, probe in study.probes.items():

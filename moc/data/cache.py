@@ -22,8 +22,8 @@ import numpy as np
 from filelock import FileLock
 from numpy.typing import DTypeLike
 
+from moc.config.data import SourceConfig
 from moc.config.identity import config_hash
-from moc.config.schema import SourceConfig
 from moc.data.document import Document
 from moc.data.files import BadRows
 from moc.data.source import Split, documents, source_key
@@ -37,14 +37,15 @@ _BATCH_CHARS = 200_000  # tokenised at once
 _FULL_CHECK_BYTES = 64_000_000  # smaller files are verified when opened, larger ones as needed
 _BLOCK_BYTES = 2**20  # read whole for its first window: 1 ms; any other takes 2 us longer than 3
 _HASH_CHARS = 32
-_TOKENS, _MASK, _MANIFEST = "tokens.bin", "mask.bin", "manifest.json"
+_TOKENS, _MASK, _ENDS, _MANIFEST = "tokens.bin", "mask.bin", "ends.bin", "manifest.json"
 
 
 class TokenCache:
     """The token stream of one split of a source; each document ends with the end-of-text token.
 
     manifest: num_documents, num_tokens, num_loss_tokens (assistant tokens of a chat, all of
-    anything else), num_bytes and num_loss_bytes (of the text those tokens stand for), num_rows and
+    anything else), num_unknown_tokens (of a closed vocabulary), num_bytes and num_loss_bytes (of
+    the text those tokens stand for), num_rows and
     num_skipped_rows (of files) with skipped_examples, dtype, blocks (hashes of each file's), and
     fingerprint, which changes when any token or mask does.
     """
@@ -57,6 +58,10 @@ class TokenCache:
     @property
     def num_tokens(self) -> int:
         return self.manifest["num_tokens"]
+
+    @property
+    def num_documents(self) -> int:
+        return self.manifest["num_documents"]
 
     @property
     def fingerprint(self) -> str:
@@ -72,6 +77,20 @@ class TokenCache:
         """(num_tokens,) bool: the token counts for the loss when only assistant tokens do; not
         verified."""
         return _mapped(self.folder / _MASK, np.bool_)
+
+    @cached_property
+    def ends(self) -> np.ndarray:
+        """(num_documents,) int64, the token after each document's last; not verified."""
+        return _mapped(self.folder / _ENDS, np.int64)
+
+    def document(self, index: int) -> tuple[int, int]:
+        """The first token of document ``index``, and the one after its last.
+
+        Raises:
+            CheckpointError: if they are damaged.
+        """
+        ends = self._verified(_ENDS, self.ends, max(0, index - 1), index + 1)
+        return (int(ends[0]) if index else 0), int(ends[-1])
 
     def read(self, start: int, stop: int) -> np.ndarray:
         """``tokens[start:stop]``, verified.
@@ -111,17 +130,23 @@ class TokenCache:
 
 
 def build_cache(
-    config: SourceConfig, split: Split, tokenizer: Tokenizer, cache_dir: Path, max_tokens: int
+    config: SourceConfig,
+    split: Split,
+    tokenizer: Tokenizer,
+    cache_dir: Path,
+    max_tokens: int,
+    max_documents: int = 0,
 ) -> TokenCache:
-    """The cache of one pass over the split, cut off after the document that reaches
-    ``max_tokens``; tokenised now unless it exists and is whole.
+    """The cache of one pass over the split, cut off after the document that reaches both
+    ``max_tokens`` and ``max_documents``; tokenised now unless it exists and is whole.
 
     Several processes may ask for one cache at once: the first builds it, the others wait.
 
     Raises:
         ConfigError: if the source cannot be read, has too many bad rows or no documents.
     """
-    key = config_hash(source_key(config, split), tokenizer.fingerprint, max_tokens)
+    most = (max_tokens, max_documents)
+    key = config_hash(source_key(config, split), tokenizer.fingerprint, most)
     folder = Path(cache_dir) / "tokens" / f"{config.kind}-{split}-{key}"
     folder.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(f"{folder}.lock"):
@@ -131,37 +156,51 @@ def build_cache(
             log.warning("%s is damaged: building it again", folder)
             shutil.rmtree(folder)
         with whole_folder(folder) as building:
-            _build(config, split, tokenizer, max_tokens, building)
+            _build(config, split, tokenizer, most, building)
         cache = _open(folder)
         assert cache is not None
         return cache
 
 
 def _build(
-    config: SourceConfig, split: Split, tokenizer: Tokenizer, max_tokens: int, folder: Path
+    config: SourceConfig, split: Split, tokenizer: Tokenizer, most: tuple[int, int], folder: Path
 ) -> None:
     dtype = np.dtype(np.uint16 if tokenizer.vocab_size <= 2**16 else np.uint32)
-    counts = {"num_documents": 0, "num_tokens": 0, "num_loss_tokens": 0}
+    counts = {"num_documents": 0, "num_tokens": 0, "num_loss_tokens": 0, "num_unknown_tokens": 0}
     counts |= {"num_bytes": 0, "num_loss_bytes": 0}
     bad_rows = BadRows()
     started = time.monotonic()
-    with (folder / _TOKENS).open("wb") as tokens_file, (folder / _MASK).open("wb") as mask_file:
+    with (
+        (folder / _TOKENS).open("wb") as tokens_file,
+        (folder / _MASK).open("wb") as mask_file,
+        (folder / _ENDS).open("wb") as ends_file,
+    ):
         for ids, mask in _tokenise(documents(config, split, bad_rows), tokenizer):
             num_bytes = tokenizer.token_bytes[ids]
             tokens_file.write(ids.astype(dtype).tobytes())
             mask_file.write(mask.tobytes())
             counts["num_documents"] += 1
             counts["num_tokens"] += len(ids)
+            ends_file.write(np.int64(counts["num_tokens"]).tobytes())
             counts["num_loss_tokens"] += int(mask.sum())
+            counts["num_unknown_tokens"] += int((ids == tokenizer.unknown_id).sum())
             counts["num_bytes"] += int(num_bytes.sum())
             counts["num_loss_bytes"] += int(num_bytes[mask].sum())
-            if counts["num_tokens"] >= max_tokens:
+            if counts["num_tokens"] >= most[0] and counts["num_documents"] >= most[1]:
                 break
     bad_rows.finish()
     if not counts["num_documents"]:
         remedy = "; raise validation_fraction or give a validation split of its own"
         raise ConfigError(f"no documents in the {split} split{remedy * (split == 'validation')}")
-    blocks = {name: _hashes(folder / name) for name in (_TOKENS, _MASK)}
+    if unknown := counts["num_unknown_tokens"]:
+        log.warning(
+            "a %s source has %s words (%.1f%%) that the closed vocabulary lacks, each one unknown "
+            "token; raise tokenizer.vocab_size to know more",
+            config.kind,
+            f"{unknown:,}",
+            100 * unknown / counts["num_tokens"],
+        )
+    blocks = {name: _hashes(folder / name) for name in (_TOKENS, _MASK, _ENDS)}
     manifest = counts | {
         "num_rows": bad_rows.num_rows,
         "num_skipped_rows": bad_rows.num_bad,
@@ -222,10 +261,14 @@ def _open(folder: Path) -> TokenCache | None:
     try:
         manifest = read_json(folder / _MANIFEST)
         cache = TokenCache(folder, manifest)
-        item_bytes = {_TOKENS: np.dtype(manifest["dtype"]).itemsize, _MASK: 1}
-        for name, size in item_bytes.items():
+        sizes = {
+            _TOKENS: np.dtype(manifest["dtype"]).itemsize * cache.num_tokens,
+            _MASK: cache.num_tokens,
+            _ENDS: 8 * cache.num_documents,
+        }
+        for name, size in sizes.items():
             stat = (folder / name).stat()
-            if stat.st_size != size * cache.num_tokens:
+            if stat.st_size != size:
                 return None
             if stat.st_size < _FULL_CHECK_BYTES:
                 found = _known_hashes(folder / name, stat.st_size, stat.st_mtime_ns)

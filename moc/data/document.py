@@ -22,6 +22,13 @@ class Piece(NamedTuple):
 Document = list[Piece]
 
 
+class Said(NamedTuple):
+    """Consecutive text of a document: of which attribute it is the value, if of any."""
+
+    text: str
+    attribute: str | None = None
+
+
 def plain_document(text: str) -> Document:
     return [Piece(text)]
 

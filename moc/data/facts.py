@@ -7,14 +7,14 @@ seed: nothing is stored, so ten million people take no more memory than a hundre
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from itertools import count
-from math import floor, log2
+from math import floor
 from typing import NamedTuple
 
-from moc.config.schema import SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
 from moc.data import facts_text as text
-from moc.data.document import Document, plain_document
+from moc.data.document import Document, Said, plain_document
 from moc.data.hashing import Draws, stable_hash
 from moc.data.order import permute
 from moc.errors import ConfigError
@@ -74,25 +74,6 @@ def people(config: SourceConfig) -> Iterator[Person]:
     """
     _check(config)
     return (person(config, i) for i in range(config.num_people))
-
-
-def bits_per_person(config: SourceConfig) -> float:
-    """Bits needed to store a person's attributes, given the name: log2 of the pool sizes, summed.
-
-    The employer's city adds nothing, because it follows from the employer. The same for every
-    configuration so far, as the pools do not depend on it.
-    """
-    return sum(log2(size) for name, size in POOL_SIZES.items() if name != "employer_city")
-
-
-def knowledge(study: StudyConfig) -> list[str]:
-    """A line for every facts source: how many bits there are to know."""
-    return [
-        f"{name}: {source.num_people:,} people x {bits_per_person(source):.1f} bits of knowledge "
-        f"= {source.num_people * bits_per_person(source):,.0f} bits"
-        for name, source in study.data.items()
-        if source.kind == "facts" and source.documents == "all"  # else another's people
-    ]
 
 
 def fact_documents(config: SourceConfig, split: str) -> Iterator[Document]:
@@ -157,13 +138,24 @@ def _train_documents(config: SourceConfig) -> Iterator[Document]:
 def _biography(config: SourceConfig, split: str, turn: int, place: int) -> Document:
     """Of whoever comes at ``place`` in the random order of round ``turn``."""
     order = stable_hash(config.seed, split, turn)
-    someone = person(config, permute(place, config.num_people, order))
-    draws = Draws(config.seed, split, turn, someone.person_id)
-    sentences = []
-    for attribute in draws.sample(ATTRIBUTES, len(ATTRIBUTES)):
+    person_id = permute(place, config.num_people, order)
+    said = say(config, person_id, split, turn, ATTRIBUTES)
+    return plain_document("".join(part.text for part in said))
+
+
+def say(
+    config: SourceConfig, person_id: int, split: str, turn: object, attributes: Sequence[str]
+) -> list[Said]:
+    """A sentence for each of ``attributes``, in random order, in words of ``split``."""
+    someone = person(config, person_id)
+    draws = Draws(config.seed, split, turn, person_id)
+    said: list[Said] = []
+    for attribute in draws.sample(attributes, len(attributes)):
         sentence = draws.choice(sentences_of(attribute, split))
-        sentences.append(sentence.format(name=someone.name, value=someone.values[attribute]))
-    return plain_document(" ".join(sentences))
+        words = f"{' ' * bool(said)}{sentence}".split("{value}")
+        before, after = (part.format(name=someone.name) for part in words)
+        said += [Said(before), Said(someone.values[attribute], attribute), Said(after)]
+    return said
 
 
 def sentences_of(attribute: str, split: str) -> list[str]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import signal
-from typing import TypedDict
+from typing import NotRequired, TypedDict
 
 import lightning
 import numpy as np
@@ -15,7 +15,7 @@ from moc.data.cache import TokenCache
 from moc.data.hashing import stable_hash
 from moc.data.order import permute, sample_source
 from moc.data.tokenizer import Tokenizer
-from moc.data.windows import needed_tokens, source_cache
+from moc.data.windows import needed, source_cache
 from moc.errors import ConfigError
 
 
@@ -24,6 +24,7 @@ class StepBatch(TypedDict):
 
     tokens: torch.Tensor  # (A, B, L + 1) int64
     loss_mask: torch.Tensor  # (A, B, L) bool: predicting tokens[..., i + 1] counts
+    real: NotRequired[torch.Tensor]  # (A, B, L) bool, False at padding; where a row may have some
     sample: int  # position of the step's first sample in the global order
 
 
@@ -46,6 +47,7 @@ class StepDataset(Dataset):
         seed: int,
         start_sample: int = 0,
         micro_batch: int,
+        eos_id: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -56,7 +58,7 @@ class StepDataset(Dataset):
                 f"/ context_length {phase.context_length}) does not divide into micro-batches of "
                 f"{micro_batch} on {world_size} devices; change tokens_per_step or micro_batch"
             )
-        for name in phase.mixture:
+        for name in phase.mixture if phase.packing == "packed" else ():
             if caches[name].num_tokens <= phase.context_length:
                 raise ConfigError(
                     f"data.{name} has only {caches[name].num_tokens} tokens, fewer than one "
@@ -67,6 +69,7 @@ class StepDataset(Dataset):
         self.seed = seed
         self.start_sample = start_sample
         self.micro_batch = micro_batch
+        self.eos_id = eos_id  # of padding
         self.rank = rank
         self.world_size = world_size
 
@@ -78,33 +81,47 @@ class StepDataset(Dataset):
         length = self.phase.context_length
         tokens = np.empty((len(positions), length + 1), dtype=np.int64)
         loss_mask = np.ones((len(positions), length), dtype=np.bool_)
+        real = np.ones_like(loss_mask)
         for row, position in enumerate(positions):
-            cache, start = self._place(position)
-            tokens[row] = cache.read(start, start + length + 1)
+            cache, start, stop = self._place(position)
+            held = stop - start  # the rest of the row, if any, is padding
+            tokens[row, :held] = cache.read(start, stop)
+            tokens[row, held:] = self.eos_id
+            loss_mask[row, held - 1 :] = False
+            real[row, held - 1 :] = False
             if self.phase.loss_on == "assistant":
-                loss_mask[row] = cache.read_mask(start + 1, start + length + 1)
+                loss_mask[row, : held - 1] = cache.read_mask(start + 1, stop)
         shape = (len(starts), self.micro_batch, -1)
-        return {
+        batch: StepBatch = {
             "tokens": torch.from_numpy(tokens.reshape(shape)),
             "loss_mask": torch.from_numpy(loss_mask.reshape(shape)),
             "sample": first,
         }
+        if self.phase.packing == "documents":
+            batch["real"] = torch.from_numpy(real.reshape(shape))
+        return batch
 
-    def _place(self, position: int) -> tuple[TokenCache, int]:
-        """Where the sample at ``position`` of the order begins: a source's cache, and its token.
+    def _place(self, position: int) -> tuple[TokenCache, int, int]:
+        """Where the sample at ``position`` of the order is: a source's cache, and the first token
+        and the one after the last there.
 
         A source's stream is cut into windows that overlap by one token, so that every token but
-        the first is predicted once per pass; each pass goes through them in an order of its own.
+        the first is predicted once per pass, or into its documents; each pass goes through them in
+        an order of its own.
         """
         length = self.phase.context_length
         weights = list(self.phase.mixture.values())
         source, index = sample_source(position, weights, self.seed)
         name = list(self.phase.mixture)[source]
         cache = self.caches[name]
-        num_windows = (cache.num_tokens - 1) // length
-        turn, place = divmod(index, num_windows)
-        key = stable_hash(self.seed, "windows", name, turn)
-        return cache, permute(place, num_windows, key) * length
+        packed = self.phase.packing == "packed"
+        count = (cache.num_tokens - 1) // length if packed else cache.num_documents
+        turn, place = divmod(index, count)
+        place = permute(place, count, stable_hash(self.seed, "windows", name, turn))
+        if packed:
+            return cache, place * length, (place + 1) * length + 1
+        start, stop = cache.document(place)
+        return cache, start, min(stop, start + length + 1)
 
 
 class StudyDataModule(lightning.LightningDataModule):
@@ -144,6 +161,7 @@ class StudyDataModule(lightning.LightningDataModule):
             seed=self.seed,
             start_sample=self.start_sample,
             micro_batch=self.micro_batch,
+            eos_id=self.tokenizer.eos_id,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )
@@ -177,6 +195,6 @@ def prepare(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> dic
         ConfigError: naming the source, if one cannot be read.
     """
     return {
-        name: source_cache(study, name, "train", tokenizer, needed_tokens(study, phase, name))
+        name: source_cache(study, name, "train", tokenizer, needed(study, phase, name))
         for name in phase.mixture
     }

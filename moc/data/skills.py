@@ -11,7 +11,7 @@ import itertools
 from collections.abc import Iterator
 from typing import NamedTuple
 
-from moc.config.schema import SourceConfig
+from moc.config.data import SourceConfig
 from moc.data.document import Message, chat_prompt
 from moc.data.hashing import Draws, stable_hash
 from moc.errors import ConfigError

@@ -9,8 +9,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any, Literal
 
+from moc.config.data import SourceConfig
 from moc.config.identity import config_hash
-from moc.config.schema import SourceConfig
 from moc.data.document import Document, chat_document, plain_document
 from moc.data.facts import fact_documents
 from moc.data.files import (
@@ -25,6 +25,7 @@ from moc.data.files import (
     text_problem,
 )
 from moc.data.hashing import stable_hash
+from moc.data.records import record_documents
 from moc.data.skills import skill_examples
 from moc.errors import ConfigError
 
@@ -38,6 +39,16 @@ _GENERATED_FIELDS = {
         "num_phrasings",
         "question_share",
         "documents",
+    ),
+    "records": (
+        "seed",
+        "num_records",
+        "first_record",
+        "version",
+        "key_words",
+        "num_attributes",
+        "value_bits",
+        "num_exposures",
     ),
     "skills": ("seed", "num_examples"),
 }
@@ -64,6 +75,8 @@ def _documents(config: SourceConfig, split: Split, bad_rows: BadRows) -> Iterato
     match config.kind:
         case "facts":
             return fact_documents(config, split)
+        case "records":
+            return record_documents(config, split)
         case "skills":
             return (chat_document(item.messages) for item in skill_examples(config, split))
         case "text":

@@ -1,4 +1,5 @@
-"""Text to token ids and back: our own byte-level BPE, or any fast Hugging Face tokenizer."""
+"""Text to token ids and back: our own byte-level BPE or whole words, or any fast Hugging Face
+tokenizer."""
 
 from __future__ import annotations
 
@@ -14,11 +15,14 @@ import tokenizers
 from filelock import FileLock
 from tokenizers import decoders, models, pre_tokenizers, trainers
 
+from moc.config.data import SourceConfig
 from moc.config.identity import config_hash
-from moc.config.schema import SourceConfig, StudyConfig
+from moc.config.schema import StudyConfig
 from moc.data.document import END_OF_TEXT, TURN_END, TURN_START
 from moc.data.files import BadRows
+from moc.data.records import vocabulary
 from moc.data.source import documents, source_key
+from moc.data.words import UNKNOWN, word_tokenizer
 from moc.errors import ConfigError, DamagedFile
 from moc.store.files import read_sound_json, whole_folder
 
@@ -45,6 +49,7 @@ class Tokenizer:
         self.eos = eos
         self.texts = dict(texts or {})  # source -> hash of its text that this was trained on
         self.eos_id: int = eos_id  # document separator and end of text
+        self.unknown_id = backend.token_to_id(UNKNOWN)  # of a closed vocabulary; None of others
         self.vocab_size: int = max(backend.get_vocab().values()) + 1
         self._prompts = backend
         self._texts = tokenizers.Tokenizer.from_str(backend.to_str())
@@ -57,6 +62,11 @@ class Tokenizer:
     def encode_texts(self, texts: Sequence[str]) -> list[list[int]]:
         """Ids of each text; nothing in it becomes a control token."""
         return [e.ids for e in self._texts.encode_batch_fast(texts, add_special_tokens=False)]
+
+    def encode_pieces(self, texts: Sequence[str]) -> list[tuple[list[int], list[tuple[int, int]]]]:
+        """Ids of each text as ``encode_texts`` gives them, and which characters each stands for."""
+        found = self._texts.encode_batch(texts, add_special_tokens=False)
+        return [(e.ids, e.offsets) for e in found]
 
     def decode(self, ids: Sequence[int]) -> str:
         return self._prompts.decode(list(ids), skip_special_tokens=False)
@@ -154,7 +164,11 @@ def build_tokenizer(study: StudyConfig) -> Tokenizer:
             for name, config in sources.items()
             for text in _hashed(_training_text(name, config, settings.training_bytes), hashes[name])
         )
-        trained = _train(texts, settings.vocab_size)
+        if settings.kind == "words":
+            words = [w for c in sources.values() if c.kind == "records" for w in vocabulary(c)]
+            trained = word_tokenizer(texts, words, settings.vocab_size)
+        else:
+            trained = _train(texts, settings.vocab_size)
         found = {name: text.hexdigest()[:16] for name, text in hashes.items()}
         tokenizer = Tokenizer(trained, END_OF_TEXT, found)
         with whole_folder(folder) as building:

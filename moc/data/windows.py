@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -15,6 +16,13 @@ from moc.data.source import Split
 from moc.data.tokenizer import Tokenizer
 from moc.errors import ConfigError
 from moc.store.rundir import TRAINED
+
+
+class Amount(NamedTuple):
+    """How much of a source is tokenised: whole documents, until there are as many of both."""
+
+    tokens: int
+    documents: int = 0
 
 
 def validation_windows(
@@ -31,7 +39,7 @@ def validation_windows(
         tokens (n, L + 1) int64, the last window padded on the right with the end-of-text token;
         loss mask (n, L) bool, False at padding; number of bytes.
     """
-    cache = source_cache(study, source_name, "validation", tokenizer, max_tokens)
+    cache = source_cache(study, source_name, "validation", tokenizer, Amount(max_tokens))
     return _windows(cache, tokenizer, context_length, max_tokens)
 
 
@@ -53,8 +61,8 @@ def comparable_texts(
     phases = [p for phases in _phases_of_arms(study) for p in phases.values()]
     readers = [phase for phase in phases if source_name in phase.mixture]
     if study.data[source_name].kind == "facts" and readers:
-        num_tokens = needed_tokens(study, readers[0], source_name)
-        cache = source_cache(study, source_name, "train", tokenizer, num_tokens)
+        amount = needed(study, readers[0], source_name)
+        cache = source_cache(study, source_name, "train", tokenizer, amount)
         found[f"{source_name}{TRAINED}"] = _windows(cache, *where)[:2]
     return found
 
@@ -74,7 +82,7 @@ def training_streams(study: StudyConfig, tokenizer: Tokenizer) -> dict[str, str]
     }
     return {
         source: source_cache(
-            study, source, "train", tokenizer, needed_tokens(study, phase, source)
+            study, source, "train", tokenizer, needed(study, phase, source)
         ).fingerprint
         for source, phase in readers.items()
     }
@@ -85,13 +93,13 @@ def validation_streams(
 ) -> dict[str, str]:
     """Fingerprint of the tokens of every source's validation text, as ``training_streams``."""
     return {
-        source: source_cache(study, source, "validation", tokenizer, max_tokens).fingerprint
+        source: source_cache(study, source, "validation", tokenizer, Amount(max_tokens)).fingerprint
         for source in sources
     }
 
 
 def source_cache(
-    study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, max_tokens: int
+    study: StudyConfig, name: str, split: Split, tokenizer: Tokenizer, amount: Amount
 ) -> TokenCache:
     """``build_cache`` of a source of the study.
 
@@ -99,31 +107,38 @@ def source_cache(
         ConfigError: naming the source, if it cannot be read.
     """
     try:
-        return build_cache(study.data[name], split, tokenizer, Path(study.cache_dir), max_tokens)
+        return build_cache(study.data[name], split, tokenizer, Path(study.cache_dir), *amount)
     except ConfigError as error:
         raise ConfigError(f"data.{name}: {error}") from error
 
 
-def needed_tokens(study: StudyConfig, phase: PhaseConfig, name: str) -> int:
-    """The most tokens of a source that any arm reads over all its phases.
+def needed(study: StudyConfig, phase: PhaseConfig, name: str) -> Amount:
+    """The most of a source that any arm reads over all its phases.
 
-    One number for the whole study, so that all arms and phases share one cache, and a phase that
+    The same for the whole study, so that all arms and phases share one cache, and a phase that
     goes on in the data order finds the stream as the phase before left it.
     """
     arms = [*_phases_of_arms(study), {"": phase}]
-    return max(sum(_phase_tokens(p, name) for p in phases.values()) for phases in arms)
+    amounts = [[_amount(p, name) for p in phases.values()] for phases in arms]
+    return Amount(
+        max(sum(amount.tokens for amount in of_arm) for of_arm in amounts),
+        max(sum(amount.documents for amount in of_arm) for of_arm in amounts),
+    )
 
 
 def _phases_of_arms(study: StudyConfig) -> list[dict[str, PhaseConfig]]:
     return [study.phases, *(arm.phases for arm in study.arms.values())]
 
 
-def _phase_tokens(phase: PhaseConfig, name: str) -> int:
+def _amount(phase: PhaseConfig, name: str) -> Amount:
     if name not in phase.mixture:
-        return 0
+        return Amount(0)
     share = quotas(tuple(phase.mixture.values()))[list(phase.mixture).index(name)]
     num_samples = phase.num_steps() * phase.tokens_per_step // phase.context_length
-    return -(-num_samples // BLOCK) * share * phase.context_length + 1
+    num_samples = -(-num_samples // BLOCK) * share
+    if phase.packing == "documents":
+        return Amount(0, num_samples)
+    return Amount(num_samples * phase.context_length + 1)
 
 
 def _windows(

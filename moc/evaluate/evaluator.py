@@ -16,16 +16,13 @@ from evals.measures.controls import apply_control, control_names
 from evals.measures.leakage import leakage_record
 from evals.measures.row_use import row_use
 from evals.scoring.harness import Samples, Scores, bits_per_byte, evaluate_model
-from evals.scoring.loading import load
-from evals.scoring.study_tasks import study_tasks
-from evals.scoring.task_names import expand_tasks
-from evals.scoring.user_tasks import UserTasks
 from evals.statistics.forgetting import forgetting_so_far
 from moc.config.identity import config_hash
 from moc.config.schema import InPhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer
 from moc.data.windows import comparable_texts, validation_streams, validation_windows
-from moc.errors import ConfigError, nearest
+from moc.evaluate.asked import all_tasks, user_tasks
+from moc.evaluate.knowledge import Knowledge
 from moc.evaluate.record import (
     compare_use,
     earlier_boundaries,
@@ -42,50 +39,9 @@ from moc.store.lock import check_held
 from moc.store.rundir import Boundary
 from moc.train.distributed import rank
 
-EVALUATION = 8  # counts up when the same model and settings give other records
+EVALUATION = 9  # counts up when the same model and settings give other records
 TRAJECTORY = "trajectory/"  # metrics of the subset that is also scored while a phase trains
 OBSERVED_WINDOWS = 64  # per source, to see which rows are read
-
-
-def check_evals(study: StudyConfig) -> None:
-    """
-    Raises:
-        ConfigError: if the study asks for scores that cannot be had.
-    """
-    own = user_tasks(study)
-    known = all_tasks(study, own)
-    for name in own.names.intersection(known):
-        load(name, study.dir, None, study.evals.num_fewshot.get(name), user_tasks=own)
-    asked = {"evals.in_phase.tasks": study.evals.in_phase.tasks or []}
-    asked |= {f"probes.{name}.tasks": probe.tasks for name, probe in study.probes.items()}
-    asked["evals.num_fewshot"] = list(study.evals.num_fewshot)
-    for where, names in asked.items():
-        for name in names:
-            if name not in known:
-                raise ConfigError(f"{where}: {name!r} is not scored; {nearest(name, known)}")
-    for name, shots in study.evals.num_fewshot.items():
-        if shots < 0:
-            raise ConfigError(f"evals.num_fewshot.{name} must be at least 0, not {shots}")
-
-
-def user_tasks(study: StudyConfig) -> UserTasks:
-    """
-    Raises:
-        ConfigError: for folders of tasks that cannot be used.
-    """
-    return UserTasks(study.evals.task_paths, allow_code=study.evals.allow_task_code)
-
-
-def all_tasks(study: StudyConfig, own: UserTasks) -> list[str]:
-    """What is scored at a boundary: suites taken apart, and our tasks once for every source.
-
-    Args:
-        own: ``user_tasks``.
-
-    Raises:
-        ConfigError: for an unknown task.
-    """
-    return expand_tasks(study.evals.tasks, of_study=study_tasks(study), user_tasks=own)
 
 
 class BoundaryEvaluator:
@@ -109,6 +65,7 @@ class BoundaryEvaluator:
         )
         own = self.user_tasks.fingerprint(self.tasks)
         self._asked = [settings, study.data, self.sources(), tokenizer.fingerprint, own]
+        self.knowledge = Knowledge(study, tokenizer)
         self._windows: dict[str, Any] = {}
         self._texts: dict[str, Any] = {}
 
@@ -131,8 +88,8 @@ class BoundaryEvaluator:
         return is_recorded(Boundary(folder), self.eval_hash)
 
     def score(self, model: Transformer) -> tuple[dict[str, Any], Samples]:
-        """Task scores of ``model``, its bits per byte, its leakage and which rows it reads; and
-        the samples behind the scores."""
+        """Task scores of ``model``, its bits per byte, what it knows of its sources, its leakage
+        and which rows it reads; and the samples behind them."""
         evals = self.study.evals
         begun = time.monotonic()
         with torch.compiler.set_stance("force_eager"):
@@ -148,14 +105,16 @@ class BoundaryEvaluator:
                     batch_size=evals.batch_size,
                 )
             use = self._memory_use(model)
+            knowledge, items = self.knowledge.score(model)
         record = {
             "tasks": tasks,
             "bits_per_byte": bits,
+            "knowledge": knowledge,
             "leakage": leakage,
             "memory": use,
             "elapsed_sec": round(time.monotonic() - begun, 3),
         }
-        return record, samples
+        return record, {**samples, **items}
 
     def score_tasks(
         self, model: Transformer, tasks: Sequence[str], num_items: int | None
@@ -200,6 +159,8 @@ class BoundaryEvaluator:
         found = {f"{TRAJECTORY}{task}": score["value"] for task, score in scores.items()}
         for source, bits in self.score_sources(model, chosen.num_items).items():
             found[f"{TRAJECTORY}{source}/bits_per_byte"] = bits
+        for source, known in self.knowledge.score(model, chosen.num_items)[0].items():
+            found[f"{TRAJECTORY}{source}/stored_bits"] = known["stored"]
         return found
 
     def _controls(
@@ -218,7 +179,10 @@ class BoundaryEvaluator:
         for name in control_names(chosen, list(banks), model.config):
             with apply_control(model, name, banks=banks, use=use):
                 tasks, samples[name] = self.score_tasks(model, self.tasks, chosen.num_items)
-                records[name] = {"tasks": tasks, "bits_per_byte": self.score_sources(model)}
+                bits = self.score_sources(model)
+                knowledge, items = self.knowledge.score(model)
+            records[name] = {"tasks": tasks, "bits_per_byte": bits, "knowledge": knowledge}
+            samples[name].update(items)
         return records, samples
 
     def _memory_use(self, model: Transformer) -> dict[str, Any]:

@@ -52,7 +52,12 @@ def logged(scores: Mapping[str, Any]) -> dict[str, float]:
         metrics[f"eval/{task}/{score['metric']}"] = score["value"]
     for source, value in scores["bits_per_byte"].items():
         metrics[f"eval/{source}/bits_per_byte"] = value
+    for source, record in scores["knowledge"].items():
+        metrics[f"eval/{source}/stored_bits"] = record["stored"]
+        metrics[f"eval/{source}/values_right"] = record["right"]
     for control, record in scores["controls"].items():
+        for source, known in record["knowledge"].items():
+            metrics[f"control/{control}/{source}/stored_bits"] = known["stored"]
         for task, score in record["tasks"].items():
             metrics[f"control/{control}/{task}"] = score["value"]
     for source, record in scores["leakage"].get("sources", {}).items():

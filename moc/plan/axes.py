@@ -7,7 +7,7 @@ from copy import deepcopy
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, get_args, get_type_hints
 
-from moc.config.schema import ArmConfig, OptimizerConfig
+from moc.config.schema import ArmConfig, GroupConfig
 from moc.config.tuning import interval_of
 from moc.errors import ConfigError, nearest
 
@@ -35,15 +35,16 @@ def at(arm: ArmConfig, point: Point) -> ArmConfig:
 
 
 def relevant(arm: ArmConfig) -> ArmConfig:
-    """``arm`` without the optimizer of what it does not have."""
-    if arm.model.memory is not None:
-        return arm
-    plain = OptimizerConfig()
-    optimizers = {
-        name: replace(phase.optimizer, memory_layers=plain.memory_layers, bank=plain.bank)
-        for name, phase in arm.phases.items()
-    }
-    phases = {name: replace(p, optimizer=optimizers[name]) for name, p in arm.phases.items()}
+    """``arm`` without the optimizer of what it does not have, or does not train."""
+    has = [True, *2 * [arm.model.memory is not None]]
+    phases = {}
+    for name, phase in arm.phases.items():
+        groups: Any = {
+            group: GroupConfig(freeze=trained and getattr(phase.optimizer, group).freeze)
+            for group, trained in zip(GROUPS, has, strict=True)
+            if not trained or getattr(phase.optimizer, group).freeze
+        }
+        phases[name] = replace(phase, optimizer=replace(phase.optimizer, **groups))
     return replace(arm, phases=phases)
 
 

@@ -32,8 +32,9 @@ class Unit:
 POINTS = Unit("points", 100.0, 1)
 BITS_PER_TOKEN = Unit("bits per token")
 BITS_PER_BYTE = Unit("bits per byte")
+KILOBITS = Unit("kbit", 1e-3, 1)  # held of a source's people or records, all together
 
-Counted = Literal["items", "windows", "seeds"]
+Counted = Literal["items", "windows", "records", "seeds"]
 
 
 @dataclass(frozen=True)
@@ -120,11 +121,15 @@ def render_sights(found: Sequence[Sight], source: str, width: int = 100) -> list
 def _measures(study: StudyConfig, basis: Basis) -> bool:
     if basis.counted == "items":
         return bool(study.evals.tasks)
+    if basis.counted == "records":
+        return study.evals.knowledge_items > 0
     return basis.counted == "seeds" or study.evals.leakage_windows > 0
 
 
 def _sight(study: StudyConfig, basis: Basis, points: float | None) -> Sight:
-    planned = {"items": study.evals.num_items, "windows": study.evals.leakage_windows, "seeds": 1}
+    evals = study.evals
+    planned = {"items": evals.num_items, "windows": evals.leakage_windows, "seeds": 1}
+    planned["records"] = basis.number  # those of the earlier study, whose bits these are
     number = planned[basis.counted] or basis.number or math.inf
     scale, num_seeds = basis.unit.scale, max(MIN_SEEDS, len(study.seeds))
     detectable = scale * smallest_detectable(basis.variances, num_seeds, number)

@@ -110,6 +110,7 @@ def tuning_study(study: StudyConfig, trials: Trials) -> StudyConfig:
             context_length=study.evals.context_length,
             batch_size=study.evals.batch_size,
             validation_tokens=study.evals.validation_tokens,
+            knowledge_items=0,
             leakage_windows=0,
             controls=ControlConfig(knockouts=[], bank_swap=[]),
             in_phase=InPhaseConfig(every_tokens=0),

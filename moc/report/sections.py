@@ -13,6 +13,7 @@ from typing import Literal
 
 from moc.report.figures import controls as control_figures
 from moc.report.figures import course as course_figures
+from moc.report.figures import knowledge as knowledge_figures
 from moc.report.figures import leakage as leakage_figures
 from moc.report.figures import losses as loss_figures
 from moc.report.figures import matrix as matrix_figures
@@ -30,6 +31,7 @@ from moc.report.tables import forgetting as forgetting_tables
 from moc.report.tables import knowledge as knowledge_tables
 from moc.report.tables import leakage as leakage_tables
 from moc.report.tables import losses as loss_tables
+from moc.report.tables import probes as probe_tables
 from moc.report.tables import scaling as scaling_tables
 from moc.report.tables import scores as score_tables
 from moc.report.tables import spikes as spike_tables
@@ -43,6 +45,16 @@ Product = Table | Figure
 Make = Callable[[Results], Product | Sequence[Product] | None]
 
 SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
+    "Could this study have seen it": [
+        ("table", knowledge_tables.assay),
+    ],
+    "Knowledge stored": [
+        ("figure", knowledge_figures.capacity),
+        ("figure", knowledge_figures.knowledge),
+        ("table", knowledge_tables.banks),
+        ("table", knowledge_tables.knowledge),
+        ("folded", knowledge_tables.attributes),
+    ],
     "Who forgets less": [
         ("table", verdict_tables.differences),
         ("figure", course_figures.learned_forgotten),
@@ -85,9 +97,6 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
         ("figure", loss_figures.bits_per_byte),
         ("folded", loss_tables.bits_per_byte),
     ],
-    "Knowledge stored": [
-        ("table", knowledge_tables.knowledge),
-    ],
     "How much of a score lives in the bank": [
         ("figure", control_figures.controls),
         ("table", control_tables.controls),
@@ -95,7 +104,7 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     ],
     "Forgotten, or out of reach": [
         ("figure", probe_figures.probes),
-        ("table", knowledge_tables.savings),
+        ("table", probe_tables.savings),
     ],
     "Leakage": [
         ("figure", leakage_figures.leakage),
@@ -125,6 +134,9 @@ PRINTED: list[Make] = [  # in the terminal, before the verdicts in words
     loss_tables.bits_per_byte,
     score_tables.scores,
     forgetting_tables.forgetting,
+    knowledge_tables.assay,
+    knowledge_tables.banks,
+    knowledge_tables.knowledge,
     verdict_tables.differences,
 ]
 

@@ -5,16 +5,20 @@ from __future__ import annotations
 import math
 import statistics
 
+from evals.statistics.estimates import Estimate
 from evals.statistics.power import POWER
+from moc.report.numbers.assay import UNSEEN, bank_verdicts, controls
 from moc.report.numbers.effects import forgotten
 from moc.report.numbers.raw import all_forgetting
 from moc.report.numbers.results import NON_CAUSAL_NOTE, Results
 from moc.report.numbers.verdicts import LESS, MORE, Verdict, bases, outcomes, verdicts
 from moc.report.tables.cells import (
+    MISSING,
     NEAR_ZERO_NOTE,
     interval,
     items_text,
     marked,
+    plain,
     probability,
     signed,
 )
@@ -25,10 +29,50 @@ GAP = "&emsp;"  # MLflow's pages leave no room between the cells of a table
 def said(results: Results) -> list[str]:
     """The verdicts in sentences; empty where there was nothing to compare."""
     found = verdicts(results)
-    sentences = [text for base in bases(results) for text in _against(results, base, found)]
+    sentences = [*_assay(results), *_banks(results)]
+    sentences += [text for base in bases(results) for text in _against(results, base, found)]
     if sentences and (caution := results.caution()):
         return [caution, *sentences]
     return sentences
+
+
+def _assay(results: Results) -> list[str]:
+    """Whether the study could have seen a memory store; empty without an assay."""
+    found = controls(results)
+    if not found:
+        return []
+    failed = [control for control in found if not control.passed]
+    if not failed:
+        arms = ", ".join(f"{control.arm} ({_kilobits(control.marginal)})" for control in found)
+        return [f"Assay passed: bits held beyond the twin with a frozen bank, {arms}."]
+    why = "; ".join(
+        f"{control.role} control {control.arm} "
+        + (
+            "was not measured"
+            if control.marginal is None
+            else f"{'stores' if control.stores else 'does not store'} more than its twin "
+            f"({_kilobits(control.marginal)})"
+        )
+        for control in failed
+    )
+    return [f"Assay failed, {UNSEEN}: {why}."]
+
+
+def _banks(results: Results) -> list[str]:
+    """What every bank stores, of studies with an assay."""
+    told = [
+        f"{results.label(entry.arm)} {entry.words}"
+        + (f" ({_kilobits(entry.bits)})" if entry.bits else "")
+        for entry in bank_verdicts(results)
+    ]
+    return [f"Of bits beyond the twin with a frozen bank: {'; '.join(told)}."] if told else []
+
+
+def _kilobits(estimate: Estimate | None) -> str:
+    if estimate is None:
+        return MISSING
+    around = interval(estimate, digits=1, scale=1e-3)
+    return f"{signed(1e-3 * estimate.value, 1)}{around} kbit"
 
 
 def summary_text(results: Results) -> str:
@@ -83,23 +127,33 @@ def _against(results: Results, base: str, found: list[Verdict]) -> list[str]:
     for arm in dict.fromkeys(entry.arm for entry in mine):
         for words in (LESS, MORE):
             tasks = [e for e in mine if (e.arm, e.words) == (arm, words)]
-            on = ", ".join(f"{e.task} ({_points(e)})" for e in tasks)
+            on = ", ".join(f"{e.task} ({_amount(e)})" for e in tasks)
             claims += [f"{results.label(arm)} {words} than {name}: {on}."] * bool(tasks)
     unseen = [entry.detectable for entry in mine if math.isfinite(entry.detectable)]
     if not claims and unseen:
-        points = 100 * statistics.median(unseen)
+        units = dict.fromkeys(entry.unit for entry in mine if math.isfinite(entry.detectable))
+        amounts = " or ".join(f"{_median_seen(mine, unit):.1f} {unit}" for unit in units)
         summary += (
             f" No arm can be told from {name} by what it forgets. That is no proof of equality: "
-            f"in half of these comparisons only a difference of {points:.1f} points or more would "
+            f"in half of these comparisons only a difference of {amounts} or more would "
             f"have been seen with {POWER:.0%} power."
         )
     return [summary, *claims]
 
 
-def _points(entry: Verdict) -> str:
-    difference = signed(100 * entry.difference.value, 1)
-    around = interval(entry.difference, digits=1, scale=100)
-    return f"{difference} points{around}, adjusted p {probability(entry.adjusted_p)}"
+def _median_seen(found: list[Verdict], unit: str) -> float:
+    seen = [e.scale * e.detectable for e in found if e.unit == unit and math.isfinite(e.detectable)]
+    return statistics.median(seen)
+
+
+def _amount(entry: Verdict) -> str:
+    difference = signed(entry.scale * entry.difference.value, 1)
+    around = interval(entry.difference, digits=1, scale=entry.scale)
+    stake = ""
+    if entry.at_stake is not None:
+        stake = f", {plain(entry.scale * entry.at_stake.value, 1)} at stake"
+    p = probability(entry.adjusted_p)
+    return f"{difference} {entry.unit}{around}{stake}, adjusted p {p}"
 
 
 def _forgetting(results: Results) -> str:

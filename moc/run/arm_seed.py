@@ -9,7 +9,7 @@ from moc.config.identity import config_hash
 from moc.config.load import load_study
 from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
-from moc.data.windows import needed_tokens, training_streams
+from moc.data.windows import needed, training_streams
 from moc.run.resolve import resolve_study
 from moc.store.rundir import RunDir, StudyDir
 
@@ -63,8 +63,7 @@ class ArmSeed:
         hashes = [config_hash(self.arm.model, self.tokenizer.fingerprint, self.seed)]
         for phase in self.phases:
             sources = {
-                name: [study.data[name], needed_tokens(study, phase, name)]
-                for name in phase.mixture
+                name: [study.data[name], needed(study, phase, name)] for name in phase.mixture
             }
             hashes.append(config_hash(hashes[-1], sources, phase, study.trainer.precision))
         return hashes

@@ -10,7 +10,7 @@ from moc.config.identity import differences
 from moc.config.load import load_study
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import Tokenizer
-from moc.data.windows import needed_tokens
+from moc.data.windows import needed
 from moc.errors import CheckpointError, ConfigError, DamagedFile, FormatError
 from moc.run.arm_seed import ArmSeed
 from moc.store.files import read_text
@@ -157,9 +157,9 @@ def _what_differs(run: ArmSeed) -> list[str]:
         (before.trainer.precision, study.trainer.precision, "trainer.precision"),
         *(
             (
-                _most_tokens(before, source),
-                _most_tokens(study, source),
-                f"tokens of data.{source} that some arm reads, which decide its order",
+                _most_read(before, source),
+                _most_read(study, source),
+                f"tokens or documents of data.{source} that some arm reads, which decide its order",
             )
             for source in sources
         ),
@@ -167,9 +167,9 @@ def _what_differs(run: ArmSeed) -> list[str]:
     return [line for part in parts for line in differences(*part)]
 
 
-def _most_tokens(study: StudyConfig, source: str) -> int:
+def _most_read(study: StudyConfig, source: str) -> int:
     phases = [p for arm in study.arms.values() for p in arm.phases.values() if source in p.mixture]
-    return needed_tokens(study, phases[0], source) if phases else 0
+    return sum(needed(study, phases[0], source)) if phases else 0
 
 
 def _changed_tokenizer(run: ArmSeed) -> str | None:

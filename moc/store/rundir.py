@@ -33,6 +33,7 @@ START = "start"  # the boundary before the first phase
 
 # Ends of names in a boundary's evals.json.
 ON_ANSWER = ".full"  # of a task: its answers were routed on as well
+KNOWLEDGE = "knowledge."  # and a source: what is known of each of its people or records
 TRAINED = "-trained"  # of a source: its training text, not its validation text
 
 # In a study's folder report/: what the report says in short, for whoever shows a list of studies.

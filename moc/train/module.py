@@ -104,6 +104,7 @@ class StudyModule(L.LightningModule):
             adamw,
             batch["tokens"],
             batch["loss_mask"],
+            pool_ABL=batch.get("real"),
             clip_norm=self.phase.optimizer.clip_norm,
             update=not self.phase.no_op,
             accept=self.accept,

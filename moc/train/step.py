@@ -51,6 +51,7 @@ def optimizer_step(
     tokens_ABL: Tensor,
     counted_ABL: Tensor,
     *,
+    pool_ABL: Tensor | None = None,
     clip_norm: float,
     update: bool = True,
     accept: Callable[[float, float], bool] = lambda loss, grad_norm: True,
@@ -63,6 +64,7 @@ def optimizer_step(
     Args:
         tokens_ABL: int64 ids, (A, B, L + 1).
         counted_ABL: bool, (A, B, L): which of the targets, ``tokens_ABL[..., 1:]``, count.
+        pool_ABL: bool, (A, B, L): which inputs ``sequence`` routing pools; None: all.
         clip_norm: of the global gradient norm; 0 does not clip.
         update: False does all but the update, of weights and of selection biases.
         accept: asked once, with a finite loss and gradient norm; False skips the update.
@@ -78,7 +80,8 @@ def optimizer_step(
     of_banks = BankGradients(model) if trains_bank else None
     for index, (tokens_BL, counted_BL) in enumerate(zip(tokens_ABL, counted_ABL, strict=True)):
         with gradients_synced(index == num_micro - 1):
-            output, slots = predict(model, tokens_BL, counted_BL, with_slots=trains_bank)
+            pool_BL = None if pool_ABL is None else pool_ABL[index]
+            output, slots = predict(model, tokens_BL, counted_BL, pool_BL, with_slots=trains_bank)
             assert output.nll is not None
             objective = output.nll * (world_size() / num_counted)
             if kind is not None and kind.num_picked:
@@ -109,12 +112,18 @@ def optimizer_step(
 
 
 def predict(
-    model: Transformer, tokens_BL: Tensor, counted_BL: Tensor, *, with_slots: bool
+    model: Transformer,
+    tokens_BL: Tensor,
+    counted_BL: Tensor,
+    pool_BL: Tensor | None = None,
+    *,
+    with_slots: bool,
 ) -> tuple[ModelOutput, list[Tensor]]:
     """Loss and addresses of one micro-batch, and where its backward pass leaves rows' gradients."""
     inputs_BL, targets_BL = tokens_BL[:, :-1], tokens_BL[:, 1:]
     slots = model.gradient_slots(*inputs_BL.shape) if with_slots else []
-    output = model(inputs_BL, targets_BL=targets_BL, counted_BL=counted_BL, slots=slots)
+    counted = {"targets_BL": targets_BL, "counted_BL": counted_BL}
+    output = model(inputs_BL, **counted, pool_BL=pool_BL, slots=slots)
     return output, slots
 
 

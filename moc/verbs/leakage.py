@@ -8,7 +8,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from moc.config.schema import EvalConfig, SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
+from moc.config.schema import EvalConfig, StudyConfig
 from moc.data.files import matching_files
 from moc.errors import ConfigError, nearest
 from moc.store.rundir import Boundary
@@ -55,7 +56,7 @@ def leakage_of_stored(
     from evals.scoring.study_tasks import write_task_items
     from moc.data.tokenizer import used_sources
     from moc.data.windows import comparable_texts
-    from moc.evaluate.evaluator import all_tasks, user_tasks
+    from moc.evaluate.asked import all_tasks, user_tasks
     from moc.model import is_causal, routing_scope
 
     model, _ = stored.load(folder)

@@ -43,7 +43,7 @@ def plan_text(
     Raises:
         ConfigError: if the study cannot be planned, or the earlier one tells no variance.
     """
-    from moc.data.facts import knowledge
+    from moc.data.known import demands
     from moc.plan.power import DEFAULTS, render_sights, sights, sights_json
     from moc.plan.study_plan import plan_study, violations
     from moc.plan.text import render_plan
@@ -55,7 +55,7 @@ def plan_text(
     if as_json:
         planned = json.loads(plan.to_json()) | {"power": sights_json(found, source)}
         return json.dumps(planned, indent=2), violations(plan)
-    lines = [render_plan(plan), *knowledge(study)]
+    lines = [render_plan(plan), *demands(study)]
     if seen := render_sights(found, source):
         lines += ["", *seen]
     return "\n".join(lines), violations(plan)

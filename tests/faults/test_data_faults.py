@@ -11,7 +11,8 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
+from moc.config.data import SourceConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.cache import build_cache
 from moc.data.module import StepDataset, prepare
 from moc.data.source import documents

@@ -11,8 +11,9 @@ import moc.study
 from evals.scoring.known_names import our_names
 from evals.scoring.local_tasks import task_names
 from moc.cli import main
+from moc.config.data import SourceConfig
 from moc.config.names import check_folders, check_names
-from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, SourceConfig, StudyConfig
+from moc.config.schema import ArmConfig, PhaseConfig, ProbeConfig, StudyConfig
 from moc.errors import ConfigError
 from moc.store.files import PARTIAL
 from moc.store.rundir import ON_ANSWER, START, TRAINED

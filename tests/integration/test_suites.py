@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from moc.cli import main
+from moc.config.data import SourceConfig
 from moc.config.load import save_study
-from moc.config.schema import ArmConfig, PhaseConfig, SourceConfig, StudyConfig
+from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.tokenizer import build_tokenizer
 from moc.model import ModelConfig, build_model
 from moc.model.files import save_model

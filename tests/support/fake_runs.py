@@ -10,16 +10,10 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from moc.config.data import SourceConfig
 from moc.config.identity import config_hash
 from moc.config.load import save_study
-from moc.config.schema import (
-    ArmConfig,
-    IsoFlopConfig,
-    PhaseConfig,
-    ProbeConfig,
-    SourceConfig,
-    StudyConfig,
-)
+from moc.config.schema import ArmConfig, IsoFlopConfig, PhaseConfig, ProbeConfig, StudyConfig
 from moc.model.config import MemoryConfig, ModelConfig, ProductKeysConfig, RouterConfig
 from moc.model.memory.build import is_causal, routing_scope
 from moc.plan.memories import memory_of

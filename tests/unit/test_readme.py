@@ -10,7 +10,7 @@ import pytest
 
 from moc.cli import _parser
 from moc.config.load import load_study
-from moc.evaluate.evaluator import check_evals
+from moc.evaluate.asked import check_evals
 from moc.plan.study_plan import plan_study, violations
 from moc.plan.trials import grid_of
 

@@ -11,7 +11,7 @@ from moc.report.figures.drawing import (
     legend_above,
     panels_of,
 )
-from moc.report.numbers.knowledge import probed
+from moc.report.numbers.probes import probed
 from moc.report.numbers.results import Results
 
 

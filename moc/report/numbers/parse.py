@@ -12,6 +12,7 @@ from moc.plan.bank_optimizer import bank_optimizer
 from moc.report.numbers.records import (
     Boundary,
     Control,
+    Known,
     MemoryUse,
     Probe,
     ProbePoint,
@@ -27,6 +28,7 @@ from moc.report.numbers.records import (
 )
 from moc.report.numbers.study import (
     Arm,
+    Assay,
     Cost,
     Match,
     MemoryShape,
@@ -67,6 +69,7 @@ def study_of(
         },
         phases=_phases(config.get("phases")),
         arms={n: _arm(n, arms[n], planned.get(n, {}), trained.get(n, {})) for n in arms},
+        assay=_assay(config.get("assay")),
         route_on=evals.get("route_on", "full"),
         num_followed=(evals.get("in_phase") or {}).get("num_items", 0),
         git_commit=_commit(environment.get("git_commit")),
@@ -85,6 +88,7 @@ def boundary_of(record: Tree, folder: Path, sources: Mapping[str, Source]) -> Bo
         elapsed_sec=record.get("elapsed_sec") or 0.0,
         tasks=_scores(record, sources),
         bits_per_byte=record.get("bits_per_byte") or {},
+        knowledge=_knowledge(record),
         source_leakage={n: _source_leakage(e) for n, e in leakage.get("sources", {}).items()},
         task_leakage={n: _task_leakage(e) for n, e in leakage.get("tasks", {}).items()},
         memory=MemoryUse(
@@ -92,7 +96,7 @@ def boundary_of(record: Tree, folder: Path, sources: Mapping[str, Source]) -> Bo
             memory.get("drift", {}),
         ),
         controls={
-            name: Control(_scores(part, sources), part.get("bits_per_byte") or {})
+            name: Control(_scores(part, sources), part.get("bits_per_byte") or {}, _knowledge(part))
             for name, part in (record.get("controls") or {}).items()
         },
         dir=folder,
@@ -141,7 +145,7 @@ def _commit(text: str | None) -> str:
 
 def _source(name: str, entry: Tree, shared: Tree) -> Source:
     settings = {f"source.{key}": value for key, value in entry.items()}
-    return Source(name, entry["kind"], entry.get("num_people"), {**settings, **shared})
+    return Source(name, entry["kind"], {**settings, **shared})
 
 
 def _phases(entries: Tree | None) -> dict[str, Phase]:
@@ -183,6 +187,7 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
             activation_bytes=planned.get("activation_bytes"),
         ),
         size=entry.get("size"),
+        twin_of=entry.get("twin_of"),
     )
 
 
@@ -191,6 +196,10 @@ def _shape(model: Tree, memory: Tree | None) -> Shape:
     if memory:
         bank = MemoryShape(**{key: x for key, x in memory.items() if key != "routing"})
     return Shape(model["num_layers"], model["dim"], model["mlp_dim"], bank)
+
+
+def _assay(entry: Tree | None) -> Assay | None:
+    return Assay(entry["positive"], entry["negative"]) if entry else None
 
 
 def _match(setting: Tree | None, planned: Tree | None) -> Match | None:
@@ -209,6 +218,17 @@ def _scores(record: Tree, sources: Mapping[str, Source]) -> dict[str, TaskScore]
             known["source"] = next((s.name for s in sources.values() if s.kind == kind), None)
         found[task] = TaskScore(**known)
     return found
+
+
+def _knowledge(record: Tree) -> dict[str, Known]:
+    return {
+        source: Known(
+            {name: each["bits"] for name, each in entry["attributes"].items()},
+            entry["num_all"],
+            entry["demand"],
+        )
+        for source, entry in (record.get("knowledge") or {}).items()
+    }
 
 
 def _source_leakage(entry: Tree) -> SourceLeakage:

@@ -3,7 +3,15 @@
 from __future__ import annotations
 
 from evals.statistics.power import Variances, mean_variances
-from moc.plan.power import BITS_PER_BYTE, BITS_PER_TOKEN, POINTS, Basis, Counted, Unit
+from moc.plan.power import (
+    BITS_PER_BYTE,
+    BITS_PER_TOKEN,
+    KILOBITS,
+    POINTS,
+    Basis,
+    Counted,
+    Unit,
+)
 from moc.report.numbers.losses import rises
 from moc.report.numbers.results import Results
 from moc.report.numbers.verdicts import NOTHING, ONLY_ONE, verdicts
@@ -16,9 +24,10 @@ def bases_of(results: Results) -> list[Basis]:
     forget differs: the mean over the pairs of arms. Tasks that an arm had not learned are left
     out, for what stays at its floor does not vary."""
     by_task: dict[str, Found] = {}
+    by_known: dict[str, Found] = {}
     for entry in verdicts(results):
         if entry.basis.variances and entry.words not in (NOTHING, ONLY_ONE):
-            found = by_task.setdefault(entry.task, [])
+            found = (by_task if entry.unit == "points" else by_known).setdefault(entry.task, [])
             found.append((entry.basis.variances, entry.basis.num_items))
     by_source: dict[tuple[str, Unit], Found] = {}
     units = {"token": BITS_PER_TOKEN, "byte": BITS_PER_BYTE}
@@ -31,7 +40,11 @@ def bases_of(results: Results) -> list[Basis]:
         _basis(f"loss on {source}", unit, "windows", found)
         for (source, unit), found in by_source.items()
     ]
-    return [*tasks, *sources]
+    known = [
+        _basis(f"bits held of {source}", KILOBITS, "records", found)
+        for source, found in by_known.items()
+    ]
+    return [*tasks, *known, *sources]
 
 
 def _basis(name: str, unit: Unit, counted: Counted, found: Found) -> Basis:

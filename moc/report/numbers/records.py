@@ -32,11 +32,21 @@ class TaskScore:
 
 
 @dataclass(frozen=True)
+class Known:
+    """What one model was asked of a source's people or records."""
+
+    attributes: Mapping[str, float]  # bits that a value takes to know
+    num_all: int  # people or records there are
+    demand: float  # bits, of all of them
+
+
+@dataclass(frozen=True)
 class Control:
     """Scores and losses with the bank changed."""
 
     tasks: Mapping[str, TaskScore]
     bits_per_byte: Mapping[str, float]  # by source
+    knowledge: Mapping[str, Known] = field(default_factory=dict)  # by source
 
 
 @dataclass(frozen=True)
@@ -99,6 +109,7 @@ class Boundary:
     elapsed_sec: float = 0.0  # of the evaluation
     tasks: Mapping[str, TaskScore] = field(default_factory=dict)
     bits_per_byte: Mapping[str, float] = field(default_factory=dict)  # by source
+    knowledge: Mapping[str, Known] = field(default_factory=dict)  # by source
     source_leakage: Mapping[str, SourceLeakage] = field(default_factory=dict)
     task_leakage: Mapping[str, TaskLeakage] = field(default_factory=dict)
     memory: MemoryUse = MemoryUse()

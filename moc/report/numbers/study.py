@@ -15,7 +15,6 @@ class Source:
 
     name: str
     kind: str
-    num_people: int | None  # of a source of facts; None for others
     text_settings: Mapping[str, Any]  # setting -> value: all that decides the text of its losses
 
 
@@ -106,11 +105,20 @@ class Arm:
     iso_param: Match | None
     cost: Cost
     size: str | None = None  # of a ladder
+    twin_of: str | None = None  # its bank frozen at its initial values
 
     @property
     def family(self) -> str:
         """The arm's name without its size: what a ladder multiplied."""
         return self.name if self.size is None else self.name.removesuffix(f"-{self.size}")
+
+
+@dataclass(frozen=True)
+class Assay:
+    """Arms without their size, if they have any."""
+
+    positive: str  # must store more in its bank than its twin
+    negative: Sequence[str]  # must not
 
 
 @dataclass(frozen=True)
@@ -128,6 +136,11 @@ class Study:
     git_commit: str
     environment: Mapping[str, object]  # what it ran on, by name
     config: str  # all settings, as YAML
+    assay: Assay | None = None
+
+    def twin(self, arm: str) -> str | None:
+        """The arm that is ``arm`` with its bank frozen at its initial values."""
+        return next((name for name, other in self.arms.items() if other.twin_of == arm), None)
 
     def phases_of(self, arm: str | None) -> Mapping[str, Phase]:
         """Those of ``arm``; the study's own for None, or where the arm has none of its own."""

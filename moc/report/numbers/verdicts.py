@@ -5,27 +5,33 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Literal
 
 from evals.statistics.estimates import Estimate
 from evals.statistics.inference import LEVEL, MIN_SEEDS, Effect, holm, verdict
 from evals.statistics.power import smallest_detectable
-from moc.report.numbers.effects import Versus, versus
+from moc.report.numbers.assay import TOO_FEW, UNSEEN, passed
+from moc.report.numbers.effects import Versus, backward_transfer, versus
 from moc.report.numbers.results import Results
+from moc.report.numbers.stored import known_sources, lost, stored, versus_bits
 
 LESS, MORE, NEITHER = "forgets less", "forgets more", "not distinguishable"
 NOTHING = "nothing to forget"
 ONLY_ONE = "only one had learned it"  # at its floor, an arm has nothing to lose and wins nothing
-TOO_FEW = {1: "one seed supports no claim", 2: "two seeds support no claim"}
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """One arm against another on one task, from the boundary after it was taught to the last."""
+    """One arm against another on one task, or on the bits of one source, from the boundary after it
+    was taught to the last."""
 
     arm: str
     base: str
-    task: str
+    task: str  # or the source
+    unit: Literal["points", "kbit"]  # of the bits of a source; points are hundredths
+    changes: tuple[Estimate | None, Estimate | None]  # the arm's own, and the base's
+    at_stake: Estimate | None  # bits that the arm held when taught; None of a task
     taught: str  # boundary
     basis: Versus
     adjusted_p: float  # Holm's over the tasks of these two arms; NaN where there is no verdict
@@ -36,6 +42,11 @@ class Verdict:
     def difference(self) -> Estimate:
         """Of the two changes; positive: ``arm`` lost less."""
         return self.basis.difference
+
+    @property
+    def scale(self) -> float:
+        """From the estimates to ``unit``."""
+        return 100 if self.unit == "points" else 1e-3
 
 
 def bases(results: Results) -> list[str]:
@@ -54,7 +65,7 @@ def verdicts(results: Results) -> list[Verdict]:
 def outcomes(found: Sequence[Verdict]) -> str:
     """How often each was the verdict: ``2 × forgets less, 1 × nothing to forget``."""
     counts = Counter(entry.words for entry in found)
-    order = [LESS, MORE, NEITHER, ONLY_ONE, NOTHING, *TOO_FEW.values()]
+    order = [LESS, MORE, NEITHER, ONLY_ONE, NOTHING, *TOO_FEW.values(), UNSEEN]
     return ", ".join(f"{counts[words]} × {words}" for words in order if counts[words])
 
 
@@ -63,38 +74,83 @@ def _verdicts(results: Results) -> list[Verdict]:
     done: set[frozenset[str]] = set()
     for base in bases(results):
         for arm in results.arms:
-            if arm != base and frozenset((arm, base)) not in done:
+            if _comparable(results, arm, base) and frozenset((arm, base)) not in done:
                 done.add(frozenset((arm, base)))
                 found += _of_pair(results, arm, base)
     return found
 
 
+def _comparable(results: Results, arm: str, base: str) -> bool:
+    """Not itself, and at the same size of a ladder."""
+    return arm != base and results.study.arms[arm].size == results.study.arms[base].size
+
+
 def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
     found = {task: versus(results, arm, base, task) for task in results.earlier_tasks}
-    measured = {task: basis for task, basis in found.items() if basis}
-    learned = {task: _num_learned(results, (arm, base), task) for task in measured}
-    p_values = {task: basis.difference.p for task, basis in measured.items()}
-    tested = [t for t in measured if learned[t] == 2 and math.isfinite(p_values[t])]
-    adjusted = dict(zip(tested, holm([p_values[task] for task in tested]), strict=True))
+    found |= {source: _versus_bits(results, arm, base, source) for source in known_sources(results)}
+    measured = {name: basis for name, basis in found.items() if basis}
+    learned = {name: _num_learned(results, (arm, base), name) for name in measured}
+    p_values = {name: basis.difference.p for name, basis in measured.items()}
+    tested = [n for n in measured if learned[n] == 2 and math.isfinite(p_values[n])]
+    adjusted = dict(zip(tested, holm([p_values[name] for name in tested]), strict=True))
     words = {
-        task: _words(basis.difference, adjusted.get(task, 1.0), num_learned=learned[task])
-        for task, basis in measured.items()
+        name: _words(basis.difference, adjusted.get(name, 1.0), num_learned=learned[name])
+        if passed(results, arm)
+        else UNSEEN
+        for name, basis in measured.items()
     }
     # by Holm's method, the first of those not told apart would have needed a p below this
-    level = LEVEL / max(1, sum(words[task] == NEITHER for task in tested))
+    level = LEVEL / max(1, sum(words[name] == NEITHER for name in tested))
     return [
-        Verdict(
-            arm,
-            base,
-            task,
-            str(results.taught_task(task)),
+        _verdict(
+            results,
+            (arm, base, name),
             basis,
-            float(adjusted.get(task, math.nan)),
-            words[task],
-            _detectable(basis, level) if words[task] == NEITHER else math.nan,
+            float(adjusted.get(name, math.nan)),
+            words[name],
+            _detectable(basis, level) if words[name] == NEITHER else math.nan,
         )
-        for task, basis in measured.items()
+        for name, basis in measured.items()
     ]
+
+
+def _verdict(
+    results: Results,
+    what: tuple[str, str, str],
+    basis: Versus,
+    adjusted_p: float,
+    words: str,
+    detectable: float,
+) -> Verdict:
+    arm, base, name = what
+    of_task = name in results.tasks
+    taught = str(results.taught_task(name) if of_task else results.taught(name))
+    return Verdict(
+        arm,
+        base,
+        name,
+        "points" if of_task else "kbit",
+        (_change(results, arm, name), _change(results, base, name)),
+        None if of_task else stored(results, arm, taught, name),
+        taught,
+        basis,
+        adjusted_p,
+        words,
+        detectable,
+    )
+
+
+def _change(results: Results, arm: str, name: str) -> Estimate | None:
+    """Of a task's score, or of the bits of a source, since it was taught."""
+    if name in results.tasks:
+        return backward_transfer(results, arm, name)
+    gone = lost(results, arm, name)
+    return gone and replace(gone, value=-gone.value, low=-gone.high, high=-gone.low)
+
+
+def _versus_bits(results: Results, arm: str, base: str, source: str) -> Versus | None:
+    found = versus_bits(results, arm, base, source)
+    return found and Versus(*found)
 
 
 def _detectable(basis: Versus, level: float) -> float:
@@ -104,10 +160,14 @@ def _detectable(basis: Versus, level: float) -> float:
     return smallest_detectable(basis.variances, num_seeds, basis.num_items, level=level)
 
 
-def _num_learned(results: Results, arms: tuple[str, ...], task: str) -> int:
-    """How many of ``arms`` scored clearly above the baseline once the task had been taught."""
-    scores = [results.score(arm, str(results.taught_task(task)), task) for arm in arms]
-    return sum(score is not None and not score.near for score in scores)
+def _num_learned(results: Results, arms: tuple[str, ...], name: str) -> int:
+    """How many of ``arms`` scored clearly above the baseline, or held any bits, once it had been
+    taught."""
+    if name in results.tasks:
+        scores = [results.score(arm, str(results.taught_task(name)), name) for arm in arms]
+        return sum(score is not None and not score.near for score in scores)
+    held = [stored(results, arm, str(results.taught(name)), name) for arm in arms]
+    return sum(bits is not None and bits.value > 0 and not bits.near_zero for bits in held)
 
 
 def _words(difference: Estimate, adjusted_p: float, *, num_learned: int) -> str:

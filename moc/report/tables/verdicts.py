@@ -5,9 +5,9 @@ from __future__ import annotations
 import math
 
 from evals.statistics.power import POWER
-from moc.report.numbers.effects import backward_transfer
 from moc.report.numbers.raw import Row
 from moc.report.numbers.results import Results
+from moc.report.numbers.stored import known_sources
 from moc.report.numbers.verdicts import (
     NEITHER,
     NOTHING,
@@ -17,7 +17,7 @@ from moc.report.numbers.verdicts import (
     outcomes,
     verdicts,
 )
-from moc.report.tables.cells import MISSING, items_text, marked, probability, table_of
+from moc.report.tables.cells import MISSING, items_text, marked, plain, probability, table_of
 from moc.report.tables.layout import Table
 
 
@@ -30,29 +30,31 @@ def seen_text(entry: Verdict) -> str:
     """`` (12.3 points would have been seen)``, of two arms not told apart; else empty."""
     if math.isnan(entry.detectable):
         return ""
-    return f" ({100 * entry.detectable:.1f} points would have been seen)"
+    return f" ({entry.scale * entry.detectable:.1f} {entry.unit} would have been seen)"
 
 
 def _table(results: Results, base: str) -> Table:
     name, last = results.label(base), results.boundaries[-1]
     found = [entry for entry in verdicts(results) if entry.base == base]
-    found.sort(key=lambda entry: results.tasks.index(entry.task))  # stable: arms keep their order
+    order = [*results.tasks, *known_sources(results)]
+    found.sort(key=lambda entry: order.index(entry.task))  # stable: arms keep their order
     rows = [
         [
-            f"{entry.task}, since {entry.taught}",
+            f"{entry.task}, {entry.unit}, since {entry.taught}",
             results.label(entry.arm),
             entry.words + seen_text(entry),
-            marked(results, entry.difference),
+            marked(results, entry.difference, scale=entry.scale),
             probability(entry.adjusted_p),
             probability(entry.difference.p),
-            marked(results, backward_transfer(results, entry.arm, entry.task)),
-            marked(results, backward_transfer(results, base, entry.task)),
+            *(marked(results, change, scale=entry.scale) for change in entry.changes),
+            MISSING if entry.at_stake is None else plain(entry.scale * entry.at_stake.value, 1),
         ]
         for entry in found
     ]
     raw: list[Row] = [
         Row()
         | {"arm": entry.arm, "base": base, "task": entry.task, "from": entry.taught, "to": last}
+        | {"unit": "share" if entry.unit == "points" else "bits"}
         | {"num_seeds": entry.difference.num_seeds, "difference": entry.difference.value}
         | {"low": entry.difference.low, "high": entry.difference.high}
         | {"p": entry.difference.p, "adjusted_p": entry.adjusted_p, "verdict": entry.words}
@@ -60,17 +62,18 @@ def _table(results: Results, base: str) -> Table:
         for entry in found
     ]
     header = ["task", "arm", "verdict", "difference", "adjusted p", "p"]
-    header += ["its change", f"change of {name}"]
+    header += ["its change", f"change of {name}", "kbit at stake"]
     caption = (
         f"Difference-in-differences against {name}: change of the score until after {last}, in "
-        f"points {items_text(results)}: {outcomes(found)}"
+        f"points, or of the bits held {items_text(results)}: {outcomes(found)}"
     )
     notes = [
         "Positive difference: the arm lost less. Adjusted p: Holm's, over the tasks of a pair of "
         f"arms. {NOTHING.capitalize()}: neither arm had clearly learned the task. "
         f"{ONLY_ONE.capitalize()}: the other was at its baseline and had nothing to lose. "
         f"{MISSING}: not tested. {NEITHER.capitalize()}: the difference in brackets would have "
-        f"been seen in {POWER:.0%} of such studies, by the variances of this one.",
+        f"been seen in {POWER:.0%} of such studies, by the variances of this one. At stake: bits "
+        "that the arm held when it had been taught, which is all that it could lose.",
     ]
     return table_of(
         results,

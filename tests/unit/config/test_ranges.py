@@ -10,8 +10,9 @@ from typing import Annotated, Any
 
 import pytest
 
+from moc.config.data import SourceConfig
 from moc.config.load import load_study
-from moc.config.schema import GroupConfig, PhaseConfig, SourceConfig, StudyConfig
+from moc.config.schema import GroupConfig, PhaseConfig, StudyConfig
 from moc.errors import ConfigError
 from moc.model import ModelConfig, validate_model
 from moc.ranges import Range, check_ranges, ranges_of

@@ -11,7 +11,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
+from moc.config.data import SourceConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.cache import TokenCache, build_cache
 from moc.data.source import documents
 from moc.data.tokenizer import Tokenizer, build_tokenizer

@@ -11,7 +11,8 @@ from math import log2
 
 import pytest
 
-from moc.config.schema import SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
+from moc.config.schema import StudyConfig
 from moc.data import facts, facts_text
 from moc.data.document import document_text
 from moc.data.source import source_key

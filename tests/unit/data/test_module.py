@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 import torch
 
-from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig, TrainerConfig
+from moc.config.data import SourceConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, StudyConfig, TrainerConfig
 from moc.data.module import StepDataset, StudyDataModule, prepare
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.data.windows import comparable_texts, validation_windows

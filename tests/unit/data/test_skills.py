@@ -7,7 +7,7 @@ from collections import Counter
 
 import pytest
 
-from moc.config.schema import SourceConfig
+from moc.config.data import SourceConfig
 from moc.data.skills import SKILLS, WORDINGS, Instruction, skill_examples
 from moc.errors import ConfigError
 

@@ -11,7 +11,7 @@ import pyarrow
 import pyarrow.parquet
 import pytest
 
-from moc.config.schema import SourceConfig
+from moc.config.data import SourceConfig
 from moc.data.document import Piece, chat_document, document_text
 from moc.data.files import PIECE_BYTES, BadRows
 from moc.data.source import documents, source_key

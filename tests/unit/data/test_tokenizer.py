@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig, TokenizerConfig
+from moc.config.data import SourceConfig, TokenizerConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.tokenizer import Tokenizer, build_tokenizer
 from moc.errors import ConfigError
 

@@ -11,7 +11,7 @@ import pytest
 from moc.config.load import load_study, save_study
 from moc.config.schema import StudyConfig
 from moc.data.tokenizer import used_sources
-from moc.data.windows import needed_tokens
+from moc.data.windows import needed
 from moc.errors import ConfigError
 from moc.plan.arms import resolve_arms, solved_arms
 from moc.plan.flops import parameter_counts
@@ -108,7 +108,7 @@ def test_what_the_data_is_read_for_is_known_before_and_after(path: Path) -> None
     three = solved.arms["replay"].phases["three"]
     # source a in one block of 1,000 windows a phase: all of them, 325, 87.5 of them (rounded up
     # or down); of 100 tokens each
-    num_windows = (needed_tokens(solved, three, "a") - 3) / 100
+    num_windows = (needed(solved, three, "a").tokens - 3) / 100
     assert num_windows in (1000 + 325 + 87, 1000 + 325 + 88)
 
 

@@ -12,7 +12,8 @@ import torch
 
 from evals.scoring import hub
 from evals.scoring.harness import bits_per_byte, evaluate_model
-from moc.config.schema import PhaseConfig, SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
+from moc.config.schema import PhaseConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.facts import fact_questions
 from moc.data.source import documents

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 from evals.scoring.study_tasks import study_tasks, write_task_items
-from moc.config.schema import EvalConfig, PhaseConfig, SourceConfig, StudyConfig
+from moc.config.data import SourceConfig
+from moc.config.schema import EvalConfig, PhaseConfig, StudyConfig
 from moc.data.document import document_text
 from moc.data.source import documents
 from moc.errors import ConfigError

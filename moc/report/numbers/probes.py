@@ -1,4 +1,4 @@
-"""What is still known: bits of facts stored, and how fast a forgotten score comes back."""
+"""How fast a forgotten score comes back: what probes brought back."""
 
 from __future__ import annotations
 
@@ -8,37 +8,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from evals.statistics.estimates import Estimate, over_seeds
-from evals.statistics.forgetting import knowledge_bits
 from evals.statistics.savings import recovery, savings, tokens_to_reach
 from moc.report.numbers.effects import change
 from moc.report.numbers.read import item_records, probe_records
 from moc.report.numbers.records import Probe, Run, TaskScore
 from moc.report.numbers.results import Results
 from moc.report.numbers.scores import Score, score_of
-
-Bits = dict[int, float]  # by seed
-
-
-@dataclass(frozen=True)
-class Stored:
-    """What one arm knows of the people that one task asks about."""
-
-    task: str
-    taught: str  # boundary
-    arm: str
-    bits: dict[str, Bits]  # by boundary
-    lost: Estimate | None  # since taught; None where that is the last boundary
-
-
-def stored(results: Results) -> list[Stored]:
-    """Bits of knowledge about people at every boundary, of tasks with what that takes."""
-    return [
-        entry
-        for task in results.tasks
-        if results.taught_task(task) is not None
-        for arm in results.arms
-        if (entry := _stored(results, arm, task))
-    ]
 
 
 @dataclass(frozen=True)
@@ -121,32 +96,6 @@ def _level(values: Sequence[tuple[float, int]], taught: Score) -> Score | None:
     """Mean over seeds of (score, number of items), by Wilson's interval, over the items."""
     scores = [TaskScore(v, num, taught.chance, taught.majority) for v, num in values]
     return score_of(scores, None)
-
-
-def _stored(results: Results, arm: str, task: str) -> Stored | None:
-    """None where no boundary has it."""
-    found = {b: _bits(results, arm, b, task) for b in results.boundaries}
-    if not any(found.values()):
-        return None
-    taught, last = str(results.taught_task(task)), results.boundaries[-1]
-    start, end = found[taught], found[last]
-    lost = [start[seed] - end[seed] for seed in start if seed in end]
-    return Stored(task, taught, arm, found, None if taught == last else over_seeds(lost))
-
-
-def _bits(results: Results, arm: str, boundary: str, task: str) -> Bits:
-    source = results.study.sources.get(results.source_of(task) or "")
-    if source is None or source.num_people is None:
-        return {}
-    found = {}
-    for run in results.runs_of(arm):
-        score = run.at(boundary).tasks.get(task)
-        # written answers have no probability
-        scored = score is not None and score.bits_per_byte is not None
-        samples = item_records(run.at(boundary), task) if scored else []
-        if samples and all("pool_size" in s and "gold_bits" in s for s in samples):
-            found[run.seed] = knowledge_bits(samples, source.num_people)
-    return found
 
 
 def _regained(results: Results, run: Run, probe: Probe, task: str) -> Regained | None:

@@ -1,0 +1,160 @@
+"""Bits of people and records that every arm holds: along training, and over what is demanded."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from evals.statistics.estimates import Estimate
+from moc.report.figures.drawing import (
+    GREY,
+    Figure,
+    boundary_axis,
+    colour,
+    dodge,
+    finish,
+    footnote,
+    legend_above,
+    marker,
+    panels_of,
+    place_legend,
+)
+from moc.report.numbers.results import Results
+from moc.report.numbers.stored import (
+    known_sources,
+    learns,
+    marginal,
+    per_parameter,
+    stored,
+    table_at,
+)
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+
+def knowledge(results: Results) -> Figure | None:
+    """One panel per source: bits held at every boundary, one line per arm."""
+    sources = [] if _demands(results) else known_sources(results)
+    if not sources:
+        return None
+    canvas, panels = panels_of(len(sources), share_y=True, columns=2, height=2.6)
+    for axes, source in zip(panels, sources, strict=True):
+        demand = 0.0
+        for index, arm in enumerate(results.arms):
+            if not learns(results, arm, source):
+                continue
+            found = [stored(results, arm, boundary, source) for boundary in results.boundaries]
+            shift = dodge(index, len(results.arms))
+            _line(axes, index, [place + shift for place in range(len(found))], found)
+            tables = [table_at(results, arm, b, source) for b in results.boundaries]
+            demand = max([demand, *(table.demand for table in tables if table is not None)])
+        axes.axhline(1e-3 * demand, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
+        boundary_axis(axes, source, results.boundaries)
+        axes.set_ylim(bottom=0)
+    panels[0].set_ylabel("bits held (kbit)")
+    legend_above(canvas, results, lines={"demand": "--"})
+    footnote(canvas, results)
+    caption = (
+        "Bits of every source's people or records that each arm holds, at every boundary, with 95% "
+        "intervals over seeds and records. Dashed: what there is to know."
+    )
+    return finish(canvas, "knowledge", caption, "Bits held at each boundary, one line per arm")
+
+
+def capacity(results: Results) -> Figure | None:
+    """Of a ladder whose sizes demand more and more: bits held, and stored by every bank."""
+    from matplotlib.lines import Line2D
+
+    demands = _demands(results)
+    if not demands:
+        return None
+    families = list(dict.fromkeys(results.study.arms[arm].family for arm in demands))
+    banks = [arm for arm in demands if results.study.twin(arm) is not None]
+    canvas, panels = panels_of(1 + bool(banks), share_y=False, columns=2, height=3.2)
+    drawn = [("bits held (kbit)", [arm for arm in demands if not _is_twin(results, arm)])]
+    drawn += [("bits per bank parameter, beyond the twin", banks)] * bool(banks)
+    for axes, (title, arms) in zip(panels, drawn, strict=True):
+        for index, family in enumerate(families):
+            mine = [arm for arm in arms if results.study.arms[arm].family == family]
+            heights = [_height(results, arm, beyond=axes is not panels[0]) for arm in mine]
+            xs = [1e-3 * demands[arm][2] * 1.03 ** (index - len(families) / 2) for arm in mine]
+            _line(axes, index, xs, heights, scale=1e-3 if axes is panels[0] else 1)
+        axes.set_xscale("log")
+        ticks = sorted({round(1e-3 * demand, 1) for _, _, demand in demands.values()})
+        axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
+        axes.minorticks_off()
+        axes.set_xlabel("demand (kbit)")
+        axes.set_ylabel(title)
+    most = [1e-3 * demand for _, _, demand in demands.values()]
+    ends = [min(most), max(most)]
+    panels[0].plot(ends, ends, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
+    panels[0].set_ylim(bottom=0)
+    marks = [
+        Line2D([], [], color=colour(i), marker=marker(i), markersize=4, label=family)
+        for i, family in enumerate(families)
+        if not any(_is_twin(results, arm) for arm in _of(results, family))
+    ]
+    marks.append(Line2D([], [], color=GREY, linestyle="--", label="all that is demanded"))
+    place_legend(canvas, marks)
+    footnote(canvas, results)
+    caption = (
+        "Bits held of what was trained, over the bits that there were to know, and bits that every "
+        "bank stores per parameter: what its arm holds beyond the same arm with its bank frozen at "
+        "its initial values. 95% intervals over seeds and records."
+    )
+    alt = "Bits held against bits demanded, one line per arm"
+    return finish(canvas, "capacity", caption, alt)
+
+
+def _demands(results: Results) -> dict[str, tuple[str, str, float]]:
+    """Arm of a ladder -> what it learns first, the boundary after it, and the bits that demands;
+    empty unless sizes differ in what they demand."""
+    found = {}
+    for arm in results.arms:
+        sources = [one for one in known_sources(results) if learns(results, arm, one)]
+        if results.study.arms[arm].size is None or not sources:
+            continue
+        boundary = str(results.taught(sources[0]))
+        if (table := table_at(results, arm, boundary, sources[0])) is not None:
+            found[arm] = (sources[0], boundary, table.demand)
+    return found if len({demand for _, _, demand in found.values()}) > 1 else {}
+
+
+def _height(results: Results, arm: str, *, beyond: bool) -> Estimate | None:
+    source, boundary, _ = _demands(results)[arm]
+    if not beyond:
+        return stored(results, arm, boundary, source)
+    return per_parameter(results, arm, marginal(results, arm, boundary, source))
+
+
+def _of(results: Results, family: str) -> list[str]:
+    return [arm for arm in results.arms if results.study.arms[arm].family == family]
+
+
+def _is_twin(results: Results, arm: str) -> bool:
+    return results.study.arms[arm].twin_of is not None
+
+
+def _line(
+    axes: Axes,
+    index: int,
+    xs: Sequence[float],
+    found: Sequence[Estimate | None],
+    *,
+    scale: float = 1e-3,
+) -> None:
+    known = [(x, e) for x, e in zip(xs, found, strict=True) if e is not None]
+    heights = [scale * e.value for _, e in known]
+    axes.plot(
+        [x for x, _ in known],
+        heights,
+        color=colour(index),
+        marker=marker(index),
+        markersize=3.5,
+        linewidth=1.1,
+    )
+    for x, e in known:
+        if e.has_interval:
+            ends = [scale * e.low, scale * e.high]
+            axes.plot([x, x], ends, color=colour(index), linewidth=0.9, alpha=0.7)

@@ -34,8 +34,8 @@ def check_assay(assay: AssayConfig, twin_of: dict[str, str | None], sizes: list[
     Raises:
         ConfigError: for an arm that is not there, or has no twin.
     """
-    names = [("positive", assay.positive), *(("negative", name) for name in assay.negative)]
-    names += [("twins", name) for name in assay.twins or []]
+    names = [("twins", name) for name in assay.twins or []]
+    names += [("positive", assay.positive), *(("negative", name) for name in assay.negative)]
     ends = [f"-{size}" for size in sizes] or [""]
     for where, name in names:
         for end in ends:

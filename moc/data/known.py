@@ -80,13 +80,22 @@ def known_documents(config: SourceConfig, tokenizer: Tokenizer, most: int) -> Kn
     return Known(ids, column, labels, bits, num_known(config))
 
 
+def bits_demanded(study: StudyConfig) -> dict[str, float]:
+    """Source -> ``demand``, of those that have any."""
+    return {
+        name: demand(source)
+        for name, source in study.data.items()
+        if source.kind in KINDS and source.documents == "all"  # else another's people
+    }
+
+
 def demands(study: StudyConfig) -> list[str]:
     """A line for every source whose knowledge is counted: how many bits there are to know."""
     return [
-        f"{name}: {num_known(source):,} {'records' if source.kind == 'records' else 'people'} x "
-        f"{sum(bits_of(source).values()):.1f} bits of knowledge = {demand(source):,.0f} bits"
-        for name, source in study.data.items()
-        if source.kind in KINDS and source.documents == "all"  # else another's people
+        f"{name}: {num_known(study.data[name]):,} "
+        f"{'records' if study.data[name].kind == 'records' else 'people'} x "
+        f"{sum(bits_of(study.data[name]).values()):.1f} bits of knowledge = {bits:,.0f} bits"
+        for name, bits in bits_demanded(study).items()
     ]
 
 

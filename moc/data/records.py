@@ -17,7 +17,7 @@ from moc.data.order import permute
 from moc.errors import ConfigError
 
 ATTRIBUTES = """
-color shape size taste smell sound weight metal flower tree bird fish stone cloth tool game dance
+color shape size taste smell sound weight metal flower tree bird fish stone cloth tool sport dance
 drink fruit spice river island planet month engine letter number symbol habit craft mood price
 """.split()  # noqa: SIM905
 _SYLLABLES = [consonant + vowel for consonant in "bdfgklmnprstvz" for vowel in "aeiou"][:64]

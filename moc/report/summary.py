@@ -11,6 +11,7 @@ from moc.report.numbers.assay import UNSEEN, bank_verdicts, controls
 from moc.report.numbers.effects import forgotten
 from moc.report.numbers.raw import all_forgetting
 from moc.report.numbers.results import NON_CAUSAL_NOTE, Results
+from moc.report.numbers.stored import known_sources, stored
 from moc.report.numbers.verdicts import LESS, MORE, Verdict, bases, outcomes, verdicts
 from moc.report.tables.cells import (
     MISSING,
@@ -95,6 +96,7 @@ def summary_text(results: Results) -> str:
 def summary_values(results: Results) -> dict[str, float]:
     """Means over seeds, by metric: what each arm scored at the last boundary, as a share
     ``final/<task>/<arm>`` and ``final/<source>/bits_per_byte/<arm>``; ``forgetting/...`` likewise.
+    ``stored/<source>/<arm>``: bits held when they had been taught; ``stored/beyond_twin/<arm>``.
     """
     found: dict[str, list[float]] = {}
     last = results.boundaries[-1]
@@ -109,6 +111,15 @@ def summary_values(results: Results) -> dict[str, float]:
         lost = row["forgetting"]
         assert isinstance(lost, float)
         found.setdefault(name, []).append(lost)
+    for source in known_sources(results):
+        for arm in results.arms:
+            if held := stored(results, arm, str(results.taught(source)), source):
+                found[f"stored/{source}/{arm}"] = [held.value]
+    for entry in bank_verdicts(results):
+        if entry.bits:
+            found[f"stored/beyond_twin/{entry.arm}"] = [entry.bits.value]
+    if checked := controls(results):
+        found["assay/passed"] = [float(all(control.passed for control in checked))]
     means = {name: statistics.fmean(values) for name, values in found.items()}
     return {name: value for name, value in means.items() if math.isfinite(value)}
 

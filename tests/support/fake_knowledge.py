@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import numpy as np
 
+from evals.measures.controls import KNOCKOUT
 from evals.measures.knowledge import Needed, knowledge_items, knowledge_record
 from moc.config.assay import AssayConfig
 from moc.config.data import SourceConfig
@@ -19,14 +20,20 @@ from moc.store.rundir import StudyDir
 from tests.support.fake_runs import write_study
 
 NUM_RECORDS = 100
-BANK = "knockout:bank"
+BANK = f"{KNOCKOUT}bank"
 Held = Mapping[tuple[str, str], float]  # arm and boundary (perhaps with /control) -> share held
 
 
 def records_study(
-    runs_dir: Path, *, seeds: int = 3, negative: bool = True, assay: bool = True
+    runs_dir: Path,
+    *,
+    seeds: int = 3,
+    negative: bool = True,
+    assay: bool = True,
+    sizes: tuple[str, ...] = (),
 ) -> StudyConfig:
-    """Two memories with their twins and a dense arm, through records and then others."""
+    """Two memories with their twins and a dense arm, through records and then others; at several
+    ``sizes`` through records of more and more bits."""
     phases = {"learn": PhaseConfig(mixture={"a": 1.0}), "more": PhaseConfig(mixture={"b": 1.0})}
     keys = MemoryConfig("product_keys", product_keys=ProductKeysConfig(num_keys=4, num_heads=1))
     keys.product_keys.num_read = 4
@@ -36,15 +43,32 @@ def records_study(
         twin = ArmConfig(model=ModelConfig(memory=keys), phases=phases, twin_of=name)
         arms[f"{name}_frozen"] = twin
     arms["dense"] = ArmConfig(model=ModelConfig(memory=None), phases=phases)
+    data = {
+        name: SourceConfig(kind="records", num_records=NUM_RECORDS, first_record=first)
+        for name, first in (("a", 0), ("b", NUM_RECORDS))
+    }
+    if sizes:
+        data = {
+            size: SourceConfig(kind="records", num_records=NUM_RECORDS, value_bits=[4 * number])
+            for number, size in enumerate(sizes, start=1)
+        }
+        arms = {
+            f"{name}-{size}": replace(
+                arm,
+                size=size,
+                twin_of=arm.twin_of and f"{arm.twin_of}-{size}",
+                phases={"learn": PhaseConfig(mixture={size: 1.0})},
+            )
+            for size in sizes
+            for name, arm in arms.items()
+        }
+        phases = {"learn": PhaseConfig(mixture={sizes[0]: 1.0})}
     return StudyConfig(
         name="fake",
         description="Records, then other records.",
         seeds=list(range(seeds)),
         runs_dir=str(runs_dir),
-        data={
-            name: SourceConfig(kind="records", num_records=NUM_RECORDS, first_record=first)
-            for name, first in (("a", 0), ("b", NUM_RECORDS))
-        },
+        data=data,
         phases=phases,
         arms=arms,
         assay=AssayConfig("keys", ["other"] if negative else []) if assay else None,
@@ -94,8 +118,8 @@ def _knowledge(
     found = {}
     for source in study.data:
         pool = bits_of(study.data[source])
-        rng = np.random.default_rng([len(at[0]), at[1], at[2], len(control), ord(source)])
-        kept = share if source == "a" else 0.0
+        rng = np.random.default_rng([len(at[0]), at[1], at[2], len(control), ord(source[0])])
+        kept = 0.0 if source == "b" else share
         kept = kept + spread * rng.normal() + spread * rng.normal(size=(NUM_RECORDS, 1))
         bits_NA = np.maximum(np.array(list(pool.values())) * (1 - kept), 0)
         needed = Needed(bits_NA, bits_NA < 1)

@@ -19,7 +19,7 @@ from moc.report.numbers.read import item_records
 from moc.report.numbers.results import Results
 from moc.store.rundir import KNOWLEDGE
 
-BANK = "knockout:bank"
+BANK = "knockout-bank"  # as evals.measures.controls names it
 
 
 @dataclass(frozen=True)
@@ -43,8 +43,9 @@ def known_sources(results: Results) -> list[str]:
         for at in run.boundaries.values()
         for source in at.knowledge
     )
-    order = [name for name in results.study.sources if name in found]
-    return sorted(order, key=lambda name: results.phases.index(results.taught(name) or ""))
+    taught = {name: results.taught(name) for name in results.study.sources if name in found}
+    order = [name for name, phase in taught.items() if phase is not None]
+    return sorted(order, key=lambda name: results.phases.index(str(taught[name])))
 
 
 def learns(results: Results, arm: str, source: str) -> bool:

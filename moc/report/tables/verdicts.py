@@ -33,6 +33,10 @@ def seen_text(entry: Verdict) -> str:
     return f" ({entry.scale * entry.detectable:.1f} {entry.unit} would have been seen)"
 
 
+def _name(entry: Verdict) -> str:
+    return entry.task if entry.unit == "points" else f"{entry.task} ({entry.unit})"
+
+
 def _table(results: Results, base: str) -> Table:
     name, last = results.label(base), results.boundaries[-1]
     found = [entry for entry in verdicts(results) if entry.base == base]
@@ -40,7 +44,7 @@ def _table(results: Results, base: str) -> Table:
     found.sort(key=lambda entry: order.index(entry.task))  # stable: arms keep their order
     rows = [
         [
-            f"{entry.task}, {entry.unit}, since {entry.taught}",
+            f"{_name(entry)}, since {entry.taught}",
             results.label(entry.arm),
             entry.words + seen_text(entry),
             marked(results, entry.difference, scale=entry.scale),

@@ -7,12 +7,10 @@ import re
 import tracemalloc
 from collections import Counter
 from dataclasses import replace
-from math import log2
 
 import pytest
 
 from moc.config.data import SourceConfig
-from moc.config.schema import StudyConfig
 from moc.data import facts, facts_text
 from moc.data.document import document_text
 from moc.data.source import source_key
@@ -59,18 +57,6 @@ def test_values_are_drawn_evenly_and_the_city_follows_from_the_employer() -> Non
     assert len(majors) == 64 and all(50 < count < 160 for count in majors.values())  # 100 expected
     pairs = {(person.values["employer"], person.values["employer_city"]) for person in everyone}
     assert len(pairs) == len({employer for employer, _ in pairs}) == 160
-
-
-def test_bits_per_person_by_hand() -> None:
-    by_hand = log2(28 * 12 * 100) + 2 * log2(200) + log2(64) + log2(160)
-    assert facts.bits_per_person(CONFIG) == pytest.approx(by_hand)
-
-
-def test_the_plan_says_how_much_there_is_to_know() -> None:
-    sources = {"people": SourceConfig(num_people=100), "other": SourceConfig(kind="skills")}
-    sources["quiz"] = SourceConfig(num_people=100, documents="questions")  # the same people
-    (line,) = facts.knowledge(StudyConfig(data=sources))
-    assert line.startswith("people: 100 people x 43.6 bits") and line.endswith("= 4,365 bits")
 
 
 def test_a_biography_states_every_attribute_once_with_the_full_name() -> None:

@@ -73,7 +73,7 @@ def test_every_table_is_a_csv_and_a_tex_file(three_phases: Path, results: Result
     names = {path.name for path in folder.iterdir()}
     tables = all_tables(results)
     assert names == {f"{name}.{kind}" for name in tables for kind in ("csv", "tex")}
-    for expected in ("differences-iso_flop", "forgetting", "churn", "knowledge", "savings"):
+    for expected in ("differences-iso_flop", "forgetting", "churn", "savings"):
         assert expected in tables
     for path in folder.glob("*.tex"):  # what LaTeX can read, to the last character
         text = path.read_text()

@@ -15,11 +15,11 @@ from moc.report.numbers.results import load_results
 from moc.report.tables.controls import controls, earlier_controls
 from moc.report.tables.cost import cost
 from moc.report.tables.forgetting import churn, forgetting
-from moc.report.tables.knowledge import knowledge, savings
+from moc.report.tables.knowledge import knowledge
+from moc.report.tables.probes import savings
 from moc.report.tables.scores import status
 from moc.store.files import seal_text
 from moc.store.journal import Journal
-from tests.support.fake_items import write_samples
 from tests.support.fake_runs import fake_study, write_json, write_study
 from tests.support.helpers_report import change_evals, row_of, set_right, share, study_of
 
@@ -156,26 +156,6 @@ def test_a_control_is_compared_on_the_items_that_it_scored(tmp_path: Path) -> No
     assert (raw["as_it_is"], raw["under_control"]) == pytest.approx((0.9, 0.4))
     row = row_of(table, "people, bits/byte", "moc_segment")
     assert row[control].startswith("+0.650")  # what fake_boundaries adds
-
-
-def test_bits_of_knowledge_stored_and_lost(tmp_path: Path) -> None:
-    """4 bits of university (of 16), 1 of employer (of 8); after ift 2 and nothing; 1,000 people."""
-    folder = study_of(tmp_path, 1, "moc_segment", "iso_flop")
-    for index, bits in ((1, (0.0, 2.0)), (2, (2.0, 5.0))):
-        path = (
-            folder / f"arms/moc_segment/seed-0/boundaries/{index}-{('pretrain', 'ift')[index - 1]}"
-        )
-        samples = [
-            {"doc_hash": f"h{i}", "correct": 0, "attribute": attribute, "pool_size": size}
-            | {"gold_bits": gold}
-            for i, (attribute, size, gold) in enumerate(
-                [("university", 16, bits[0]), ("employer", 8, bits[1]), ("employer_city", 8, 0.0)]
-            )
-        ]
-        write_samples(path / "samples", "facts_choice", samples)
-    table = knowledge(load_results(folder))
-    row = row_of(table, "facts_choice, since pretrain", "moc_segment")
-    assert (row["pretrain"], row["ift"], row["lost since taught"]) == ("5.0", "2.0", "+3.0")
 
 
 def probe_of(

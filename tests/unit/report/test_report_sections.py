@@ -20,6 +20,7 @@ from moc.report import build_report, figures, load_results, tables
 from moc.report.figures.drawing import Figure
 from moc.report.numbers.results import Results
 from moc.report.sections import PRINTED, SECTIONS, made
+from tests.support.fake_knowledge import records_study, write_records_study
 from tests.support.fake_ladder import made as made_ladder
 from tests.support.fake_runs import add_spike, fake_study, write_study
 
@@ -44,6 +45,22 @@ def results(tmp_path_factory: pytest.TempPathFactory) -> Results:
     tuned = {"axes": {"lr_scale": [1, 3]}, "metric": "bits per byte", "seeds": [9], "budget": 0.5}
     (folder / "tuning.yaml").write_text(yaml.safe_dump(tuned | {"arms": {"moc": arm}}))
     return load_results(folder)
+
+
+@pytest.fixture(scope="module")
+def records(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """A study of records with an assay, for what is said of banks."""
+    study = records_study(tmp_path_factory.mktemp("records"))
+    held = {(arm, "learn"): 0.5 + 0.3 * (arm == "keys") for arm in study.arms}
+    return load_results(write_records_study(study, held))
+
+
+@pytest.fixture(scope="module")
+def demands(tmp_path_factory: pytest.TempPathFactory) -> Results:
+    """The same at two sizes, which demand more and less."""
+    study = records_study(tmp_path_factory.mktemp("demands"), sizes=("low", "high"))
+    held = {(arm, "learn"): 0.5 for arm in study.arms}
+    return load_results(write_records_study(study, held))
 
 
 @pytest.fixture(scope="module")
@@ -76,10 +93,12 @@ def test_every_function_that_makes_a_table_or_a_figure_has_one_line() -> None:
 
 
 def test_every_line_makes_something_and_no_two_have_one_name(
-    results: Results, ladder: Results
+    results: Results, ladder: Results, records: Results, demands: Results
 ) -> None:
+    of = {"scaling": ladder, "knowledge": records}
     for kind, make in ENTRIES:
-        product = make(ladder if make.__module__.endswith("scaling") else results)
+        study = of.get(make.__module__.rpartition(".")[2], results)
+        product = make(demands if make.__name__ == "capacity" else study)
         products = product if isinstance(product, list) else [product]
         assert products and all(products), make
         for one in products:
@@ -95,7 +114,8 @@ def test_every_line_makes_something_and_no_two_have_one_name(
 def test_the_page_shows_what_was_made_in_the_order_of_the_list(results: Results) -> None:
     page = build_report(results).read_text()
     titles = re.findall(r"<h2>(.*?)</h2>", page)
-    expected = [escape(title) for title in SECTIONS if "compute" not in title]  # of a ladder
+    elsewhere = ("Loss over training compute", "Could this study have seen it", "Knowledge stored")
+    expected = [escape(title) for title in SECTIONS if title not in elsewhere]
     assert titles[1:-1] == expected  # between verdicts and appendix
     blocks = [block for section in made(results).values() for block in section]
     places = []

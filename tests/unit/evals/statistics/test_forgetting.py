@@ -111,32 +111,11 @@ def test_retention_pairs_the_items_that_both_boundaries_have():
         f.retention(rights(80, 80), rights(80), np.arange(100), 0.25)
 
 
-def asked(attribute, pool_size, gold_bits):
-    return {"attribute": attribute, "pool_size": pool_size, "gold_bits": gold_bits}
-
-
-def test_bits_of_knowledge_by_hand():
-    samples = [
-        asked("major", 64, 1.0),  # 6 bits to know, 1 left: 5
-        asked("major", 64, 3.0),  # 3; on the mean 4
-        asked("birth_city", 256, 8.5),  # less than nothing is nothing
-        asked("employer", 1024, 10.0),  # as good as guessing
-        asked("employer_city", 1024, 0.0),  # follows from the employer
-    ]
-    assert f.knowledge_bits(samples, 1000) == pytest.approx(4000)
-    assert f.knowledge_bits([*samples, asked("employer", 1024, 4.0)], 10) == pytest.approx(70)
-    with pytest.raises(ValueError, match="attribute that counts"):
-        f.knowledge_bits(samples[-1:], 1000)
-
-
 def test_inputs_are_left_alone():
     records = copy.deepcopy(RUN)
     values = f.score_matrix(records).values
     before = values.copy()
     f.forgetting(values), f.loss_forgetting(values), f.transition_deltas(values)
-    samples = [asked("major", 64, 1.0)]
-    f.knowledge_bits(samples, 10)
-    assert samples == [asked("major", 64, 1.0)]
     assert records == RUN
     np.testing.assert_array_equal(values, before)
 

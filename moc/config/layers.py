@@ -33,17 +33,17 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
     arms: Raw = {}
     for size, said in (ladder or {None: {}}).items():
         rung = said or {}
-        for name, overlay in overlays.items():
-            arm = {"model": base["model"] or {}, "phases": base.get("phases") or {}}
+        for family, overlay in overlays.items():
+            name, arm = family, {"model": base["model"] or {}, "phases": base.get("phases") or {}}
             for named in (rung.get("model") or {}, overlay.get("model") or {}):
                 if named.get("preset"):
                     arm["model"] = _laid_over(asdict(_preset_of(named)), own)
             arm = _laid_over(_laid_over(arm, rung), overlay)
             if size is not None:
-                arm, name = _at_size(arm, size, overlays), f"{name}-{size}"
+                arm, name = _at_size(arm, size, overlays), f"{family}-{size}"
             if name in arms:
                 raise ConfigError(f"ladder: two arms at two sizes are both called {name!r}")
-            arms[name] = _laid_over(arm, chosen.get(str(name), {}))
+            arms[name] = _laid_over(arm, chosen.get(str(name)) or chosen.get(f"{family}-", {}))
     return {**base, "arms": arms, "ladder": {}}
 
 

@@ -20,13 +20,12 @@ from omegaconf.errors import OmegaConfBaseException
 from yaml import YAMLError
 
 from moc.config.fitting import fitting_study
-from moc.config.identity import config_hash
 from moc.config.interpolation import interpolated, put
 from moc.config.layers import Layer, Raw, merged, with_arms
 from moc.config.schema import StudyConfig
 from moc.config.secrets import Interpolated, as_written, hide_environment, hide_uri
 from moc.config.tuned import check_tuned, read_tuned, settings_of
-from moc.config.yaml_text import MAX_BYTES, check_depth
+from moc.config.yaml_text import MAX_BYTES, check_depth, read_yaml
 from moc.errors import ConfigError, nearest
 from moc.model.config import ChaptersConfig, MemoryConfig
 from moc.ranges import check_numbers
@@ -69,8 +68,7 @@ def load_study(
     tuned = {} if stored or untuned or not raw.get("tuned") else read_tuned(Path(raw["tuned"]))
     study = _resolve(layers, str(path), stored=stored, chosen=settings_of(tuned))
     if tuned:
-        arms = study.arms.items()
-        check_tuned(study, tuned, {n: config_hash(arm.model, arm.phases) for n, arm in arms})
+        check_tuned(study, tuned)
     if check is not None:
         check(study)
     from moc.config.validate import validate_study
@@ -115,8 +113,7 @@ def _read_with_parents(path: Path, children: tuple[Path, ...] = ()) -> list[Laye
         raise ConfigError(f"{path}: a study has at most {MAX_BYTES:,} bytes; this is another file")
     try:
         text = path.read_text(encoding="utf-8")
-        check_depth(text)
-        config = OmegaConf.create(text)
+        config = read_yaml(text)
     except Exception as error:  # YAML and OmegaConf errors share no base class
         raise ConfigError(f"{path}: not readable as YAML: {_one_line(error)}") from error
     if not isinstance(config, DictConfig):

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import yaml
 
-from moc.config.schema import StudyConfig
+from moc.config.identity import config_hash
+from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.errors import ConfigError
+from moc.model.config import ModelConfig
 
 Raw = dict[str, Any]
 
@@ -32,8 +34,12 @@ def read_tuned(path: Path) -> Raw:
 
 
 def settings_of(tuned: Raw) -> dict[str, Raw]:
-    """By arm: what is laid over it."""
-    return {str(name): arm["settings"] for name, arm in tuned.get("arms", {}).items()}
+    """By arm: what is laid over it; where one size was tuned for all, also by the arm's name
+    without it, ``<arm>-``."""
+    found = {str(name): arm["settings"] for name, arm in tuned.get("arms", {}).items()}
+    if (size := tuned.get("size")) is not None:
+        found |= {name.removesuffix(str(size)): settings for name, settings in found.items()}
+    return found
 
 
 def difference(before: Any, after: Any) -> Any:
@@ -44,10 +50,20 @@ def difference(before: Any, after: Any) -> Any:
     return {key: difference(before.get(key), value) for key, value in changed.items()}
 
 
-def check_tuned(study: StudyConfig, tuned: Raw, hashes: Mapping[str, str]) -> None:
+def tuned_for(arm: ArmConfig) -> str:
+    """A hash of what ``arm`` trains and how, as far as it is not as usual: a setting that is new
+    in this version, and has the value that says nothing, makes no other arm."""
+    usual = asdict(PhaseConfig())
+    return config_hash(
+        difference(asdict(ModelConfig()), asdict(arm.model)),
+        {name: difference(usual, asdict(phase)) for name, phase in arm.phases.items()},
+    )
+
+
+def check_tuned(study: StudyConfig, tuned: Raw) -> None:
     """
     Args:
-        hashes: of the arms, as they are with what was chosen.
+        study: with what was chosen.
 
     Raises:
         ConfigError: if it was chosen for other arms.
@@ -57,11 +73,14 @@ def check_tuned(study: StudyConfig, tuned: Raw, hashes: Mapping[str, str]) -> No
         raise ConfigError(f"tuned: {study.tuned} is for an arm {others[0]!r}, which is not here")
     for name in study.arms:
         if name not in tuned["arms"]:
+            size = study.arms[name].size
+            if size and f"{name.removesuffix(size)}{tuned.get('size')}" in tuned["arms"]:
+                continue  # it takes the choice of another size
             raise ConfigError(
                 f"tuned: {study.tuned} has nothing for arms.{name}, which would be compared "
                 f"untuned; {again}"
             )
-        if tuned["arms"][name]["tuned_for"] != hashes[name]:
+        if tuned["arms"][name]["tuned_for"] != tuned_for(study.arms[name]):
             raise ConfigError(
                 f"tuned: arms.{name} is another than {study.tuned} was made for (its model or its "
                 f"phases have changed); {again}"

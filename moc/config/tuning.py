@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal, NamedTuple
 
@@ -17,6 +18,8 @@ class TuningConfig:
     # or a range {low: 0.1, high: 10, log: true}. lr_scale multiplies all learning rates,
     # lr_scale.backbone, .memory_layers, .bank those of one group
     axes: dict[str, Any] = field(default_factory=dict)
+    # of a ladder: trials at this size alone, whose choice all sizes of an arm take; null: at each
+    size: str | None = None
     # grid: every combination of values; random and tpe are Optuna's (pip install optuna),
     # and take ranges
     sampler: Literal["grid", "random", "tpe"] = "grid"
@@ -58,8 +61,11 @@ def interval_of(values: Any) -> Interval | None:
     return Interval(**values) if isinstance(values, dict) else None
 
 
-def check_tuning(tuning: TuningConfig) -> None:
+def check_tuning(tuning: TuningConfig, sizes: Sequence[str | None]) -> None:
     """
+    Args:
+        sizes: of the arms.
+
     Raises:
         ConfigError: for axes that are neither values nor ranges, or that the sampler cannot take.
     """
@@ -70,6 +76,9 @@ def check_tuning(tuning: TuningConfig) -> None:
             f"tuning.pruner {tuning.pruner} goes with a sampler, not with a grid; set "
             "tuning.sampler to tpe or random, or tuning.pruner to none"
         )
+    if tuning.size is not None and tuning.size not in sizes:
+        known = [size for size in dict.fromkeys(sizes) if size is not None]
+        raise ConfigError(f"tuning.size: no size {tuning.size!r}; {nearest(tuning.size, known)}")
     for axis, values in tuning.axes.items():
         _check_axis(f"tuning.axes.{axis}", values, tuning.sampler)
 

@@ -60,7 +60,7 @@ def validate_study(study: StudyConfig) -> None:
         sizes = list(dict.fromkeys(a.size for a in study.arms.values() if a.size is not None))
         check_assay(study.assay, {n: arm.twin_of for n, arm in study.arms.items()}, sizes)
     if study.tuning is not None:
-        check_tuning(study.tuning)
+        check_tuning(study.tuning, [arm.size for arm in study.arms.values()])
     for name, probe in study.probes.items():
         _validate_probe(study, probe, f"probes.{name}")
 

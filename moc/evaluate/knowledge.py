@@ -52,7 +52,9 @@ class Knowledge:
                     batch_size=evals.batch_size,
                 )
             records[source] = knowledge_record(needed, known.bits, known.num_all)
-            samples[f"{KNOWLEDGE}{source}"] = knowledge_items(needed, known.bits, known.labels)
+            samples[f"{KNOWLEDGE}{source}"] = knowledge_items(
+                needed, known.bits, known.labels[:most]
+            )
         return records, samples
 
     def _known(self, source: str) -> Known:

@@ -13,8 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import MappingProxyType
 
-from omegaconf import OmegaConf
-
+from moc.config.yaml_text import read_yaml
 from moc.store.lock import TASK_VARIABLE
 
 _LOOK_SEC = 0.5
@@ -81,5 +80,5 @@ class TiedProcess:
 def _environment_of(study_file: Path) -> dict[str, str]:
     """Its ``launch.environment``. The study was checked when it was saved; to check it again here
     would take torch."""
-    study = OmegaConf.create(study_file.read_text(encoding="utf-8"))
+    study = read_yaml(study_file.read_text(encoding="utf-8"))
     return {name: str(value) for name, value in study.launch.environment.items()}

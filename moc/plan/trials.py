@@ -50,6 +50,14 @@ def tuning_of(study: StudyConfig) -> TuningConfig:
     return study.tuning
 
 
+def at_one_size(study: StudyConfig) -> StudyConfig:
+    """``study`` with the arms whose trials are to be made: those of ``tuning.size``."""
+    size = tuning_of(study).size
+    if size is None:
+        return study
+    return replace(study, arms={n: arm for n, arm in study.arms.items() if arm.size == size})
+
+
 def grid_of(study: StudyConfig) -> dict[str, Trial]:
     """Every arm at every point of the grid. A point that changes nothing of an arm against an
     earlier one (another rate for the bank of a dense arm) is left out.

@@ -11,9 +11,8 @@ from typing import Any
 
 import yaml
 
-from moc.config.identity import config_hash
 from moc.config.schema import StudyConfig
-from moc.config.tuned import difference
+from moc.config.tuned import difference, tuned_for
 from moc.config.tuning import TuningConfig, interval_of
 from moc.errors import TrainingDiverged
 from moc.plan.axes import Point, at
@@ -53,7 +52,7 @@ def choose(study: StudyConfig, outcomes: Mapping[str, Sequence[Outcome]]) -> dic
                 {"model": asdict(arm.model), "phases": _plain(arm.phases)},
                 {"model": asdict(chosen.model), "phases": _plain(chosen.phases)},
             ),
-            "tuned_for": config_hash(chosen.model, chosen.phases),
+            "tuned_for": tuned_for(chosen),
             "tokens": sum(one.tokens for one in outcomes[name]),
             "trials": [
                 {
@@ -70,6 +69,7 @@ def choose(study: StudyConfig, outcomes: Mapping[str, Sequence[Outcome]]) -> dic
         "study": study.name,
         "trials": tuning_study(study, {}).name,
         "metric": METRIC,
+        "size": tuning.size,
         "sampler": tuning.sampler,
         "pruner": tuning.pruner,
         "asked": None if tuning.sampler == "grid" else tuning.trials,  # of every arm

@@ -13,7 +13,7 @@ from moc.errors import ConfigError, RunFailed, RunHeld, StudyIncomplete, Trainin
 from moc.launch.launcher import Launcher
 from moc.plan.arms import solved_arms
 from moc.plan.axes import Point
-from moc.plan.trials import Trial, grid_of, trial_name, tuning_of, tuning_study
+from moc.plan.trials import Trial, at_one_size, grid_of, trial_name, tuning_of, tuning_study
 from moc.run.pause import mark_pruned
 from moc.run.settings import last_run
 from moc.store.rundir import StudyDir
@@ -50,6 +50,7 @@ def tune_study(
         with suppress(TrainingDiverged, RunFailed):  # a point as bad as can be, or not tried
             run_study(trials, arms=arms, launcher=launcher, report=last)
 
+    study = at_one_size(study)
     tuned = choose(study, run_trials(study, train))
     return tuned, write_tuned(study, tuned)
 
@@ -60,6 +61,7 @@ def first_trials(study: StudyConfig) -> StudyConfig:
     Raises:
         ConfigError: if the study cannot be tuned as it says.
     """
+    study = at_one_size(study)
     return tuning_study(study, _first(study))
 
 

@@ -33,17 +33,24 @@ def _cut(study: StudyConfig, folder: Path) -> None:
     or a hub has. What is compared, scored and controlled stays."""
     study.runs_dir, study.cache_dir = str(folder / "runs"), str(folder / "cache")
     study.seeds = study.seeds[:1]
-    study.tokenizer.path, study.tokenizer.vocab_size = None, 300
+    sizes = list(dict.fromkeys(arm.size for arm in study.arms.values()))[:2]
+    study.arms = {name: arm for name, arm in study.arms.items() if arm.size in sizes}
+    study.tokenizer.path = None
+    closed = study.tokenizer.kind == "words"  # every word of the records has to be known
+    vocab_size = study.tokenizer.vocab_size if closed else 300
+    study.tokenizer.vocab_size = vocab_size
     study.tokenizer.training_bytes = 20_000
     for name, source in study.data.items():
         source.num_people = min(source.num_people, 12)
         source.num_phrasings, source.num_examples = 4, 60
+        source.num_records, source.num_exposures = 12, 2
+        source.first_record = min(source.first_record, 12)
         if source.kind in ("text", "chat"):
             source.path = _file(folder / f"{name}.jsonl", source.kind)
             source.validation_path, source.validation_fraction = None, 0.2
             source.column = "text"
     for arm in study.arms.values():
-        _cut_arm(arm)
+        _cut_arm(arm, vocab_size)
     for phase in study.phases.values():
         _cut_phase(phase)
     for probe in study.probes.values():
@@ -68,14 +75,15 @@ def _cut(study: StudyConfig, folder: Path) -> None:
     trainer.precision, trainer.num_workers, trainer.log_every_steps = "32-true", 0, 1
 
 
-def _cut_arm(arm: ArmConfig) -> None:
+def _cut_arm(arm: ArmConfig, vocab_size: int) -> None:
     model = arm.model
-    model.num_layers, model.dim, model.mlp_dim, model.vocab_size = 2, 32, 64, 320
+    model.num_layers, model.dim, model.mlp_dim, model.vocab_size = 2, 32, 64, vocab_size + 20
     model.num_heads, model.num_kv_heads = 2, 1
     if (memory := model.memory) is not None:
         chapters = memory.chapters
         chapters.num_chapters, chapters.num_shared, chapters.chapter_tokens = 17, 1, 4
         chapters.num_routed = chapters.num_routed and 4
+        memory.product_keys.num_keys = min(memory.product_keys.num_keys, 16)
         # two banks need two layers; shapes of the read stay, where they are part of the question
         memory.layers = "last 1" if memory.layers_per_bank is None else "all"
         chapters.dim = chapters.dim and 16

@@ -116,3 +116,13 @@ def test_a_size_given_by_hand_is_the_end_of_the_arms_name(tmp_path: Path) -> Non
     assert loaded(tmp_path, named).arms["dense-l"].size == "l"
     with pytest.raises(ConfigError, match="<arm>-l"):
         loaded(tmp_path, named.replace("dense-l", "dense"))
+
+
+def test_a_study_of_very_many_arms_is_saved_and_read_again(tmp_path: Path) -> None:
+    """OmegaConf reads 10,000 entries of YAML, unless it is asked for more."""
+    arms = "".join(f"  a{i}: {{}}\n" for i in range(60))
+    text = STUDY.partition("arms:")[0] + "arms:\n" + arms
+    study = loaded(tmp_path, text)
+    save_study(study, tmp_path / "saved.yaml")
+    assert (tmp_path / "saved.yaml").read_text().count("\n") > 5_000
+    assert load_study(tmp_path / "saved.yaml", stored=True) == study

@@ -104,6 +104,8 @@ def tuning_study(study: StudyConfig, trials: Trials) -> StudyConfig:
             description=", ".join(f"{axis} {value}" for axis, value in trial.point.items()),
             iso_flop=None,
             iso_param=None,
+            size=None,
+            twin_of=None,
             phases=_shortened(changed.phases, tuning.budget),
         )
     return replace(
@@ -124,6 +126,7 @@ def tuning_study(study: StudyConfig, trials: Trials) -> StudyConfig:
             in_phase=InPhaseConfig(every_tokens=0),
         ),
         probes={},
+        assay=None,
         tuning=None,
         tuned=None,
     )

@@ -187,6 +187,7 @@ def _arm(arm: Arm, arms: Names, sources: Names) -> Arm:
         phases=_phases(arm.phases, sources),
         iso_flop=match(arm.iso_flop),
         iso_param=match(arm.iso_param),
+        twin_of=arm.twin_of and arms[arm.twin_of],
     )
 
 
@@ -203,10 +204,15 @@ def _boundary(at: Boundary, sources: Names) -> Boundary:
         at,
         tasks={task: score(found) for task, found in at.tasks.items()},
         bits_per_byte=renamed(at.bits_per_byte),
+        knowledge=renamed(at.knowledge),
         source_leakage=renamed(at.source_leakage),
         memory=replace(at.memory, load=renamed(at.memory.load)),
         controls={
-            name: replace(control, bits_per_byte=renamed(control.bits_per_byte))
+            name: replace(
+                control,
+                bits_per_byte=renamed(control.bits_per_byte),
+                knowledge=renamed(control.knowledge),
+            )
             for name, control in at.controls.items()
         },
     )

@@ -31,6 +31,7 @@ def records_study(
     negative: bool = True,
     assay: bool = True,
     sizes: tuple[str, ...] = (),
+    name: str = "fake",
 ) -> StudyConfig:
     """Two memories with their twins and a dense arm, through records and then others; at several
     ``sizes`` through records of more and more bits."""
@@ -38,14 +39,14 @@ def records_study(
     keys = MemoryConfig("product_keys", product_keys=ProductKeysConfig(num_keys=4, num_heads=1))
     keys.product_keys.num_read = 4
     arms = {}
-    for name in ("keys", "other") if negative else ("keys",):
-        arms[name] = ArmConfig(model=ModelConfig(memory=keys), phases=phases)
-        twin = ArmConfig(model=ModelConfig(memory=keys), phases=phases, twin_of=name)
-        arms[f"{name}_frozen"] = twin
+    for arm in ("keys", "other") if negative else ("keys",):
+        arms[arm] = ArmConfig(model=ModelConfig(memory=keys), phases=phases)
+        twin = ArmConfig(model=ModelConfig(memory=keys), phases=phases, twin_of=arm)
+        arms[f"{arm}_frozen"] = twin
     arms["dense"] = ArmConfig(model=ModelConfig(memory=None), phases=phases)
     data = {
-        name: SourceConfig(kind="records", num_records=NUM_RECORDS, first_record=first)
-        for name, first in (("a", 0), ("b", NUM_RECORDS))
+        source: SourceConfig(kind="records", num_records=NUM_RECORDS, first_record=first)
+        for source, first in (("a", 0), ("b", NUM_RECORDS))
     }
     if sizes:
         data = {
@@ -53,18 +54,18 @@ def records_study(
             for number, size in enumerate(sizes, start=1)
         }
         arms = {
-            f"{name}-{size}": replace(
-                arm,
+            f"{arm}-{size}": replace(
+                config,
                 size=size,
-                twin_of=arm.twin_of and f"{arm.twin_of}-{size}",
+                twin_of=config.twin_of and f"{config.twin_of}-{size}",
                 phases={"learn": PhaseConfig(mixture={size: 1.0})},
             )
             for size in sizes
-            for name, arm in arms.items()
+            for arm, config in arms.items()
         }
         phases = {"learn": PhaseConfig(mixture={sizes[0]: 1.0})}
     return StudyConfig(
-        name="fake",
+        name=name,
         description="Records, then other records.",
         seeds=list(range(seeds)),
         runs_dir=str(runs_dir),

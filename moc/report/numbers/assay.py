@@ -9,6 +9,7 @@ from evals.statistics.estimates import Estimate
 from evals.statistics.inference import LEVEL, MIN_SEEDS
 from moc.report.numbers.results import Results
 from moc.report.numbers.stored import known_sources, learns, marginal
+from moc.report.numbers.study import Arm
 
 POSITIVE, NEGATIVE = "positive", "negative"
 TOO_FEW = {1: "one seed supports no claim", 2: "two seeds support no claim"}
@@ -21,7 +22,6 @@ class Control:
 
     arm: str
     role: str
-    size: str | None  # of a ladder
     source: str | None  # that its bits are of; None: it has no phase with any
     boundary: str | None  # after the phase that taught it
     marginal: Estimate | None  # bits; None: not measured (yet)
@@ -44,12 +44,17 @@ def controls(results: Results) -> list[Control]:
     return results.once("assay", lambda: _controls(results))
 
 
-def passed(results: Results, arm: str) -> bool:
-    """Whether a verdict about the memory of ``arm`` can be given: at its size, the positive control
-    stores and no negative one does. Always, where a study has no assay."""
-    size = results.study.arms[arm].size
-    mine = [control for control in controls(results) if control.size == size]
+def passed(results: Results, *arms: str) -> bool:
+    """Whether a verdict about the memories of ``arms`` can be given: in their studies, at their
+    sizes, the positive control stores and no negative one does. Always, without an assay."""
+    groups = {_group(results, arm) for arm in arms}
+    mine = [control for control in controls(results) if _group(results, control.arm) in groups]
     return all(control.passed for control in mine)
+
+
+def _group(results: Results, arm: str) -> tuple[str | None, str | None]:
+    found = results.study.arms[arm]
+    return found.assay, found.size
 
 
 @dataclass(frozen=True)
@@ -94,25 +99,15 @@ def _words(results: Results, arm: str, bits: Estimate | None) -> str:
 
 
 def _controls(results: Results) -> list[Control]:
-    assay = results.study.assay
-    if assay is None:
-        return []
-    sizes = list(dict.fromkeys(arm.size for arm in results.study.arms.values()))
-    named = [(assay.positive, POSITIVE), *((name, NEGATIVE) for name in assay.negative)]
-    return [
-        _control(results, name if size is None else f"{name}-{size}", role, size)
-        for size in sizes
-        for name, role in named
-    ]
+    found = [_control(results, arm) for arm in results.study.arms.values() if arm.role is not None]
+    return sorted(found, key=lambda control: control.role == NEGATIVE)  # stable: sizes keep theirs
 
 
-def _control(results: Results, arm: str, role: str, size: str | None) -> Control:
-    if arm not in results.arms:
-        return Control(arm, role, size, None, None, None)
-    sources = [source for source in known_sources(results) if learns(results, arm, source)]
+def _control(results: Results, arm: Arm) -> Control:
+    role = str(arm.role)
+    sources = [source for source in known_sources(results) if learns(results, arm.name, source)]
     if not sources:
-        return Control(arm, role, size, None, None, None)
-    source = sources[0]
-    boundary = results.taught(source)
-    found = marginal(results, arm, str(boundary), source)
-    return Control(arm, role, size, source, boundary, found)
+        return Control(arm.name, role, None, None, None)
+    boundary = str(results.taught(sources[0]))
+    bits = marginal(results, arm.name, boundary, sources[0])
+    return Control(arm.name, role, sources[0], boundary, bits)

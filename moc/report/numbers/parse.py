@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +28,6 @@ from moc.report.numbers.records import (
 )
 from moc.report.numbers.study import (
     Arm,
-    Assay,
     Cost,
     Match,
     MemoryShape,
@@ -68,8 +67,10 @@ def study_of(
             name: _source(name, entry, shared) for name, entry in config.get("data", {}).items()
         },
         phases=_phases(config.get("phases")),
-        arms={n: _arm(n, arms[n], planned.get(n, {}), trained.get(n, {})) for n in arms},
-        assay=_assay(config.get("assay")),
+        arms={
+            n: _in_assay(config, _arm(n, arms[n], planned.get(n, {}), trained.get(n, {})))
+            for n in arms
+        },
         route_on=evals.get("route_on", "full"),
         num_followed=(evals.get("in_phase") or {}).get("num_items", 0),
         git_commit=_commit(environment.get("git_commit")),
@@ -191,15 +192,20 @@ def _arm(name: str, entry: Tree, planned: Tree, trained: Tree) -> Arm:
     )
 
 
+def _in_assay(config: Tree, arm: Arm) -> Arm:
+    assay = config.get("assay")
+    if not assay:
+        return arm
+    role = "positive" if arm.family == assay["positive"] else None
+    role = "negative" if arm.family in assay["negative"] else role
+    return replace(arm, assay=config["name"], role=role)
+
+
 def _shape(model: Tree, memory: Tree | None) -> Shape:
     bank = None
     if memory:
         bank = MemoryShape(**{key: x for key, x in memory.items() if key != "routing"})
     return Shape(model["num_layers"], model["dim"], model["mlp_dim"], bank)
-
-
-def _assay(entry: Tree | None) -> Assay | None:
-    return Assay(entry["positive"], entry["negative"]) if entry else None
 
 
 def _match(setting: Tree | None, planned: Tree | None) -> Match | None:
@@ -223,6 +229,7 @@ def _scores(record: Tree, sources: Mapping[str, Source]) -> dict[str, TaskScore]
 def _knowledge(record: Tree) -> dict[str, Known]:
     return {
         source: Known(
+            source,
             {name: each["bits"] for name, each in entry["attributes"].items()},
             entry["num_all"],
             entry["demand"],

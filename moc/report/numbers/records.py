@@ -35,6 +35,7 @@ class TaskScore:
 class Known:
     """What one model was asked of a source's people or records."""
 
+    source: str  # its own name for it, which names the file of its items
     attributes: Mapping[str, float]  # bits that a value takes to know
     num_all: int  # people or records there are
     demand: float  # bits, of all of them

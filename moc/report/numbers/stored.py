@@ -142,7 +142,7 @@ def _table(results: Results, source: str, cell: Cell) -> Table | None:
             known = at.controls[control].knowledge if control in at.controls else {}
         if source not in known:
             continue
-        items = item_records(at, f"{KNOWLEDGE}{source}", control)
+        items = item_records(at, f"{KNOWLEDGE}{known[source].source}", control)
         if items:
             record = known[source]
             rows[run.seed] = {item["key"]: item["bits"] for item in items}

@@ -106,19 +106,13 @@ class Arm:
     cost: Cost
     size: str | None = None  # of a ladder
     twin_of: str | None = None  # its bank frozen at its initial values
+    assay: str | None = None  # the study whose assay decides what may be said of it; None: no assay
+    role: str | None = None  # in that assay: "positive", "negative"
 
     @property
     def family(self) -> str:
         """The arm's name without its size: what a ladder multiplied."""
         return self.name if self.size is None else self.name.removesuffix(f"-{self.size}")
-
-
-@dataclass(frozen=True)
-class Assay:
-    """Arms without their size, if they have any."""
-
-    positive: str  # must store more in its bank than its twin
-    negative: Sequence[str]  # must not
 
 
 @dataclass(frozen=True)
@@ -136,7 +130,6 @@ class Study:
     git_commit: str
     environment: Mapping[str, object]  # what it ran on, by name
     config: str  # all settings, as YAML
-    assay: Assay | None = None
 
     def twin(self, arm: str) -> str | None:
         """The arm that is ``arm`` with its bank frozen at its initial values."""

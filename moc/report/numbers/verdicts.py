@@ -95,7 +95,7 @@ def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
     adjusted = dict(zip(tested, holm([p_values[name] for name in tested]), strict=True))
     words = {
         name: _words(basis.difference, adjusted.get(name, 1.0), num_learned=learned[name])
-        if passed(results, arm)
+        if passed(results, arm, base)
         else UNSEEN
         for name, basis in measured.items()
     }

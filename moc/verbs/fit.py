@@ -39,7 +39,10 @@ def fit_study(
     folder = study_dir_of(path)
     results = load_results(folder)
     if not families(results):
-        raise ConfigError(f"{folder}: no arm of this study has a size; give it a 'ladder:' section")
+        raise ConfigError(
+            f"{folder}: no arm of this study has a size that costs more than another; give it a "
+            "'ladder:' section"
+        )
     known = {"source": results.sources, "phase": results.phases, "baseline": [*families(results)]}
     chosen = {"source": source, "phase": phase, "baseline": baseline}
     for option, value in chosen.items() if results.sources else ():

@@ -54,12 +54,16 @@ class Curve:
 
 
 def families(results: Results) -> dict[str, list[Arm]]:
-    """Name without size -> the arms that a ladder made of it."""
+    """Name without size -> the arms that a ladder made of it; empty where its sizes cost the same,
+    as of one that demands more and more knowledge."""
     found: dict[str, list[Arm]] = {}
     for arm in results.study.arms.values():
         if arm.size is not None:
             found.setdefault(arm.family, []).append(arm)
-    return found
+    costs = [
+        {tuple(arm.cost.paper_train_flops.values()) for arm in arms} for arms in found.values()
+    ]
+    return found if any(len(known) > 1 for known in costs) else {}
 
 
 def asked(

@@ -50,11 +50,15 @@ class Verdict:
 
 
 def bases(results: Results) -> list[str]:
-    """What every arm is compared with: the iso-FLOP arm, if there is one, and the first."""
+    """What every arm is compared with: the iso-FLOP arm, if there is one, and the first; of a
+    ladder, at every size."""
     if results.baseline is not None:
         return [results.baseline]
-    arms = [results.iso_flop_arm, *results.arms[:1]]
-    return list(dict.fromkeys(arm for arm in arms if arm is not None))
+    found = []
+    for size in dict.fromkeys(arm.size for arm in results.study.arms.values()):
+        arms = [arm for arm in results.study.arms.values() if arm.size == size]
+        found += [arm.name for arm in arms if arm.iso_flop][:1] + [arms[0].name]
+    return list(dict.fromkeys(found))
 
 
 def verdicts(results: Results) -> list[Verdict]:
@@ -81,8 +85,9 @@ def _verdicts(results: Results) -> list[Verdict]:
 
 
 def _comparable(results: Results, arm: str, base: str) -> bool:
-    """Not itself, and at the same size of a ladder."""
-    return arm != base and results.study.arms[arm].size == results.study.arms[base].size
+    """Not itself, no arm's twin, and at the same size of a ladder."""
+    mine, other = results.study.arms[arm], results.study.arms[base]
+    return arm != base and mine.twin_of is None and mine.size == other.size
 
 
 def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:

@@ -60,10 +60,10 @@ def families(results: Results) -> dict[str, list[Arm]]:
     for arm in results.study.arms.values():
         if arm.size is not None:
             found.setdefault(arm.family, []).append(arm)
-    costs = [
-        {tuple(arm.cost.paper_train_flops.values()) for arm in arms} for arms in found.values()
-    ]
-    return found if any(len(known) > 1 for known in costs) else {}
+    for arms in found.values():
+        if len({tuple(arm.cost.paper_train_flops.values()) for arm in arms}) > 1:
+            return found
+    return {}
 
 
 def asked(

@@ -57,7 +57,7 @@ def bases(results: Results) -> list[str]:
     found = []
     for size in dict.fromkeys(arm.size for arm in results.study.arms.values()):
         arms = [arm for arm in results.study.arms.values() if arm.size == size]
-        found += [arm.name for arm in arms if arm.iso_flop][:1] + [arms[0].name]
+        found += [*[arm.name for arm in arms if arm.iso_flop][:1], arms[0].name]
     return list(dict.fromkeys(found))
 
 

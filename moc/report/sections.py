@@ -50,6 +50,7 @@ SECTIONS: dict[str, list[tuple[Kind, Make]]] = {
     ],
     "Knowledge stored": [
         ("figure", knowledge_figures.capacity),
+        ("figure", knowledge_figures.learning),
         ("figure", knowledge_figures.knowledge),
         ("table", knowledge_tables.banks),
         ("table", knowledge_tables.knowledge),

@@ -16,6 +16,7 @@ from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
 from moc.data.known import bits_of
 from moc.model.config import MemoryConfig, ModelConfig, ProductKeysConfig
 from moc.store.files import write_json, write_lines
+from moc.store.journal import Journal
 from moc.store.rundir import StudyDir
 from tests.support.fake_runs import write_study
 
@@ -88,6 +89,14 @@ def write_records_study(study: StudyConfig, held: Held, *, spread: float = 0.02)
             info |= {"causal": True, "started": "2026-03-02T10:00:00+00:00", "run_uuid": "f" * 32}
             info |= {"kind": "none", "scope": "none", "config_hash": "0" * 16, "why": None}
             write_json(run.path / "run.json", info)
+            journal = Journal(run.path / "metrics.jsonl")
+            for part in range(5):  # what is followed within phases
+                tokens, time = 500 * part, 1_772_445_600.0 + part
+                metrics = {f"trajectory/{source}/stored_bits": 9.0 * part for source in study.data}
+                entry = {"phase": names[1], "step": part, "tokens": tokens, "time": time}
+                journal.append({**entry, "metrics": metrics})
+            journal.commit()
+            journal.close()
             for index, boundary in enumerate(names):
                 _write(study, run.path, (arm, seed, index, boundary), held, spread)
     return study.dir

@@ -11,6 +11,7 @@ from moc.report.figures.curves import (
     Curve,
     draw_baseline,
     draw_curves,
+    followed,
     mean_curve,
     seeds_text,
 )
@@ -26,7 +27,6 @@ from moc.report.figures.drawing import (
     panels_of,
 )
 from moc.report.numbers.effects import kept_and_learned
-from moc.report.numbers.records import Run
 from moc.report.numbers.results import Results
 
 if TYPE_CHECKING:
@@ -37,14 +37,14 @@ def trajectories(results: Results) -> Figure | None:
     """One panel per task: its score along all phases, on the axis of training tokens."""
     from matplotlib.ticker import EngFormatter
 
-    tasks = [t for t in results.tasks if any(_followed(run, t) for run in results.runs.values())]
+    tasks = [t for t in results.tasks if any(followed(run, t) for run in results.runs.values())]
     if not tasks:
         return None
     canvas, panels = panels_of(len(tasks), share_y=True, columns=2, height=2.1)
     for axes, task in zip(panels, tasks, strict=True):
         draw_baseline(axes, results, task)
         for index, arm in enumerate(results.arms):
-            curves = [curve for run in results.runs_of(arm) if (curve := _followed(run, task))]
+            curves = [curve for run in results.runs_of(arm) if (curve := followed(run, task))]
             draw_curves(axes, curves, index)
             _draw_boundaries(axes, results, curves, index, arm, task)
         mark_phases(axes, results)
@@ -139,11 +139,6 @@ def _draw_boundaries(
             zorder=4,
             clip_on=False,
         )
-
-
-def _followed(run: Run, task: str) -> Curve:
-    tokens, values = run.series(f"trajectory/{task}")
-    return sorted(dict(zip(tokens, values, strict=True)).items())
 
 
 def _partner(old: str, new: Sequence[str]) -> str:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from moc.report.figures.drawing import GREY, colour
+from moc.report.numbers.records import Run
 from moc.report.numbers.results import Results
 
 if TYPE_CHECKING:
@@ -16,15 +17,15 @@ BASELINE = {"baseline": "--"}
 Curve = Sequence[tuple[float, float]]
 
 
-def draw_curves(axes: Axes, curves: Sequence[Curve], index: int) -> None:
+def draw_curves(axes: Axes, curves: Sequence[Curve], index: int, *, scale: float = 100) -> None:
     """Every seed thin, and their mean where all of them were scored."""
     for curve in curves if len(curves) > 1 else ():
-        heights = [100 * y for _, y in curve]
+        heights = [scale * y for _, y in curve]
         axes.plot(
             [x for x, _ in curve], heights, color=colour(index), linewidth=0.6, alpha=0.45, zorder=2
         )
     mean = mean_curve(curves)
-    xs, ys = [x for x, _ in mean], [100 * y for _, y in mean]
+    xs, ys = [x for x, _ in mean], [scale * y for _, y in mean]
     axes.plot(xs, ys, color=colour(index), linewidth=1.6, zorder=3)
 
 
@@ -33,6 +34,12 @@ def mean_curve(curves: Sequence[Curve]) -> Curve:
     known = [dict(curve) for curve in curves]
     shared = sorted(set(known[0]).intersection(*known[1:])) if known else []
     return [(x, statistics.fmean(curve[x] for curve in known)) for x in shared]
+
+
+def followed(run: Run, metric: str) -> Curve:
+    """What was logged of ``trajectory/<metric>``, by training tokens."""
+    tokens, values = run.series(f"trajectory/{metric}")
+    return sorted(dict(zip(tokens, values, strict=True)).items())
 
 
 def draw_baseline(axes: Axes, results: Results, task: str) -> None:

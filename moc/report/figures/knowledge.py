@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from evals.statistics.estimates import Estimate
+from moc.report.figures.curves import draw_curves, followed, seeds_text
 from moc.report.figures.drawing import (
     GREY,
     Figure,
@@ -15,6 +16,7 @@ from moc.report.figures.drawing import (
     finish,
     footnote,
     legend_above,
+    mark_phases,
     marker,
     panels_of,
     place_legend,
@@ -60,6 +62,42 @@ def knowledge(results: Results) -> Figure | None:
         "intervals over seeds and records. Dashed: what there is to know."
     )
     return finish(canvas, "knowledge", caption, "Bits held at each boundary, one line per arm")
+
+
+def learning(results: Results) -> Figure | None:
+    """One panel per source: bits held along all phases, on the axis of training tokens."""
+    from matplotlib.ticker import EngFormatter
+
+    runs = results.runs.values()
+    sources = [
+        source
+        for source in known_sources(results)
+        if any(len(followed(run, f"{source}/stored_bits")) > 2 for run in runs)
+    ]
+    if not sources:
+        return None
+    canvas, panels = panels_of(len(sources), share_y=True, columns=2, height=2.3)
+    for axes, source in zip(panels, sources, strict=True):
+        for index, arm in enumerate(results.arms):
+            if learns(results, arm, source) and not _is_twin(results, arm):
+                found = [followed(run, f"{source}/stored_bits") for run in results.runs_of(arm)]
+                draw_curves(axes, [curve for curve in found if curve], index, scale=1e-3)
+        mark_phases(axes, results)
+        axes.set_title(source, pad=15)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+        axes.set_ylim(bottom=0)
+    for axes in panels[::2]:
+        axes.set_ylabel("bits held (kbit)")
+    for axes in panels[-2:]:
+        axes.set_xlabel("training tokens")
+    legend_above(canvas, results, arms=[a for a in results.arms if not _is_twin(results, a)])
+    footnote(canvas, results)
+    caption = (
+        "Bits held of each source, by those of its people or records that are followed while "
+        f"phases train; dashed lines: ends of phases.{seeds_text(results)} Arms whose bank stays as "
+        "it was drawn are left out."
+    )
+    return finish(canvas, "learning", caption, "Bits held along all phases, one line per arm")
 
 
 def capacity(results: Results) -> Figure | None:

@@ -121,6 +121,14 @@ def test_what_is_cut_off_is_not_known_and_not_counted(length: int) -> None:
     assert set(found["attributes"]) == (set() if length < 2 else {"color", "shape"})
 
 
+def test_a_value_whose_end_is_cut_off_is_not_known() -> None:
+    ids, _, truth = documents(1)
+    longer = [[*ids[0][:3], 16, 5]]  # shape is said by the token that is read and one that is not
+    of_longer = [np.array([-1, -1, 1, -1, 1])]
+    needed = needed_bits(Table(truth), longer, of_longer, 2, context_length=3, batch_size=4)
+    assert math.isnan(needed.bits_NA[0, 1]) and not needed.right_NA[0, 1]
+
+
 @pytest.mark.parametrize("batch_size", [1, 3, 100])
 def test_batches_change_nothing(batch_size: int) -> None:
     ids, column, truth = documents()

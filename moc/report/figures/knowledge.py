@@ -94,8 +94,8 @@ def learning(results: Results) -> Figure | None:
     footnote(canvas, results)
     caption = (
         "Bits held of each source, by those of its people or records that are followed while "
-        f"phases train; dashed lines: ends of phases.{seeds_text(results)} Arms whose bank stays as "
-        "it was drawn are left out."
+        f"phases train; dashed lines: ends of phases.{seeds_text(results)} Arms whose bank stays "
+        "as it was drawn are left out."
     )
     return finish(canvas, "learning", caption, "Bits held along all phases, one line per arm")
 

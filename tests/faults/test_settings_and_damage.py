@@ -131,7 +131,7 @@ def test_an_arm_that_needs_more_of_the_data_is_refused(moc: Moc, tmp_path: Path)
     before = contents(tmp_path)
     code, log = moc()
     assert code == 2, log
-    assert "tokens of data.people that some arm reads, which decide its order: " in complaint(log)
+    assert "documents of data.people that some arm reads, which decide its order" in complaint(log)
     assert contents(tmp_path) == before
 
 

@@ -33,7 +33,8 @@ def _cut(study: StudyConfig, folder: Path) -> None:
     or a hub has. What is compared, scored and controlled stays."""
     study.runs_dir, study.cache_dir = str(folder / "runs"), str(folder / "cache")
     study.seeds = study.seeds[:1]
-    sizes = list(dict.fromkeys(arm.size for arm in study.arms.values()))[:2]
+    most = 2 if len(study.phases) == 1 else 1  # sizes of a ladder, which differ in numbers alone
+    sizes = list(dict.fromkeys(arm.size for arm in study.arms.values()))[:most]
     study.arms = {name: arm for name, arm in study.arms.items() if arm.size in sizes}
     study.tokenizer.path = None
     closed = study.tokenizer.kind == "words"  # every word of the records has to be known

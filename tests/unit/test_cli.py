@@ -133,7 +133,7 @@ def test_plan_as_json_has_the_documented_keys_and_no_others(folder, capsys):
     """Scripts read it."""
     assert main(["plan", "study.yaml", "--json", "phases.ift.tokens=250_000"]) == 0
     plan = json.loads(capsys.readouterr().out)
-    assert set(plan) == {"study", "arms", "power"} and plan["study"] == "words"
+    assert set(plan) == {"study", "arms", "power", "demand"} and plan["study"] == "words"
     assert list(plan["arms"]) == ["moc", "dense"]
     for arm in plan["arms"].values():
         memory = arm.pop("memory")

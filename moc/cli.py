@@ -16,7 +16,7 @@ from moc.verbs.ends import as_command, fail
 from moc.verbs.fit import add_fit
 from moc.verbs.imports import importing
 from moc.verbs.options import port, seeds, words
-from moc.verbs.plan import plan_options, plan_text
+from moc.verbs.plan import demand_text, plan_options, plan_text
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,10 +135,8 @@ def _plan(arguments: argparse.Namespace) -> int:
 def _run(arguments: argparse.Namespace) -> int:
     study = _study(arguments)
     with importing():
-        from moc.data.known import bits_demanded, demands
         from moc.errors import nearest
         from moc.launch.build import build_launcher
-        from moc.plan.capacity import demands_of, render_demands
         from moc.plan.study_plan import plan_study, violations
         from moc.plan.text import render_plan
         from moc.train.distributed import is_main_process
@@ -156,8 +154,7 @@ def _run(arguments: argparse.Namespace) -> int:
     if problems := violations(plan):
         return fail(problems[0], 1)
     if is_main_process():
-        ratios = render_demands(demands_of(study, bits_demanded(study)))
-        print("\n".join([render_plan(plan), *demands(study), *ratios, ""]), flush=True)
+        print("\n".join([render_plan(plan), *demand_text(study), ""]), flush=True)
     with importing():
         from moc.report import result_tables
         from moc.study import run_study

@@ -43,7 +43,7 @@ def with_arms(raw: Raw, chosen: Mapping[str, Raw]) -> Raw:
                 arm, name = _at_size(arm, size, overlays), f"{family}-{size}"
             if name in arms:
                 raise ConfigError(f"ladder: two arms at two sizes are both called {name!r}")
-            arms[name] = _laid_over(arm, chosen.get(str(name)) or chosen.get(f"{family}-", {}))
+            arms[name] = _laid_over(arm, chosen.get(str(name), chosen.get(str(family), {})))
     return {**base, "arms": arms, "ladder": {}}
 
 
@@ -59,6 +59,11 @@ def _with_twins(arms: Raw, base: Raw, assay: Raw) -> Raw:
         whole = _laid_over(base["model"] or {}, arm.get("model") or {})
         wanted = name in listed if isinstance(listed, list) else whole.get("memory") is not None
         if wanted and name not in have and arm.get("twin_of") is None:
+            if f"{name}{FROZEN}" in arms:
+                raise ConfigError(
+                    f"arms.{name}{FROZEN}: with an assay, the twin of arms.{name} is called that; "
+                    "give this arm another name, or list in assay.twins who gets one"
+                )
             text = f"{name}, its bank frozen at its initial values"
             found[f"{name}{FROZEN}"] = {
                 **_laid_over(arm, {"phases": phases}),

@@ -34,11 +34,11 @@ def read_tuned(path: Path) -> Raw:
 
 
 def settings_of(tuned: Raw) -> dict[str, Raw]:
-    """By arm: what is laid over it; where one size was tuned for all, also by the arm's name
-    without it, ``<arm>-``."""
+    """By arm: what is laid over it; where one size was tuned for all, by the arm's name without
+    its size, too."""
     found = {str(name): arm["settings"] for name, arm in tuned.get("arms", {}).items()}
     if (size := tuned.get("size")) is not None:
-        found |= {name.removesuffix(str(size)): settings for name, settings in found.items()}
+        found |= {name.removesuffix(f"-{size}"): settings for name, settings in found.items()}
     return found
 
 

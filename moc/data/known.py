@@ -17,7 +17,7 @@ from moc.data.hashing import stable_hash
 from moc.data.order import permute
 from moc.data.tokenizer import Tokenizer
 
-KINDS = ("facts", "records")  # whose knowledge is known to the bit
+_KINDS = ("facts", "records")  # whose knowledge is known to the bit
 _FOLLOWS = "employer_city"  # from the employer
 _TURN = "known"  # a round that no pass has: said as in training, in one more order
 
@@ -85,7 +85,7 @@ def bits_demanded(study: StudyConfig) -> dict[str, float]:
     return {
         name: demand(source)
         for name, source in study.data.items()
-        if source.kind in KINDS and source.documents == "all"  # else another's people
+        if source.kind in _KINDS and source.documents == "all"  # else another's people
     }
 
 

@@ -47,7 +47,6 @@ class StepDataset(Dataset):
         seed: int,
         start_sample: int = 0,
         micro_batch: int,
-        eos_id: int = 0,
         rank: int = 0,
         world_size: int = 1,
     ) -> None:
@@ -69,7 +68,6 @@ class StepDataset(Dataset):
         self.seed = seed
         self.start_sample = start_sample
         self.micro_batch = micro_batch
-        self.eos_id = eos_id  # of padding
         self.rank = rank
         self.world_size = world_size
 
@@ -86,7 +84,7 @@ class StepDataset(Dataset):
             cache, start, stop = self._place(position)
             held = stop - start  # the rest of the row, if any, is padding
             tokens[row, :held] = cache.read(start, stop)
-            tokens[row, held:] = self.eos_id
+            tokens[row, held:] = tokens[row, held - 1]  # the end of text, of what was not cut
             loss_mask[row, held - 1 :] = False
             real[row, held - 1 :] = False
             if self.phase.loss_on == "assistant":
@@ -161,7 +159,6 @@ class StudyDataModule(lightning.LightningDataModule):
             seed=self.seed,
             start_sample=self.start_sample,
             micro_batch=self.micro_batch,
-            eos_id=self.tokenizer.eos_id,
             rank=self.trainer.global_rank if self.trainer else 0,
             world_size=self.trainer.world_size if self.trainer else 1,
         )

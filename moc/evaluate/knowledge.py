@@ -10,8 +10,8 @@ import torch
 from evals.measures.knowledge import knowledge_items, knowledge_record, needed_bits
 from evals.scoring.harness import Samples
 from moc.config.schema import StudyConfig
-from moc.data.known import KINDS, Known, known_documents
-from moc.data.tokenizer import Tokenizer
+from moc.data.known import Known, bits_demanded, known_documents
+from moc.data.tokenizer import Tokenizer, used_sources
 from moc.model.transformer import Transformer
 from moc.store.rundir import KNOWLEDGE
 
@@ -21,12 +21,8 @@ class Knowledge:
 
     def __init__(self, study: StudyConfig, tokenizer: Tokenizer) -> None:
         self.study, self.tokenizer = study, tokenizer
-        used = {s for arm in study.arms.values() for p in arm.phases.values() for s in p.mixture}
-        self.sources = [
-            name
-            for name, source in study.data.items()
-            if name in used and source.kind in KINDS and source.documents == "all"
-        ]
+        demanded = bits_demanded(study)
+        self.sources = [name for name in used_sources(study) if name in demanded]
         self._documents: dict[str, Known] = {}
 
     def score(

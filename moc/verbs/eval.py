@@ -82,8 +82,13 @@ def evaluate_stored(
             fingerprints.append(f"{folder.name}: weights {fingerprint}")
             all_causal = all_causal and is_causal(model.config)
             tasks, samples = evaluator.score_tasks(model, evaluator.tasks, study.evals.num_items)
-            bits = evaluator.score_sources(model) if suite == STUDY else {}
-            rows |= _rows(folder.name, tasks, bits)
+            bits: dict[str, float] = {}
+            knowledge: dict[str, Any] = {}
+            if suite == STUDY:
+                bits = evaluator.score_sources(model)
+                knowledge, known_items = evaluator.knowledge.score(model)
+                samples = {**samples, **known_items}
+            rows |= _rows(folder.name, tasks, bits, knowledge)
             write_samples(folder / "suites" / suite, samples)
             record = {
                 "suite": suite,
@@ -92,6 +97,7 @@ def evaluate_stored(
                 "evals": asdict(as_written(study.evals)),
                 "tasks": tasks,
                 "bits_per_byte": bits,
+                "knowledge": knowledge,
             }
             written.append(folder / "suites" / f"{suite}.json")
             write_json(written[-1], record)
@@ -103,7 +109,10 @@ def evaluate_stored(
 
 
 def _rows(
-    boundary: str, tasks: Mapping[str, Mapping[str, Any]], bits: Mapping[str, float]
+    boundary: str,
+    tasks: Mapping[str, Mapping[str, Any]],
+    bits: Mapping[str, float],
+    knowledge: Mapping[str, Mapping[str, Any]],
 ) -> dict[str, list[str]]:
     """A table's rows, by name."""
     rows = {}
@@ -120,4 +129,8 @@ def _rows(
         ]
     for source, value in bits.items():
         rows[f"{boundary}  {source}"] = ["text", "", "", "", f"{value:.4f}", "", ""]
+    for source, known in knowledge.items():
+        stored = f"{known['stored']:,.0f} of {known['demand']:,.0f}"
+        items = str(known["num_items"])
+        rows[f"{boundary}  {source}, values"] = ["bits held", stored, "", "", "", "", items]
     return rows

@@ -27,6 +27,14 @@ def plan_options(verb: ArgumentParser) -> None:
     )
 
 
+def demand_text(study: StudyConfig) -> list[str]:
+    """Lines on what the data demand, and what every dense arm can hold of it."""
+    from moc.data.known import bits_demanded, demands
+    from moc.plan.capacity import demands_of, render_demands
+
+    return [*demands(study), *render_demands(demands_of(study, bits_demanded(study)))]
+
+
 def plan_text(
     study: StudyConfig,
     *,
@@ -43,8 +51,8 @@ def plan_text(
     Raises:
         ConfigError: if the study cannot be planned, or the earlier one tells no variance.
     """
-    from moc.data.known import bits_demanded, demands
-    from moc.plan.capacity import demands_of, render_demands
+    from moc.data.known import bits_demanded
+    from moc.plan.capacity import demands_of
     from moc.plan.power import DEFAULTS, render_sights, sights, sights_json
     from moc.plan.study_plan import plan_study, violations
     from moc.plan.text import render_plan
@@ -53,15 +61,14 @@ def plan_text(
     bases: Sequence[Basis] = DEFAULTS if like is None else _measured(like)
     source = "defaults" if like is None else str(like)
     found = sights(study, bases, points=detect)
-    dense = demands_of(study, bits_demanded(study))
     if as_json:
         planned = json.loads(plan.to_json()) | {"power": sights_json(found, source)}
         planned["demand"] = {
             one.arm: {"bits": one.bits, "capacity": one.capacity, "ratio": one.ratio}
-            for one in dense
+            for one in demands_of(study, bits_demanded(study))
         }
         return json.dumps(planned, indent=2), violations(plan)
-    lines = [render_plan(plan), *demands(study), *render_demands(dense)]
+    lines = [render_plan(plan), *demand_text(study)]
     if seen := render_sights(found, source):
         lines += ["", *seen]
     return "\n".join(lines), violations(plan)

@@ -13,6 +13,7 @@ from moc.report.figures.curves import (
     draw_curves,
     followed,
     mean_curve,
+    panels_over_tokens,
     seeds_text,
 )
 from moc.report.figures.drawing import (
@@ -22,7 +23,6 @@ from moc.report.figures.drawing import (
     finish,
     footnote,
     legend_above,
-    mark_phases,
     marker,
     panels_of,
 )
@@ -35,26 +35,17 @@ if TYPE_CHECKING:
 
 def trajectories(results: Results) -> Figure | None:
     """One panel per task: its score along all phases, on the axis of training tokens."""
-    from matplotlib.ticker import EngFormatter
-
     tasks = [t for t in results.tasks if any(followed(run, t) for run in results.runs.values())]
     if not tasks:
         return None
-    canvas, panels = panels_of(len(tasks), share_y=True, columns=2, height=2.1)
+    canvas, panels = panels_over_tokens(results, tasks, "items correct (%)")
     for axes, task in zip(panels, tasks, strict=True):
         draw_baseline(axes, results, task)
         for index, arm in enumerate(results.arms):
             curves = [curve for run in results.runs_of(arm) if (curve := followed(run, task))]
             draw_curves(axes, curves, index)
             _draw_boundaries(axes, results, curves, index, arm, task)
-        mark_phases(axes, results)
-        axes.set_title(task, pad=15)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
         axes.set_ylim(-3, 103)
-    for axes in panels[::2]:
-        axes.set_ylabel("items correct (%)")
-    for axes in panels[-2:]:
-        axes.set_xlabel("training tokens")
     legend_above(canvas, results, lines=BASELINE)
     footnote(canvas, results)
     caption = (

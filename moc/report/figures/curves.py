@@ -6,15 +6,34 @@ import statistics
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from moc.report.figures.drawing import GREY, colour
+from moc.report.figures.drawing import GREY, colour, mark_phases, panels_of
 from moc.report.numbers.records import Run
 from moc.report.numbers.results import Results
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
+    from matplotlib.figure import Figure as Canvas
 
 BASELINE = {"baseline": "--"}
 Curve = Sequence[tuple[float, float]]
+
+
+def panels_over_tokens(
+    results: Results, titles: Sequence[str], unit: str
+) -> tuple[Canvas, list[Axes]]:
+    """A canvas, and a panel for each of ``titles`` on the axis of training tokens, with phases."""
+    from matplotlib.ticker import EngFormatter
+
+    canvas, panels = panels_of(len(titles), share_y=True, columns=2, height=2.1)
+    for axes, title in zip(panels, titles, strict=True):
+        mark_phases(axes, results)
+        axes.set_title(title, pad=15)
+        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+    for axes in panels[::2]:
+        axes.set_ylabel(unit)
+    for axes in panels[-2:]:
+        axes.set_xlabel("training tokens")
+    return canvas, panels
 
 
 def draw_curves(axes: Axes, curves: Sequence[Curve], index: int, *, scale: float = 100) -> None:

@@ -5,8 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from evals.statistics.estimates import Estimate
-from moc.report.figures.curves import draw_curves, followed, seeds_text
+from moc.report.figures.curves import draw_curves, followed, panels_over_tokens, seeds_text
 from moc.report.figures.drawing import (
     GREY,
     Figure,
@@ -16,13 +18,13 @@ from moc.report.figures.drawing import (
     finish,
     footnote,
     legend_above,
-    mark_phases,
     marker,
     panels_of,
     place_legend,
 )
 from moc.report.numbers.results import Results
 from moc.report.numbers.stored import (
+    first_learned,
     known_sources,
     learns,
     marginal,
@@ -37,7 +39,9 @@ if TYPE_CHECKING:
 
 def knowledge(results: Results) -> Figure | None:
     """One panel per source: bits held at every boundary, one line per arm."""
-    sources = [] if _demands(results) else known_sources(results)
+    if len(results.phases) == 1 and _demands(results):
+        return None  # ``capacity`` shows all of it
+    sources = known_sources(results)
     if not sources:
         return None
     canvas, panels = panels_of(len(sources), share_y=True, columns=2, height=2.6)
@@ -66,8 +70,6 @@ def knowledge(results: Results) -> Figure | None:
 
 def learning(results: Results) -> Figure | None:
     """One panel per source: bits held along all phases, on the axis of training tokens."""
-    from matplotlib.ticker import EngFormatter
-
     runs = results.runs.values()
     sources = [
         source
@@ -76,21 +78,16 @@ def learning(results: Results) -> Figure | None:
     ]
     if not sources:
         return None
-    canvas, panels = panels_of(len(sources), share_y=True, columns=2, height=2.3)
+    arms = [arm for arm in results.arms if results.study.arms[arm].twin_of is None]
+    canvas, panels = panels_over_tokens(results, sources, "bits held (kbit)")
     for axes, source in zip(panels, sources, strict=True):
-        for index, arm in enumerate(results.arms):
-            if learns(results, arm, source) and not _is_twin(results, arm):
+        for arm in arms:
+            if learns(results, arm, source):
                 found = [followed(run, f"{source}/stored_bits") for run in results.runs_of(arm)]
-                draw_curves(axes, [curve for curve in found if curve], index, scale=1e-3)
-        mark_phases(axes, results)
-        axes.set_title(source, pad=15)
-        axes.xaxis.set_major_formatter(EngFormatter(sep=""))
+                curves = [curve for curve in found if curve]
+                draw_curves(axes, curves, results.arms.index(arm), scale=1e-3)
         axes.set_ylim(bottom=0)
-    for axes in panels[::2]:
-        axes.set_ylabel("bits held (kbit)")
-    for axes in panels[-2:]:
-        axes.set_xlabel("training tokens")
-    legend_above(canvas, results, arms=[a for a in results.arms if not _is_twin(results, a)])
+    legend_above(canvas, results, arms=arms)
     footnote(canvas, results)
     caption = (
         "Bits held of each source, by those of its people or records that are followed while "
@@ -110,68 +107,60 @@ def capacity(results: Results) -> Figure | None:
     families = list(dict.fromkeys(results.study.arms[arm].family for arm in demands))
     banks = [arm for arm in demands if results.study.twin(arm) is not None]
     canvas, panels = panels_of(1 + bool(banks), share_y=False, columns=2, height=3.2)
-    drawn = [("bits held (kbit)", [arm for arm in demands if not _is_twin(results, arm)])]
-    drawn += [("bits per bank parameter, beyond the twin", banks)] * bool(banks)
-    for axes, (title, arms) in zip(panels, drawn, strict=True):
+    drawn = [("bits held (kbit)", list(demands), _held, 1e-3)]
+    drawn += [("bits per bank parameter, beyond the twin", banks, _beyond, 1.0)] * bool(banks)
+    for axes, (title, arms, height, scale) in zip(panels, drawn, strict=True):
         for index, family in enumerate(families):
             mine = [arm for arm in arms if results.study.arms[arm].family == family]
-            heights = [_height(results, arm, beyond=axes is not panels[0]) for arm in mine]
-            xs = [1e-3 * demands[arm][2] * 1.03 ** (index - len(families) / 2) for arm in mine]
-            _line(axes, index, xs, heights, scale=1e-3 if axes is panels[0] else 1)
+            heights = [height(results, arm) for arm in mine]
+            xs = [1e-3 * demands[arm] * 1.03 ** (index - len(families) / 2) for arm in mine]
+            _line(axes, index, xs, heights, scale=scale)
         axes.set_xscale("log")
-        ticks = sorted({round(1e-3 * demand, 1) for _, _, demand in demands.values()})
+        ticks = sorted({round(1e-3 * demand, 1) for demand in demands.values()})
         axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
         axes.minorticks_off()
         axes.set_xlabel("demand (kbit)")
         axes.set_ylabel(title)
-    most = [1e-3 * demand for _, _, demand in demands.values()]
-    ends = [min(most), max(most)]
-    panels[0].plot(ends, ends, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
+    whole = 1e-3 * np.geomspace(min(demands.values()), max(demands.values()))
+    panels[0].plot(whole, whole, color=GREY, linewidth=0.9, linestyle="--", zorder=1)
     panels[0].set_ylim(bottom=0)
     marks = [
         Line2D([], [], color=colour(i), marker=marker(i), markersize=4, label=family)
         for i, family in enumerate(families)
-        if not any(_is_twin(results, arm) for arm in _of(results, family))
     ]
     marks.append(Line2D([], [], color=GREY, linestyle="--", label="all that is demanded"))
     place_legend(canvas, marks)
-    footnote(canvas, results)
+    footnote(canvas, results, *demands)
     caption = (
-        "Bits held of what was trained, over the bits that there were to know, and bits that every "
-        "bank stores per parameter: what its arm holds beyond the same arm with its bank frozen at "
-        "its initial values. 95% intervals over seeds and records."
+        "Bits held of what was trained first, over the bits that there were to know, and bits that "
+        "every bank stores per parameter: what its arm holds beyond the same arm with its bank "
+        "frozen at its initial values. 95% intervals over seeds and records."
     )
     alt = "Bits held against bits demanded, one line per arm"
     return finish(canvas, "capacity", caption, alt)
 
 
-def _demands(results: Results) -> dict[str, tuple[str, str, float]]:
-    """Arm of a ladder -> what it learns first, the boundary after it, and the bits that demands;
-    empty unless sizes differ in what they demand."""
+def _demands(results: Results) -> dict[str, float]:
+    """Arm of a ladder -> bits that what it learns first demands, without twins; empty unless sizes
+    differ in that."""
     found = {}
-    for arm in results.arms:
-        sources = [one for one in known_sources(results) if learns(results, arm, one)]
-        if results.study.arms[arm].size is None or not sources:
-            continue
-        boundary = str(results.taught(sources[0]))
-        if (table := table_at(results, arm, boundary, sources[0])) is not None:
-            found[arm] = (sources[0], boundary, table.demand)
-    return found if len({demand for _, _, demand in found.values()}) > 1 else {}
+    for name, arm in results.study.arms.items():
+        first = first_learned(results, name)
+        if arm.size is not None and arm.twin_of is None and first is not None:
+            source, boundary = first
+            if (table := table_at(results, name, boundary, source)) is not None:
+                found[name] = table.demand
+    return found if len(set(found.values())) > 1 else {}
 
 
-def _height(results: Results, arm: str, *, beyond: bool) -> Estimate | None:
-    source, boundary, _ = _demands(results)[arm]
-    if not beyond:
-        return stored(results, arm, boundary, source)
-    return per_parameter(results, arm, marginal(results, arm, boundary, source))
+def _held(results: Results, arm: str) -> Estimate | None:
+    first = first_learned(results, arm)
+    return first and stored(results, arm, first[1], first[0])
 
 
-def _of(results: Results, family: str) -> list[str]:
-    return [arm for arm in results.arms if results.study.arms[arm].family == family]
-
-
-def _is_twin(results: Results, arm: str) -> bool:
-    return results.study.arms[arm].twin_of is not None
+def _beyond(results: Results, arm: str) -> Estimate | None:
+    first = first_learned(results, arm)
+    return first and per_parameter(results, arm, marginal(results, arm, first[1], first[0]))
 
 
 def _line(

@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from evals.statistics.estimates import Estimate
 from evals.statistics.inference import LEVEL, MIN_SEEDS
 from moc.report.numbers.results import Results
-from moc.report.numbers.stored import known_sources, learns, marginal
+from moc.report.numbers.stored import first_learned, marginal
 from moc.report.numbers.study import Arm
 
 POSITIVE, NEGATIVE = "positive", "negative"
 TOO_FEW = {1: "one seed supports no claim", 2: "two seeds support no claim"}
+NEITHER = "not distinguishable"
 UNSEEN = "this study could not have seen it"
 
 
@@ -68,7 +69,7 @@ class BankVerdict:
     words: str
 
 
-STORES, NOT_MORE, LESS_THAN = "stores", "not distinguishable", "stores less than its twin"
+STORES, LESS_THAN = "stores", "stores less than its twin"
 
 
 def bank_verdicts(results: Results) -> list[BankVerdict]:
@@ -78,10 +79,9 @@ def bank_verdicts(results: Results) -> list[BankVerdict]:
 
 def _bank_verdicts(results: Results) -> Iterator[BankVerdict]:
     for arm in results.arms:
-        if results.study.twin(arm) is None:
-            continue
-        for source in [one for one in known_sources(results) if learns(results, arm, one)][:1]:
-            boundary = str(results.taught(source))
+        first = first_learned(results, arm)
+        if first is not None and results.study.twin(arm) is not None:
+            source, boundary = first
             bits = marginal(results, arm, boundary, source)
             yield BankVerdict(arm, source, boundary, bits, _words(results, arm, bits))
 
@@ -94,7 +94,7 @@ def _words(results: Results, arm: str, bits: Estimate | None) -> str:
     if bits.num_seeds < MIN_SEEDS:
         return TOO_FEW[bits.num_seeds]
     if not bits.p < LEVEL:
-        return NOT_MORE
+        return NEITHER
     return STORES if bits.value > 0 else LESS_THAN
 
 
@@ -105,9 +105,7 @@ def _controls(results: Results) -> list[Control]:
 
 def _control(results: Results, arm: Arm) -> Control:
     role = str(arm.role)
-    sources = [source for source in known_sources(results) if learns(results, arm.name, source)]
-    if not sources:
+    if (first := first_learned(results, arm.name)) is None:
         return Control(arm.name, role, None, None, None)
-    boundary = str(results.taught(sources[0]))
-    bits = marginal(results, arm.name, boundary, sources[0])
-    return Control(arm.name, role, sources[0], boundary, bits)
+    source, boundary = first
+    return Control(arm.name, role, source, boundary, marginal(results, arm.name, boundary, source))

@@ -53,6 +53,15 @@ def learns(results: Results, arm: str, source: str) -> bool:
     return any(source in phase.mixture for phase in results.phases_of(arm))
 
 
+def first_learned(results: Results, arm: str) -> tuple[str, str] | None:
+    """The source that ``arm`` learns first, and the boundary after the phase that taught it; None
+    for an arm that learns none whose knowledge was measured."""
+    for source in known_sources(results):
+        if learns(results, arm, source):
+            return source, str(results.taught(source))
+    return None
+
+
 def table_at(
     results: Results, arm: str, boundary: str, source: str, control: str = ""
 ) -> Table | None:
@@ -67,7 +76,7 @@ def stored(
     """Bits held of all of ``source``. Not less than nothing: an attribute that costs more than
     its bits to say is not known, however wrong the model is."""
     found = table_at(results, arm, boundary, source, control)
-    return None if found is None else _estimate(_whole(found), found)
+    return None if found is None else _estimate(_whole(found))
 
 
 def right(results: Results, arm: str, boundary: str, source: str) -> Interval | None:
@@ -80,7 +89,7 @@ def difference(results: Results, source: str, plus: Cell, minus: Cell) -> Estima
     """Bits of ``plus`` (arm, boundary, control) minus those of ``minus``, on the same people or
     records and seeds; None without any."""
     paired = _paired(results, source, plus, minus)
-    return None if paired is None else _estimate(paired[0] - paired[1], None)
+    return None if paired is None else _estimate(paired[0] - paired[1])
 
 
 def marginal(results: Results, arm: str, boundary: str, source: str) -> Estimate | None:
@@ -125,7 +134,7 @@ def versus_bits(
         return None
     before, after, base_before, base_after = paired
     change_SN = (after - before) - (base_after - base_before)
-    estimate = _estimate(change_SN, None)
+    estimate = _estimate(change_SN)
     variances = variances_of(change_SN, np.arange(change_SN.shape[1]))
     return estimate, variances, change_SN.shape[1]
 
@@ -157,8 +166,12 @@ def _table(results: Results, source: str, cell: Cell) -> Table | None:
         [[[rows[s][key].get(n, math.nan) for n in names] for key in keys] for s in seeds]
     )
     right_SNA = np.array([[[n in wins[s][key] for n in names] for key in keys] for s in seeds])
-    stored_SNA = pool_A - cost_SNA
-    mean_A = np.nanmean(stored_SNA, axis=(0, 1)) if keys else np.zeros(len(names))
+    # Attributes stand in random order, so that those beyond the context are like those that were
+    # read: they are taken for the mean of these, and no one is left out.
+    unread_SNA = np.isnan(cost_SNA)
+    stored_SNA = _filled(pool_A - cost_SNA, unread_SNA)
+    right_SNA = _filled(right_SNA.astype(float), unread_SNA)
+    mean_A = stored_SNA.mean((0, 1))
     by_attribute = {
         name: (float(pool_A[i]), max(0.0, float(mean_A[i])), float(right_SNA[..., i].mean()))
         for i, name in enumerate(names)
@@ -172,6 +185,13 @@ def _table(results: Results, source: str, cell: Cell) -> Table | None:
         record.demand,
         by_attribute,
     )
+
+
+def _filled(values_SNA: np.ndarray, missing_SNA: np.ndarray) -> np.ndarray:
+    """With every seed's mean of an attribute, over the people or records that have it, where it is
+    missing."""
+    known_SA = np.where(missing_SNA, 0.0, values_SNA).sum(1) / (~missing_SNA).sum(1)
+    return np.where(missing_SNA, known_SA[:, None], values_SNA)
 
 
 def _whole(found: Table) -> np.ndarray:
@@ -197,6 +217,6 @@ def _paired(results: Results, source: str, *cells: Cell) -> list[np.ndarray] | N
     return parts
 
 
-def _estimate(values_SN: np.ndarray, found: Table | None) -> Estimate:
+def _estimate(values_SN: np.ndarray) -> Estimate:
     effect = hierarchical_interval(values_SN, np.arange(values_SN.shape[1]))
     return estimate_of(effect, len(values_SN))

@@ -11,12 +11,12 @@ from typing import Literal
 from evals.statistics.estimates import Estimate
 from evals.statistics.inference import LEVEL, MIN_SEEDS, Effect, holm, verdict
 from evals.statistics.power import smallest_detectable
-from moc.report.numbers.assay import TOO_FEW, UNSEEN, passed
+from moc.report.numbers.assay import NEITHER, TOO_FEW, UNSEEN, passed
 from moc.report.numbers.effects import Versus, backward_transfer, versus
 from moc.report.numbers.results import Results
-from moc.report.numbers.stored import known_sources, lost, stored, versus_bits
+from moc.report.numbers.stored import known_sources, learns, lost, stored, versus_bits
 
-LESS, MORE, NEITHER = "forgets less", "forgets more", "not distinguishable"
+LESS, MORE = "forgets less", "forgets more"
 NOTHING = "nothing to forget"
 ONLY_ONE = "only one had learned it"  # at its floor, an arm has nothing to lose and wins nothing
 
@@ -92,7 +92,8 @@ def _comparable(results: Results, arm: str, base: str) -> bool:
 
 def _of_pair(results: Results, arm: str, base: str) -> list[Verdict]:
     found = {task: versus(results, arm, base, task) for task in results.earlier_tasks}
-    found |= {source: _versus_bits(results, arm, base, source) for source in known_sources(results)}
+    shared = [s for s in known_sources(results) if all(learns(results, a, s) for a in (arm, base))]
+    found |= {source: _versus_bits(results, arm, base, source) for source in shared}
     measured = {name: basis for name, basis in found.items() if basis}
     learned = {name: _num_learned(results, (arm, base), name) for name in measured}
     p_values = {name: basis.difference.p for name, basis in measured.items()}

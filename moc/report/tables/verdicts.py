@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 
 from evals.statistics.power import POWER
+from moc.report.numbers.assay import NEITHER
 from moc.report.numbers.raw import Row
 from moc.report.numbers.results import Results
 from moc.report.numbers.stored import known_sources
 from moc.report.numbers.verdicts import (
-    NEITHER,
     NOTHING,
     ONLY_ONE,
     Verdict,

@@ -101,6 +101,7 @@ def test_without_an_assay_there_are_no_twins(tmp_path: Path) -> None:
         ("negative: [one]", "negative: [two]", "assay.negative: no arm 'two'"),
         ("positive: keys", "positive: dense", "assay.positive: arm 'dense' has no twin"),
         ("positive: keys, ", "", "assay.positive: no arm ''"),
+        ("  one:", "  keys_frozen: {}\n  one:", "arms.keys_frozen: with an assay, the twin of"),
         ("negative: [one]", "twins: [many]", "assay.twins: no arm 'many'"),
         ("positive: keys", "positve: keys", "unknown key 'assay.positve'"),
     ],

@@ -52,7 +52,7 @@ def tokenizer(study: StudyConfig) -> Tokenizer:
 
 def dataset(study: StudyConfig, phase: PhaseConfig, tokenizer: Tokenizer) -> StepDataset:
     caches = prepare(study, phase, tokenizer)
-    return StepDataset(phase, caches, seed=0, micro_batch=5, eos_id=tokenizer.eos_id)
+    return StepDataset(phase, caches, seed=0, micro_batch=5)
 
 
 def rows_of(found: StepDataset, num_steps: int) -> list[tuple[list[int], list[bool], list[bool]]]:

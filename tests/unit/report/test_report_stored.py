@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import json
 import re
 from pathlib import Path
 
@@ -21,11 +22,13 @@ from moc.report.numbers.stored import (
     per_parameter,
     right,
     stored,
+    table_at,
 )
 from moc.report.numbers.verdicts import verdicts
 from moc.report.page import build_report
 from moc.report.sections import all_tables, result_tables
 from moc.report.summary import summary_text
+from moc.store.files import write_lines
 from tests.support.fake_knowledge import BANK, NUM_RECORDS, records_study, write_records_study
 
 DEMAND = NUM_RECORDS * 5 * 8
@@ -79,6 +82,26 @@ def test_an_attribute_that_costs_more_than_its_bits_is_not_known(tmp_path: Path)
     found = loaded(tmp_path, {("keys", "learn"): 0.5, ("keys", "more"): -3.0}, spread=0)
     assert stored(found, "keys", "more", "a").value == 0
     assert lost(found, "keys", "a").value == pytest.approx(0.5 * DEMAND)
+
+
+def test_a_value_beyond_the_context_is_taken_for_the_mean_of_those_that_were_read(
+    tmp_path: Path,
+) -> None:
+    """Nobody is left out for it: 40 bits demanded of each, 8 of them unread for every other one."""
+    study = records_study(tmp_path, seeds=1)
+    folder = write_records_study(study, {("keys", "learn"): 0.5}, spread=0)
+    file = folder / "arms/keys/seed-0/boundaries/1-learn/samples/knowledge.a.jsonl"
+    items = [json.loads(line) for line in file.read_text().splitlines()]
+    for number, item in enumerate(items):
+        item["bits"]["color"] = 1.0 if number < 10 else 3.0  # of 8: 7 or 5 held, 5.2 on average
+        if number % 2:
+            del item["bits"]["color"]
+    write_lines(file, items)
+    found = load_results(folder)
+    table = table_at(found, "keys", "learn", "a")
+    assert len(table.keys) == NUM_RECORDS
+    assert table.by_attribute["color"][1] == pytest.approx(5.2)
+    assert stored(found, "keys", "learn", "a").value == pytest.approx(NUM_RECORDS * (4 * 4 + 5.2))
 
 
 def test_the_assay_passes_where_the_control_stores_and_the_other_does_not(

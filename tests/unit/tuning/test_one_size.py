@@ -7,8 +7,10 @@ from pathlib import Path
 import pytest
 import yaml
 
+from moc.config.identity import config_hash
 from moc.config.load import load_study, save_study
-from moc.config.schema import StudyConfig
+from moc.config.schema import ArmConfig, PhaseConfig, StudyConfig
+from moc.config.tuned import tuned_for
 from moc.errors import ConfigError
 from moc.plan.trials import at_one_size, grid_of, tuning_study
 from moc.tuning.choice import choose, write_tuned
@@ -88,6 +90,16 @@ def test_a_choice_for_another_arm_at_that_size_is_refused(tmp_path: Path) -> Non
     path.write_text(yaml.safe_dump(tuned))
     with pytest.raises(ConfigError, match="has nothing for arms"):
         loaded(tmp_path, f"tuned={path}")
+
+
+def test_a_choice_outlives_a_setting_that_is_new(tmp_path: Path) -> None:
+    """What is as usual is no part of what an arm was tuned for."""
+    plain = {"learn": PhaseConfig()}
+    assert tuned_for(ArmConfig(phases=plain)) == config_hash({}, {"learn": {}})
+    other = {"learn": PhaseConfig(packing="documents")}
+    assert tuned_for(ArmConfig(phases=other)) == config_hash(
+        {}, {"learn": {"packing": "documents"}}
+    )
 
 
 def test_a_size_that_is_not_there_ends_in_one_line(tmp_path: Path) -> None:
